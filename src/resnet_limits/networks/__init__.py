@@ -1,0 +1,1 @@
+"""Finite networks: explicit forward and backward passes, no autograd graph."""

@@ -1,0 +1,1 @@
+"""One function per rule of the workflow: (experiment, cell, inputs) to dataset."""
