@@ -1,0 +1,157 @@
+"""Where results live: pure functions from (kind, cell) to paths.
+
+The one place that knows the layout of ``results/<experiment>/``. It reads no file and imports
+nothing outside the standard library, so that the Snakefile can use it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+Cell = dict[str, int]
+
+CELL_KEYS: dict[str, tuple[str, ...]] = {
+    "problem": (),
+    "dmft": (),
+    "mean_ode": ("embed_dim",),
+    "wide": ("depth", "embed_dim"),
+    "finite": ("depth", "width", "embed_dim"),
+    "errors": (),
+    "rates": (),
+}
+"""The sizes that name one result of each kind, in the order in which they are written."""
+
+KINDS = tuple(CELL_KEYS)
+
+_SYMBOLS = {"depth": "L", "width": "M", "embed_dim": "D"}
+
+
+class _Shape(Protocol):
+    @property
+    def depth(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+
+
+class _Experiment(Protocol):
+    """What of ``config.Experiment`` decides which results exist."""
+
+    @property
+    def shapes(self) -> list[_Shape]: ...
+    @property
+    def pairs(self) -> tuple[str, ...]: ...
+    @property
+    def limits_needed(self) -> set[str]: ...
+    @property
+    def embed_dims(self) -> list[int]: ...
+    @property
+    def wide_cells(self) -> list[tuple[int, int]]: ...
+
+
+def cell_name(kind: str, **cell: int | str) -> str:
+    """Name of one result relative to the experiment's folder, without its ending.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    **cell : int or str
+        The sizes in ``CELL_KEYS[kind]``, no more and no fewer. Strings pass through, so that
+        ``"{depth}"`` makes a pattern for Snakemake.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, or the sizes are not those of the kind.
+    """
+    if kind not in CELL_KEYS:
+        raise ValueError(f"kind {kind!r}: must be one of {', '.join(KINDS)}")
+    keys = CELL_KEYS[kind]
+    if set(cell) != set(keys):
+        expected = ", ".join(keys) or "no sizes"
+        raise ValueError(f"cell of {kind}: got {', '.join(cell) or 'no sizes'}, needs {expected}")
+    if not keys:
+        return kind
+    return f"{kind}/" + "_".join(f"{_SYMBOLS[key]}{cell[key]}" for key in keys)
+
+
+def cells(kind: str, experiment: _Experiment) -> list[Cell]:
+    """Every cell of a kind that the experiment asks for.
+
+    What is compared decides what is solved: a kind that no pair needs has no cells. ``dmft`` is
+    there as soon as any limit is, because its pilot fixes the quadrature for all of them.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    experiment : config.Experiment
+        The validated experiment.
+
+    Returns
+    -------
+    list of dict
+        One dictionary of sizes per result; ``[{}]`` for a kind that exists once.
+    """
+    cell_name(kind, **dict.fromkeys(CELL_KEYS.get(kind, ()), 0))
+    needed = set(experiment.limits_needed)
+    match kind:
+        case "dmft":
+            return [{}] if needed else []
+        case "mean_ode":
+            dims = experiment.embed_dims if kind in needed else []
+            return [{"embed_dim": embed_dim} for embed_dim in dims]
+        case "wide":
+            sizes = experiment.wide_cells if kind in needed else []
+            return [{"depth": depth, "embed_dim": embed_dim} for depth, embed_dim in sizes]
+        case "finite":
+            if not any("finite" in pair.split("-") for pair in experiment.pairs):
+                return []
+            return [
+                {"depth": shape.depth, "width": shape.width, "embed_dim": shape.embed_dim}
+                for shape in experiment.shapes
+            ]
+    return [{}]
+
+
+class Paths:
+    """The places of one experiment's results.
+
+    Parameters
+    ----------
+    root : path
+        The folder of all results, usually ``results``.
+    experiment_name : str
+        The key ``experiment`` of the experiment file.
+    """
+
+    def __init__(self, root: Path | str, experiment_name: str) -> None:
+        self.root = Path(root)
+        self.experiment_name = experiment_name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this experiment's results."""
+        return self.root / self.experiment_name
+
+    def store(self, kind: str, **cell: int | str) -> Path:
+        """Path of one result: a Zarr directory, or ``rates.json``."""
+        ending = ".json" if kind == "rates" else ".zarr"
+        return self.folder / (cell_name(kind, **cell) + ending)
+
+    def manifest(self, kind: str, **cell: int | str) -> Path:
+        """Path of the manifest that makes the result count as finished."""
+        return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.folder / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
