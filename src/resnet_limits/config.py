@@ -1,0 +1,790 @@
+"""The experiment file: what may stand in it, and what follows from it.
+
+Unknown keys are errors, every value has bounds, and whatever is wrong becomes one `InputError` line
+that says what, where, and what is allowed. Nothing heavy is imported, so that the Snakefile can
+read an experiment quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+UnitKind = Literal["perceptron"]
+Activation = Literal["linear", "tanh", "erf", "relu", "gelu", "silu"]
+LossKind = Literal["squared_error", "mean_squared_error", "cross_entropy"]
+Engine = Literal["auto", "dense"]
+Pair = Literal["finite-wide", "wide-mean_ode", "mean_ode-dmft", "finite-mean_ode", "finite-dmft"]
+
+UNIT_KINDS: tuple[str, ...] = get_args(UnitKind)
+"""Names of the residual units, those of ``units.UNITS``."""
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+"""Names of the activations, those of ``units.ACTIVATIONS``."""
+
+LOSSES: tuple[str, ...] = get_args(LossKind)
+"""Names of the losses."""
+
+ENGINES: tuple[str, ...] = get_args(Engine)
+"""Names of the ways to train a finite network."""
+
+PAIRS: tuple[str, ...] = get_args(Pair)
+"""Pairs of models whose distance can be measured."""
+
+MAX_CELLS = 1_000_000
+"""Most (shape, seed) combinations in one experiment."""
+
+MAX_DATA_VALUES = 10_000_000
+"""Most numbers in the inputs and targets of one problem."""
+
+_MAX_FILE_BYTES = 16 * 2**20
+_MAX_DEPTH_WITH_ALL_LAYERS = 100_000
+_REAL_VALUED_DATA = ("gaussian", "linear_teacher")
+
+
+class InputError(ValueError):
+    """Bad input: one line that says what is wrong, where, and what is allowed."""
+
+
+class Shape(NamedTuple):
+    """Sizes of one finite network: depth L, hidden width M and embedding dimension D."""
+
+    depth: int
+    width: int
+    embed_dim: int
+
+    @property
+    def parameters(self) -> int:
+        """P = L M D, the parameter count up to the unit's constant factor."""
+        return self.depth * self.width * self.embed_dim
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def _number(value: object) -> object:
+    """Let text such as ``1e-3`` be a number, and keep booleans from being one."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers; allowed: a number")
+    if isinstance(value, str):
+        # YAML 1.1 reads a number with an exponent but without a dot as text.
+        if not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
+            raise ValueError(f"{_short(value)} is text; allowed: a number")
+        return float(value)
+    return value
+
+
+_Size = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
+_Axis = Annotated[tuple[_Size, ...], Field(min_length=1, max_length=10_000)]
+_Seed = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]
+_Samples = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
+_DataSize = Annotated[int, Strict(), Field(ge=1, le=100_000)]
+_Step = Annotated[int, Strict(), Field(ge=0, le=9_999)]
+_Steps = Annotated[tuple[_Step, ...], Field(min_length=1, max_length=10_000)]
+_DepthPoints = Annotated[int, Strict(), Field(ge=2, le=10_000)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+_Flag = Annotated[bool, Strict()]
+
+
+class _Section(BaseModel):
+    """A part of the experiment file: immutable, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+# --- problem --------------------------------------------------------------------------------------
+
+
+def _check_data_size(samples: int, inputs: int, targets: int) -> None:
+    if samples * (inputs + targets) > MAX_DATA_VALUES:
+        raise ValueError(
+            f"samples * (inputs + targets) = {samples * (inputs + targets)} numbers; "
+            f"allowed: at most {MAX_DATA_VALUES}"
+        )
+
+
+class GaussianData(_Section):
+    """Inputs and targets with independent standard normal entries."""
+
+    kind: Literal["gaussian"]
+    samples: _Samples = Field(description="Number of samples N.")
+    inputs: _DataSize = Field(description="Input dimension d_in.")
+    targets: _DataSize = Field(description="Target dimension d_out.")
+    seed: _Seed = Field(0, description="Names the draw of the data.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        _check_data_size(self.samples, self.inputs, self.targets)
+        return self
+
+
+class LinearTeacherData(_Section):
+    """Inputs of fixed norm and targets from a noisy random linear map, y = A x + noise n."""
+
+    kind: Literal["linear_teacher"]
+    samples: _Samples = Field(1, description="Number of samples N.")
+    inputs: _DataSize = Field(description="Input dimension d_in.")
+    targets: _DataSize = Field(description="Target dimension d_out.")
+    seed: _Seed = Field(0, description="Names the draw of the data.")
+    input_norm: _Positive = Field(0.8, description="Euclidean norm of every input.")
+    noise: _NonNegative = Field(0.05, description="Standard deviation of the targets' noise.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        _check_data_size(self.samples, self.inputs, self.targets)
+        return self
+
+
+class DigitsData(_Section):
+    """Scikit-learn's 8 x 8 images of handwritten digits, standardised, with one-hot targets."""
+
+    kind: Literal["digits"]
+    samples: Annotated[int, Strict(), Field(ge=1, le=1797)] = Field(
+        description="Number of images, balanced over the classes as far as possible."
+    )
+    classes: Annotated[int, Strict(), Field(ge=2, le=10)] = Field(
+        10, description="The digits 0 to classes - 1 are used."
+    )
+    seed: _Seed = Field(0, description="Names the choice of the images.")
+
+
+class FileData(_Section):
+    """Data from a file with arrays x and y."""
+
+    kind: Literal["file"]
+    path: Annotated[str, Strict()] = Field(
+        min_length=1,
+        max_length=4096,
+        pattern=r"\.(npz|zarr|nc|zarr\.zip)/?$",
+        json_schema_extra={"$comment": "a path that ends in .npz, .zarr, .zarr.zip or .nc"},
+        description=(
+            "File or Zarr folder with x (samples, [tokens,] inputs) and y (samples, [tokens,] "
+            "targets); a relative path starts from the experiment file's folder."
+        ),
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _resolve(cls, path: str, info: ValidationInfo) -> str:
+        folder = (info.context or {}).get("folder")
+        return path if folder is None else os.path.normpath(Path(folder) / path)
+
+
+Data = Annotated[
+    GaussianData | LinearTeacherData | DigitsData | FileData, Field(discriminator="kind")
+]
+
+
+class ProblemConfig(_Section):
+    """What is learned: the data and the loss."""
+
+    data: Data = Field(description="Where inputs and targets come from.")
+    loss: LossKind = Field(
+        "squared_error",
+        description=(
+            "squared_error: half the squared distance to the targets; mean_squared_error: the same "
+            "divided by the number of targets; cross_entropy: of the softmax with one-hot targets. "
+            "Averaged over samples and tokens."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_hot(self) -> Self:
+        if self.loss == "cross_entropy" and self.data.kind in _REAL_VALUED_DATA:
+            raise ValueError(
+                f"loss cross_entropy needs one-hot targets, which {self.data.kind} data do not "
+                "have; allowed: squared_error, mean_squared_error"
+            )
+        return self
+
+
+# --- model and training ---------------------------------------------------------------------------
+
+
+class PerceptronUnit(_Section):
+    """Unit of a two-layer perceptron block: one in-vector, one out-vector, pointwise g."""
+
+    kind: Literal["perceptron"] = Field("perceptron", description="Which residual unit.")
+    activation: Activation = Field("tanh", description="The pointwise map g.")
+
+
+# A second kind makes this Annotated[PerceptronUnit | ..., Field(discriminator="kind")].
+UnitConfig = PerceptronUnit
+
+
+class InitStd(_Section):
+    """Standard deviations of the initial weights, before the factor sqrt(D) of the blocks."""
+
+    input: _NonNegative = Field(1.0, description="s_in, of the units' in-vectors.")
+    output: _NonNegative = Field(1.0, description="s_out, of the units' out-vectors.")
+    embedding: _NonNegative = Field(1.0, description="s_e, of W_e.")
+    unembedding: _NonNegative = Field(1.0, description="s_u, of W_u.")
+
+
+class ModelConfig(_Section):
+    """The residual network, apart from its sizes."""
+
+    unit: UnitConfig = Field(default_factory=PerceptronUnit, description="The residual unit.")
+    residual_scale: _Positive = Field(1.0, description="alpha, the scale of the residual branch.")
+    init_std: InitStd = Field(default_factory=InitStd, description="Initial standard deviations.")
+
+
+class TrainingConfig(_Section):
+    """Full-batch gradient descent."""
+
+    steps: Annotated[int, Strict(), Field(ge=1, le=10_000)] = Field(
+        15, description="Number of states K; step 0 is before the first update."
+    )
+    learning_rate: _NonNegative = Field(1.0, description="eta, in the scaling of the limit.")
+    train_embeddings: _Flag = Field(
+        False, description="Whether W_e and W_u are trained too, with eta_e = eta_u = eta."
+    )
+    learning_rate_in: _NonNegative | None = Field(
+        None, description="eta_in of the units' in-vectors; learning_rate if left out."
+    )
+    learning_rate_out: _NonNegative | None = Field(
+        None, description="eta_out of the units' out-vectors; learning_rate if left out."
+    )
+
+    @property
+    def eta_in(self) -> float:
+        """Learning rate of the in-vectors."""
+        return self.learning_rate if self.learning_rate_in is None else self.learning_rate_in
+
+    @property
+    def eta_out(self) -> float:
+        """Learning rate of the out-vectors."""
+        return self.learning_rate if self.learning_rate_out is None else self.learning_rate_out
+
+
+# --- sweep, numerics, save ------------------------------------------------------------------------
+
+
+class GridConfig(_Section):
+    """All combinations of three lists of sizes."""
+
+    depth: _Axis = Field(description="Depths L.")
+    width: _Axis = Field(description="Hidden widths M.")
+    embed_dim: _Axis = Field(description="Embedding dimensions D.")
+
+
+_SWEEP_FORMS = "grid, or shapes, or the three keys depth, width and embed_dim"
+
+
+class SweepConfig(_Section):
+    """Which networks are trained, and what they are compared with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["grid"], "properties": {"grid": {"type": "object"}}},
+                {"required": ["shapes"], "properties": {"shapes": {"type": "array"}}},
+                {
+                    "required": ["depth", "width", "embed_dim"],
+                    "properties": {
+                        name: {"type": "array"} for name in ("depth", "width", "embed_dim")
+                    },
+                },
+            ]
+        }
+    )
+
+    grid: GridConfig | None = Field(None, description="All combinations of the three lists.")
+    shapes: (
+        Annotated[tuple[tuple[_Size, _Size, _Size], ...], Field(min_length=1, max_length=MAX_CELLS)]
+        | None
+    ) = Field(None, description="Triples [L, M, D], in place of a grid.")
+    depth: _Axis | None = Field(None, description="Short for grid.depth.")
+    width: _Axis | None = Field(None, description="Short for grid.width.")
+    embed_dim: _Axis | None = Field(None, description="Short for grid.embed_dim.")
+    seeds: Annotated[int, Strict(), Field(ge=1, le=10_000)] = Field(
+        4, description="Number of seeds n: 0 to n-1, of embeddings and block weights."
+    )
+    engine: Engine = Field("auto", description="How finite networks are computed.")
+    pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=100)] = Field(
+        PAIRS, validate_default=True, description="Which distances are measured."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        direct = [name for name in ("depth", "width", "embed_dim") if getattr(self, name)]
+        given = [name for name in ("grid", "shapes") if getattr(self, name) is not None] + direct
+        if not given:
+            raise ValueError(f"no sizes are given; allowed: exactly one of {_SWEEP_FORMS}")
+        if len(given) > 1 and given != ["depth", "width", "embed_dim"]:
+            both = ", ".join(given)
+            raise ValueError(f"{both} together do not fit; allowed: exactly one of {_SWEEP_FORMS}")
+        if len(direct) == 1:
+            raise ValueError(f"only {direct[0]} is given; allowed: exactly one of {_SWEEP_FORMS}")
+        cells = self.count * self.seeds
+        if cells > MAX_CELLS:
+            raise ValueError(
+                f"{self.count} shapes with {self.seeds} seeds are {cells} cells; "
+                f"allowed: at most {MAX_CELLS}"
+            )
+        return self
+
+    @property
+    def _axes(self) -> tuple[set[int], set[int], set[int]]:
+        source = self if self.grid is None else self.grid
+        return set(source.depth or ()), set(source.width or ()), set(source.embed_dim or ())
+
+    @property
+    def count(self) -> int:
+        """Number of distinct shapes."""
+        if self.shapes is not None:
+            return len(set(self.shapes))
+        return math.prod(len(axis) for axis in self._axes)
+
+
+class NumericsConfig(_Section):
+    """Precision, device, and how exact the limits are."""
+
+    precision: Literal["float64", "float32"] = Field(
+        "float64", description="Floating-point type of the finite networks."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to compute; auto takes CUDA where there is a device."
+    )
+    limit_tolerance: Annotated[
+        float, Field(ge=1e-12, le=1e3, allow_inf_nan=False), BeforeValidator(_number)
+    ] = Field(
+        1.0e-3,
+        description=(
+            "RMS over (step, sample, target) of the standard error of the limits' outputs; "
+            "absolute."
+        ),
+    )
+
+
+class SaveConfig(_Section):
+    """What of the finite networks is kept."""
+
+    depth_points: _DepthPoints | Literal["all"] = Field(
+        17, description="Number of layers kept, evenly spread from 0 to L; all keeps every layer."
+    )
+    steps: _Steps | Literal["all"] = Field("all", description="Steps that are kept.")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="Floating-point type of stored hidden and backward fields."
+    )
+
+
+# --- experiment -----------------------------------------------------------------------------------
+
+
+class Experiment(_Section):
+    """One validated experiment file.
+
+    Attributes
+    ----------
+    experiment : str
+        Its name; results go to ``results/<experiment>/``.
+    seed : int
+        Root of every random stream.
+    problem, model, training, sweep, numerics, save
+        The sections of the file.
+    """
+
+    experiment: Annotated[str, Strict()] = Field(
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        json_schema_extra={
+            "$comment": "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot"
+        },
+        description="Name of the experiment; results go to results/<experiment>/.",
+    )
+    seed: _Seed = Field(0, description="Root of every random stream.")
+    problem: ProblemConfig = Field(description="What is learned.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The training.")
+    sweep: SweepConfig = Field(description="Which networks are trained.")
+    numerics: NumericsConfig = Field(
+        default_factory=NumericsConfig, description="Precision and device."
+    )
+    save: SaveConfig = Field(default_factory=SaveConfig, description="What is kept.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.save.steps != "all" and max(self.save.steps) >= self.training.steps:
+            raise ValueError(
+                f"save.steps: {max(self.save.steps)} is not a step of a training with "
+                f"{self.training.steps} states; allowed: 0 to {self.training.steps - 1}"
+            )
+        deepest = max(shape.depth for shape in self.shapes)
+        if self.save.depth_points == "all" and deepest > _MAX_DEPTH_WITH_ALL_LAYERS:
+            raise ValueError(
+                f"save.depth_points: all with depth {deepest} keeps too much; allowed: a number of "
+                f"layers, or all up to depth {_MAX_DEPTH_WITH_ALL_LAYERS}"
+            )
+        return self
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Shapes of the finite networks, sorted, each once."""
+        if self.sweep.shapes is not None:
+            return sorted({Shape(*shape) for shape in self.sweep.shapes})
+        depths, widths, embed_dims = (sorted(axis) for axis in self.sweep._axes)
+        return [Shape(L, M, D) for L in depths for M in widths for D in embed_dims]
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of embeddings and block weights."""
+        return range(self.sweep.seeds)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """Pairs to compare, each once, in the order of `PAIRS`."""
+        return tuple(pair for pair in PAIRS if pair in self.sweep.pairs)
+
+    @property
+    def limits_needed(self) -> set[str]:
+        """Kinds of limits (dmft, mean_ode, wide) that the pairs name."""
+        return {kind for pair in self.pairs for kind in pair.split("-")} - {"finite"}
+
+    @property
+    def embed_dims(self) -> list[int]:
+        """Embedding dimensions of the shapes, sorted, each once."""
+        return sorted({shape.embed_dim for shape in self.shapes})
+
+    @property
+    def wide_cells(self) -> list[tuple[int, int]]:
+        """Pairs (depth, embed_dim) of the shapes, sorted, each once."""
+        return sorted({(shape.depth, shape.embed_dim) for shape in self.shapes})
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """Steps that are kept, sorted, each once."""
+        if self.save.steps == "all":
+            return tuple(range(self.training.steps))
+        return tuple(sorted(set(self.save.steps)))
+
+    def depth_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers that are kept of a network of some depth.
+
+        Parameters
+        ----------
+        depth : int
+            L, at least 1.
+
+        Returns
+        -------
+        tuple of int
+            Layer round(j L / (n - 1)) for each of the n depth points j, or all L + 1 layers where
+            there are no more than n of them.
+        """
+        points = self.save.depth_points
+        if points == "all" or depth + 1 <= points:
+            return tuple(range(depth + 1))
+        return tuple(round(j * depth / (points - 1)) for j in range(points))
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+class _Shortener(reprlib.Repr):
+    """Bounded representations, also of nested or very large values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = 60
+        self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Say how large an integer is that is too long to be written out."""
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits < 1024 else f"an integer of {bits} bits"
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "nothing"
+    return _Shortener().repr(value)
+
+
+def _one_line(text: str) -> str:
+    """Escape whatever would break the line or could not be printed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class _SchemaWalker:
+    """Finds the allowed values of a key in the JSON schema."""
+
+    def __init__(self) -> None:
+        self.root = json_schema()
+
+    def _deref(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        while "$ref" in node:
+            node = self.root["$defs"][node["$ref"].rpartition("/")[2]]
+        return node
+
+    def step(self, node: Mapping[str, Any], part: str | int) -> tuple[Mapping[str, Any], bool]:
+        """Follow one part of pydantic's error location.
+
+        Returns
+        -------
+        node : mapping
+            The schema below, or the same one where the part names none.
+        is_key : bool
+            Whether the part stands in the file; the choice within a union does not.
+        """
+        node = self._deref(node)
+        if part in node.get("properties", {}):
+            return node["properties"][part], True
+        if isinstance(part, int) and node.get("type") == "array":
+            positions = node.get("prefixItems", [])
+            return (positions[part] if part < len(positions) else node.get("items", {})), True
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            return {"$ref": mapping[part]}, False
+        options = [self._deref(option) for option in node.get("anyOf", [])]
+        for option in options:
+            if isinstance(part, int) and option.get("type") == "array":
+                return self.step(option, part)
+            if part in option.get("properties", {}):
+                return self.step(option, part)
+        return node, False
+
+    def keys(self, node: Mapping[str, Any]) -> list[str]:
+        """Keys of a section."""
+        return list(self._deref(node).get("properties", {}))
+
+    def allowed(self, node: Mapping[str, Any]) -> str:
+        """Say in words what a schema accepts."""
+        node = self._deref(node)
+        options = node.get("anyOf", [])
+        if options:
+            return " or ".join(self.allowed(option) for option in options)
+        if "discriminator" in node:
+            kinds = ", ".join(node["discriminator"]["mapping"])
+            return f"a mapping with {node['discriminator']['propertyName']} {kinds}"
+        if "const" in node:
+            return str(node["const"])
+        if "enum" in node:
+            return ", ".join(node["enum"])
+        kind = node.get("type")
+        if kind == "object":
+            return f"a mapping with the keys {', '.join(node['properties'])}"
+        if kind == "array":
+            return self._allowed_list(node)
+        if kind in ("integer", "number"):
+            return ("an integer" if kind == "integer" else "a finite number") + _bounds(node)
+        if kind == "string":
+            return str(node["$comment"])
+        return {"boolean": "true or false", "null": "nothing"}[str(kind)]
+
+    def _allowed_list(self, node: Mapping[str, Any]) -> str:
+        if "prefixItems" in node:
+            return (
+                f"a list of {len(node['prefixItems'])}, each {self.allowed(node['prefixItems'][0])}"
+            )
+        sizes = f"{node['minItems']} to {node['maxItems']} values"
+        return f"a list of {sizes}, each {self.allowed(node['items'])}"
+
+
+def _bounds(node: Mapping[str, Any]) -> str:
+    low, high = node.get("minimum"), node.get("maximum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}" if isinstance(high, float) else f" from {low} to {high}"
+    if low is not None:
+        return f" >= {low:g}"
+    return f" > {node['exclusiveMinimum']:g}" if "exclusiveMinimum" in node else ""
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """Turn one of pydantic's errors into ``key.path: what; allowed: which``."""
+    walker = _SchemaWalker()
+    kind, location, value = error["type"], error["loc"], error["input"]
+    unknown = location[-1] if kind == "extra_forbidden" else None
+    node: Mapping[str, Any] = walker.root
+    path: list[str] = []
+    for part in location[:-1] if unknown is not None else location:
+        node, is_key = walker.step(node, part)
+        if is_key:
+            path.append(str(part))
+    if unknown is not None:
+        keys = walker.keys(node)
+        near = difflib.get_close_matches(str(unknown)[:100], keys, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        path.append(str(unknown)[:100])
+        what = f"unknown key{hint}; allowed: {', '.join(keys)}"
+    elif kind == "value_error":
+        what = str(error["ctx"]["error"])
+    elif kind == "missing":
+        what = f"missing; allowed: {walker.allowed(node)}"
+    elif kind == "union_tag_not_found":
+        path.append("kind")
+        what = f"missing; allowed: {error['ctx'].get('expected_tags') or _tags(node)}"
+    elif kind == "union_tag_invalid":
+        path.append("kind")
+        what = f"got {_short(error['ctx']['tag'])}; allowed: {_tags(node)}"
+    elif kind == "invalid_key":
+        what = f"a key that is not text; allowed: {walker.allowed(node)}"
+    else:
+        what = f"got {_short(value)}; allowed: {walker.allowed(node)}"
+    return f"{'.'.join(path)}: {what}" if path else what
+
+
+def _tags(node: Mapping[str, Any]) -> str:
+    return ", ".join(node["discriminator"]["mapping"])
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice in one mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping and compare its keys as they are written."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {_short(key.value)} stands twice; allowed: every key once",
+                    problem_mark=key.start_mark,
+                )
+            seen.add((key.tag, key.value))
+        return node
+
+
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        # Characters that YAML forbids; what follows the first line is yaml's own bookkeeping.
+        return f"not YAML: {str(error).splitlines()[0]}; allowed: printable text"
+    problem = error.problem or error.context or "not YAML"
+    mark = error.problem_mark or error.context_mark
+    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    if "'\\t'" in problem:
+        problem = "a tab begins a value; allowed: spaces"
+    elif "allowed:" not in problem:
+        problem = f"not YAML: {problem}; allowed: one YAML mapping"
+    return where + problem
+
+
+def load_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """Read and validate an experiment file.
+
+    Parameters
+    ----------
+    path : path
+        A YAML file. A relative ``problem.data.path`` in it starts from the file's folder.
+
+    Returns
+    -------
+    Experiment
+        The validated experiment.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is not YAML, or anything in it is unknown, missing or out of
+        bounds. One line: file, key, what is wrong, what is allowed.
+    """
+    where = os.fspath(path)
+    try:
+        file = Path(path)
+        if file.is_dir():
+            raise InputError(_one_line(f"{where}: is a folder; allowed: a YAML file"))
+        if file.exists() and file.stat().st_size > _MAX_FILE_BYTES:
+            raise InputError(
+                _one_line(f"{where}: too large; allowed: at most {_MAX_FILE_BYTES} bytes")
+            )
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(_one_line(f"{where}: not UTF-8 text; allowed: a YAML file")) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(_one_line(f"{where}: {reason}; allowed: a readable YAML file")) from None
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(_one_line(f"{where}: {_explain_yaml(error)}")) from None
+    except RecursionError:
+        raise InputError(
+            _one_line(f"{where}: nested too deeply; allowed: one YAML mapping")
+        ) from None
+    except ValueError as error:
+        # Impossible dates, integers with thousands of digits.
+        raise InputError(
+            _one_line(f"{where}: not YAML: {error}; allowed: one YAML mapping")
+        ) from None
+    return _validate(content, where, file.resolve().parent)
+
+
+def experiment_from_dict(content: object, where: str = "experiment") -> Experiment:
+    """Validate an experiment that was read already.
+
+    Parameters
+    ----------
+    content : mapping
+        The content of an experiment file, or an experiment's ``model_dump()``.
+    where : str
+        Named at the beginning of error messages.
+
+    Returns
+    -------
+    Experiment
+        The validated experiment.
+
+    Raises
+    ------
+    InputError
+        If anything is unknown, missing or out of bounds.
+    """
+    return _validate(content, where, None)
+
+
+def _validate(content: object, where: str, folder: Path | None) -> Experiment:
+    if not content and not isinstance(content, Mapping):
+        raise InputError(_one_line(f"{where}: empty; allowed: {_top_level()}"))
+    if not isinstance(content, Mapping):
+        raise InputError(_one_line(f"{where}: got {_short(content)}; allowed: {_top_level()}"))
+    try:
+        return Experiment.model_validate(content, context={"folder": folder})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(_one_line(f"{where}: {_explain(first)}")) from None
+
+
+def _top_level() -> str:
+    return f"a mapping with the keys {', '.join(Experiment.model_fields)}"
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON schema of the experiment file (config/config.schema.json).
+
+    Returns
+    -------
+    dict
+        JSON schema, draft 2020-12.
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Experiment.model_json_schema(),
+    }
