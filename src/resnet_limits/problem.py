@@ -1,0 +1,472 @@
+"""What is learned: data, loss, and the table of embedding rows that couples all sizes.
+
+Sizes are written as in the stores: samples N, tokens, inputs d_in, targets d_out; "rows" are the
+samples, or with tokens the (sample, token) pairs, token fastest. ``r_in`` is the number of
+independent inputs and ``r = r_in + d_out`` the number of embedding directions (theory.md, "Why the
+limits are small problems").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_limits.config import (
+    LOSSES,
+    MAX_DATA_VALUES,
+    DigitsData,
+    Experiment,
+    FileData,
+    GaussianData,
+    InputError,
+    LinearTeacherData,
+)
+from resnet_limits.randomness import normal_rows, permutation
+
+Array = NDArray[np.float64]
+
+_ROW_BLOCK = 256
+
+
+# --- loss -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss per row, averaged over the rows.
+
+    Attributes
+    ----------
+    kind : str
+        ``squared_error``: 1/2 sum_o (f_o - y_o)^2; ``mean_squared_error``: the same divided by
+        d_out; ``cross_entropy``: -sum_o y_o log softmax(f)_o with one-hot y.
+
+    Raises
+    ------
+    InputError
+        If the kind is unknown.
+    """
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOSSES:
+            raise InputError(
+                f"problem.loss: unknown loss {self.kind!r}; allowed: {', '.join(LOSSES)}"
+            )
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """Average the loss over the rows.
+
+        Parameters
+        ----------
+        f : Tensor, shape (..., rows, d_out)
+            Outputs.
+        y : Tensor, shape (rows, d_out)
+            Targets.
+
+        Returns
+        -------
+        Tensor, shape (...)
+        """
+        if self.kind == "cross_entropy":
+            return -(y * torch.log_softmax(f, dim=-1)).sum(-1).mean(-1)
+        return self._weight(y) * 0.5 * (f - y).square().sum(-1).mean(-1)
+
+    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        """Give the gradient of every row's own loss with respect to its output.
+
+        It is not divided by the number of rows (theory.md: ``grad_f loss_i``).
+
+        Parameters
+        ----------
+        f, y
+            As for `value`.
+
+        Returns
+        -------
+        Tensor, shape (..., rows, d_out)
+        """
+        if self.kind == "cross_entropy":
+            return torch.softmax(f, dim=-1) - y
+        return self._weight(y) * (f - y)
+
+    def _weight(self, y: Tensor) -> float:
+        return 1.0 / y.shape[-1] if self.kind == "mean_squared_error" else 1.0
+
+
+# --- problem --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Data and loss, with what the networks and the limits need to know of them.
+
+    Attributes
+    ----------
+    x : ndarray, shape (samples, [tokens,] d_in)
+        Inputs.
+    y : ndarray, shape (samples, [tokens,] d_out)
+        Targets.
+    loss : Loss
+        The loss.
+    input_rotation : ndarray, shape (d_in, r_in), or None
+        Orthonormal basis of the span of the inputs, where that is not the whole space.
+    embedding_std, unembedding_std : float
+        s_e and s_u.
+    """
+
+    x: Array
+    y: Array
+    loss: Loss
+    input_rotation: Array | None
+    embedding_std: float
+    unembedding_std: float
+
+    @property
+    def tokens(self) -> int | None:
+        """Number of tokens per sample; None where the data have no tokens."""
+        return self.x.shape[1] if self.x.ndim == 3 else None
+
+    @cached_property
+    def inputs(self) -> Array:
+        """Inputs by row, in the rotated coordinates where there are any, shape (rows, r_in)."""
+        flat = self.x.reshape(-1, self.x.shape[-1])
+        return flat if self.input_rotation is None else flat @ self.input_rotation
+
+    @property
+    def targets(self) -> Array:
+        """Targets by row, shape (rows, d_out)."""
+        return self.y.reshape(-1, self.y.shape[-1])
+
+    @property
+    def rows(self) -> int:
+        """Number of rows: samples, or samples times tokens."""
+        return math.prod(self.x.shape[:-1])
+
+    @property
+    def input_dims(self) -> int:
+        """Number of independent inputs, r_in."""
+        rotation = self.input_rotation
+        return self.x.shape[-1] if rotation is None else rotation.shape[1]
+
+    @property
+    def output_dims(self) -> int:
+        """Number of targets, d_out."""
+        return self.y.shape[-1]
+
+    @property
+    def embedding_dims(self) -> int:
+        """Number of embedding directions, r = r_in + d_out."""
+        return self.input_dims + self.output_dims
+
+
+def make_problem(experiment: Experiment) -> Problem:
+    """Draw or read the data of an experiment.
+
+    They depend on the section ``problem`` alone, not on the experiment's root seed.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+
+    Returns
+    -------
+    Problem
+        With `input_rotation` set only where the inputs span less than the whole input space.
+
+    Raises
+    ------
+    InputError
+        If a data file is missing, unreadable, too large, holds values that are not finite, arrays
+        that do not fit together, or targets that are not one-hot for cross_entropy; or if there
+        are fewer images than samples.
+    """
+    data = experiment.problem.data
+    if isinstance(data, GaussianData):
+        x, y = _gaussian(data)
+    elif isinstance(data, LinearTeacherData):
+        x, y = _linear_teacher(data)
+    elif isinstance(data, DigitsData):
+        x, y = _digits(data)
+    else:
+        x, y = _read(data)
+    if experiment.problem.loss == "cross_entropy":
+        _check_one_hot(y)
+    return Problem(
+        x=x,
+        y=y,
+        loss=Loss(experiment.problem.loss),
+        input_rotation=_input_rotation(x.reshape(-1, x.shape[-1])),
+        embedding_std=experiment.model.init_std.embedding,
+        unembedding_std=experiment.model.init_std.unembedding,
+    )
+
+
+def _input_rotation(x: Array) -> Array | None:
+    """Find an orthonormal basis (d_in, rank) of the span of x (rows, d_in), if it is not all."""
+    _, scales, directions = np.linalg.svd(x, full_matrices=False)
+    cutoff = scales[0] * max(x.shape) * np.finfo(np.float64).eps
+    # Inputs that are all zero span nothing, yet arrays without a direction would help nobody.
+    rank = max(1, int((scales > cutoff).sum()))
+    if rank == x.shape[1]:
+        return None
+    basis = directions[:rank].T
+    # Singular vectors are found up to their sign.
+    largest = basis[np.abs(basis).argmax(axis=0), np.arange(rank)]
+    return np.ascontiguousarray(basis * np.where(largest < 0, -1.0, 1.0))
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def _gaussian(data: GaussianData) -> tuple[Array, Array]:
+    x = normal_rows(data.seed, "data", "x", rows=data.samples, columns=data.inputs)
+    y = normal_rows(data.seed, "data", "y", rows=data.samples, columns=data.targets)
+    return x, y
+
+
+def _linear_teacher(data: LinearTeacherData) -> tuple[Array, Array]:
+    """Draw y = A x + noise n with x of fixed norm (theory.md, fact 5)."""
+    x = normal_rows(data.seed, "data", "x", rows=data.samples, columns=data.inputs)
+    x *= data.input_norm / np.linalg.norm(x, axis=1, keepdims=True)
+    A = normal_rows(data.seed, "data", "teacher", rows=data.targets, columns=data.inputs)
+    noise = normal_rows(data.seed, "data", "noise", rows=data.samples, columns=data.targets)
+    return x, x @ A.T + data.noise * noise
+
+
+def _digits(data: DigitsData) -> tuple[Array, Array]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits(n_class=data.classes)
+    images, labels = np.asarray(bunch.data, dtype=np.float64), np.asarray(bunch.target)
+    if data.samples > len(labels):
+        raise InputError(
+            f"problem.data.samples: got {data.samples}; "
+            f"allowed: 1 to {len(labels)}, the number of images of {data.classes} classes"
+        )
+    deviation = images.std(axis=0)
+    x = np.where(deviation > 0, images - images.mean(axis=0), 0.0)
+    x /= np.where(deviation > 0, deviation, 1.0)
+    chosen = _balanced_choice(labels, data)
+    return x[chosen], np.eye(data.classes)[labels[chosen]]
+
+
+def _balanced_choice(labels: NDArray[Any], data: DigitsData) -> NDArray[np.intp]:
+    """Choose images in rounds of one from each class that has any left."""
+    round_of = np.empty(len(labels), dtype=np.intp)
+    place_in_round = np.empty(len(labels), dtype=np.intp)
+    order = permutation(data.seed, "data", "class_order", size=data.classes)
+    for place, label in enumerate(order):
+        members = np.flatnonzero(labels == label)
+        name = ("data", "images", int(label))
+        round_of[members] = permutation(data.seed, *name, size=len(members))
+        place_in_round[members] = place
+    return np.lexsort((place_in_round, round_of))[: data.samples]
+
+
+# --- data from a file -----------------------------------------------------------------------------
+
+
+def _refuse(data: FileData, what: str, allowed: str) -> InputError:
+    return InputError(f"problem.data.path: {data.path}: {what}; allowed: {allowed}")
+
+
+def _read(data: FileData) -> tuple[Array, Array]:
+    path = Path(data.path)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        raise _refuse(data, "no such file", "an existing .npz, .zarr, .zarr.zip or .nc")
+    reader = _read_npz if path.name.endswith(".npz") else _read_xarray
+    try:
+        arrays = reader(path, data)
+    except InputError:
+        raise
+    except Exception as error:
+        # Whatever numpy, xarray or a codec raises here, the file is what is wrong.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise _refuse(data, f"cannot be read ({reason})", "numeric arrays x and y") from None
+    x, y = (_checked_values(data, name, arrays[name]) for name in ("x", "y"))
+    if x.ndim != y.ndim or x.shape[:-1] != y.shape[:-1]:
+        raise _refuse(
+            data,
+            f"x {x.shape} and y {y.shape} do not fit together",
+            "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)",
+        )
+    return x, y
+
+
+def _check_names(data: FileData, names: Mapping[str, Any] | Any) -> None:
+    missing = [name for name in ("x", "y") if name not in names]
+    if missing:
+        raise _refuse(data, f"no array {' and '.join(missing)}", "arrays x and y")
+
+
+def _check_size(data: FileData, name: str, values: int) -> None:
+    if values > MAX_DATA_VALUES:
+        raise _refuse(data, f"{name} holds {values} numbers", f"at most {MAX_DATA_VALUES}")
+
+
+def _read_npz(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as archive:
+        _check_names(data, archive.files)
+        sizes = {info.filename: info.file_size for info in archive.zip.infolist()}
+        for name in ("x", "y"):
+            # Before anything is unpacked: a small archive can hold very large arrays.
+            _check_size(data, name, sizes.get(f"{name}.npy", 0) // 16)
+        return {name: archive[name] for name in ("x", "y")}
+
+
+def _read_xarray(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
+    import xarray as xr
+
+    with _opener(path)(xr) as dataset:
+        _check_names(data, dataset.data_vars)
+        for name in ("x", "y"):
+            _check_size(data, name, dataset[name].size)
+        return {name: dataset[name].values for name in ("x", "y")}
+
+
+def _opener(path: Path) -> Callable[[Any], Any]:
+    if path.name.endswith(".nc"):
+        return lambda xr: xr.open_dataset(path)
+    if path.name.endswith(".zip"):
+        from zarr.storage import ZipStore
+
+        return lambda xr: xr.open_zarr(ZipStore(path, mode="r"), chunks=None, consolidated=False)
+    return lambda xr: xr.open_zarr(path, chunks=None, consolidated=False)
+
+
+def _checked_values(data: FileData, name: str, array: NDArray[Any]) -> Array:
+    if array.dtype.kind not in "fiub":
+        raise _refuse(data, f"{name} has values of type {array.dtype}", "real numbers")
+    if array.ndim not in (2, 3) or array.size == 0:
+        last = "inputs" if name == "x" else "targets"
+        raise _refuse(data, f"{name} has shape {array.shape}", f"(samples, [tokens,] {last})")
+    _check_size(data, name, array.size)
+    values = np.ascontiguousarray(array, dtype=np.float64)
+    unsound = ~np.isfinite(values)
+    if unsound.any():
+        first = tuple(int(i) for i in np.argwhere(unsound)[0])
+        raise _refuse(
+            data,
+            f"{name} holds {int(unsound.sum())} values that are NaN or infinite, the first at "
+            f"{list(first)}",
+            "finite numbers",
+        )
+    return values
+
+
+def _check_one_hot(y: Array) -> None:
+    rows = y.reshape(-1, y.shape[-1])
+    wrong = ~(((rows == 0) | (rows == 1)).all(axis=1) & (rows.sum(axis=1) == 1))
+    if wrong.any():
+        raise InputError(
+            f"problem.data: row {int(np.argmax(wrong))} of y is not one-hot, which the loss "
+            "cross_entropy needs; allowed: one 1 in every row and 0 elsewhere"
+        )
+
+
+# --- embedding ------------------------------------------------------------------------------------
+
+
+def embedding_rows(problem: Problem, root_seed: int, seed: int, embed_dim: int) -> Array:
+    """Draw the initial embedding rows, Phi = [W_e Q, W_u] with Q the input rotation.
+
+    Row d depends on the root seed, the seed and d alone: the rows for one D are the first D of any
+    larger table, bit for bit.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the numbers of inputs and targets, s_e and s_u.
+    root_seed : int
+        The experiment's ``seed``.
+    seed : int
+        The seed of this network.
+    embed_dim : int
+        D.
+
+    Returns
+    -------
+    ndarray, shape (D, r)
+        Column by column: the r_in directions of the inputs, then the targets.
+    """
+    W_e = normal_rows(root_seed, "embedding", seed, rows=embed_dim, columns=problem.x.shape[-1])
+    W_u = normal_rows(root_seed, "unembedding", seed, rows=embed_dim, columns=problem.output_dims)
+    if problem.input_rotation is not None:
+        W_e = _rotate_rows(W_e, problem.input_rotation)
+    return np.concatenate([problem.embedding_std * W_e, problem.unembedding_std * W_u], axis=1)
+
+
+def _rotate_rows(table: Array, rotation: Array) -> Array:
+    """Multiply every row by a matrix, in the same order of operations however many rows there are.
+
+    A matrix product would round differently for other numbers of rows or threads.
+    """
+    product = np.zeros((table.shape[0], rotation.shape[1]))
+    for start in range(0, table.shape[0], _ROW_BLOCK):
+        block = slice(start, start + _ROW_BLOCK)
+        for column, coefficients in enumerate(rotation):
+            product[block] += table[block, column, None] * coefficients
+    return product
+
+
+def gram_root(problem: Problem, rows: Array) -> Array:
+    """Give the symmetric root R of the Gram matrix G = Phi^T Phi / D (theory.md).
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the number of embedding directions r.
+    rows : ndarray, shape (D, r)
+        Phi, as from `embedding_rows`; D may be less than r.
+
+    Returns
+    -------
+    ndarray, shape (r, r)
+        Symmetric, positive semi-definite, R R = G.
+
+    Raises
+    ------
+    ValueError
+        If the rows are not of length r.
+    """
+    if rows.ndim != 2 or rows.shape[1] != problem.embedding_dims:
+        raise ValueError(f"rows of shape {rows.shape}: need (D, {problem.embedding_dims})")
+    # From the singular values of Phi: eigenvalues of G that should be zero would be rounding
+    # errors, and their roots a hundred million times larger.
+    triangle = np.linalg.qr(rows / math.sqrt(rows.shape[0]), mode="r")
+    _, scales, directions = np.linalg.svd(triangle, full_matrices=False)
+    root = (directions.T * scales) @ directions
+    return 0.5 * (root + root.T)
+
+
+def limit_gram_root(problem: Problem) -> Array:
+    """Give the root of the Gram matrix's expectation, diag(s_e, ..., s_u, ...) (theory.md).
+
+    Returns
+    -------
+    ndarray, shape (r, r)
+    """
+    return np.diag(
+        np.concatenate(
+            [
+                np.full(problem.input_dims, problem.embedding_std),
+                np.full(problem.output_dims, problem.unembedding_std),
+            ]
+        )
+    )
