@@ -188,12 +188,12 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
                 yield argument.value
 
 
-def _source_file(module: str, root: Path) -> Path | None:
+def _source_file(module: str, directory: Path) -> Path | None:
     """File of a module of this package, or None if there is none of that name."""
     parts = module.split(".")
     if parts[0] != _PACKAGE:
         return None
-    base = root.joinpath(*parts[1:])
+    base = directory.joinpath(*parts[1:])
     for candidate in (base / "__init__.py", base.with_suffix(".py")):
         if candidate.is_file():
             return candidate
@@ -201,9 +201,7 @@ def _source_file(module: str, root: Path) -> Path | None:
 
 
 @lru_cache(maxsize=512)
-def _read_source(
-    module: str, file: Path, _modified_ns: int, _size: int
-) -> tuple[str, frozenset[str]]:
+def _read_source(module: str, file: Path) -> tuple[str, frozenset[str]]:
     """Hash of a module's own syntax, and the dotted names it imports from this package."""
     tree = ast.parse(file.read_bytes(), filename=str(file))
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
@@ -213,15 +211,13 @@ def _read_source(
     return _digest(_syntax(tree)), names
 
 
-def imported_modules(module: str, root: Path | None = None) -> dict[str, str]:
+def imported_modules(module: str) -> dict[str, str]:
     """Find a module and everything of this package that it imports, directly or not.
 
     Parameters
     ----------
     module : str
         Dotted name, such as ``"resnet_limits.stages.limits"``.
-    root : path, optional
-        Directory of the package's sources; the running package if left out.
 
     Returns
     -------
@@ -233,34 +229,37 @@ def imported_modules(module: str, root: Path | None = None) -> dict[str, str]:
     ModuleNotFoundError
         If there is no file for the module.
     """
-    root = PACKAGE_DIRECTORY if root is None else root
-    if _source_file(module, root) is None:
+    return _imported_modules(module, PACKAGE_DIRECTORY)
+
+
+def _imported_modules(module: str, directory: Path) -> dict[str, str]:
+    if _source_file(module, directory) is None:
         raise ModuleNotFoundError(f"no module {module} in the package's sources", name=module)
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = _source_file(name, root)
+        file = _source_file(name, directory)
         if name in found or name in _NOT_HASHED or file is None:
             continue
-        status = file.stat()
-        found[name], imports = _read_source(name, file, status.st_mtime_ns, status.st_size)
+        found[name], imports = _read_source(name, file)
         # Importing a module runs the __init__ of every package above it.
         waiting.extend([*imports, name.rpartition(".")[0]])
     empty = _digest(_syntax(ast.Module(body=[], type_ignores=[])))
     return {name: digest for name, digest in sorted(found.items()) if digest != empty}
 
 
-def code_hash(module: str, root: Path | None = None) -> str:
+def code_hash(module: str) -> str:
     """Hash the code that a module runs: its own and all it imports from this package.
 
     Only syntax counts: comments, docstrings, blank lines and layout change nothing. Imports inside
-    functions count like others. ``config.py`` is left out: validated values stand for it.
+    functions count like others. ``config.py`` is left out: validated values stand for it. Sources
+    are read once in a process.
 
     Parameters
     ----------
-    module, root
-        As for `imported_modules`.
+    module : str
+        Dotted name, such as ``"resnet_limits.stages.limits"``.
 
     Returns
     -------
@@ -272,7 +271,12 @@ def code_hash(module: str, root: Path | None = None) -> str:
     ModuleNotFoundError
         If there is no file for the module.
     """
-    return _digest(_canonical_json(imported_modules(module, root)))
+    return _code_hash(module, PACKAGE_DIRECTORY)
+
+
+@lru_cache(maxsize=512)
+def _code_hash(module: str, directory: Path) -> str:
+    return _digest(_canonical_json(_imported_modules(module, directory)))
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -289,9 +293,7 @@ def _stage(stage: str) -> _Stage:
     return _STAGES[stage]
 
 
-def stage_key(
-    stage: str, experiment: Experiment, *, root: Path | None = None, **cell: int | str
-) -> str:
+def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
     """Name everything that one result depends on.
 
     Parameters
@@ -300,8 +302,6 @@ def stage_key(
         One of `STAGES`.
     experiment : Experiment
         The validated experiment.
-    root : path, optional
-        Directory of the package's sources; the running package if left out.
     **cell : int or str
         The sizes of one cell (``depth``, ``width``, ``embed_dim``, whichever the stage has; for
         figures ``name``). Left out, the key is the part that all cells of the stage share.
@@ -327,10 +327,10 @@ def stage_key(
         _canonical_json(
             {
                 "stage": stage,
-                "code": code_hash(description.module, root),
+                "code": code_hash(description.module),
                 "reads": {key: _part(experiment, values, key) for key in description.reads},
                 "after": {
-                    earlier: stage_key(earlier, experiment, root=root)
+                    earlier: stage_key(earlier, experiment)
                     for earlier in description.after
                     if earlier in needed
                 },

@@ -6,6 +6,7 @@ nothing outside the standard library, so that the Snakefile can use it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class _Experiment(Protocol):
     """What of ``config.Experiment`` decides which results exist."""
 
     @property
-    def shapes(self) -> list[_Shape]: ...
+    def shapes(self) -> Sequence[_Shape]: ...
     @property
     def pairs(self) -> tuple[str, ...]: ...
     @property

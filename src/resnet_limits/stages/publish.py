@@ -1,0 +1,108 @@
+"""From a computed result to a finished one: provenance, store, manifest, in this order.
+
+The one way in which the command line and the workflow's scripts write results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from resnet_limits import provenance, store
+
+if TYPE_CHECKING:
+    from resnet_limits.config import Experiment
+
+
+def device_name(experiment: Experiment) -> str:
+    """Name the device that ``numerics.device`` stands for on this machine.
+
+    Returns
+    -------
+    str
+        ``"cpu"``, or ``"cuda (NAME)"`` with the name of the accelerator.
+    """
+    wanted = str(experiment.numerics.device)
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda ({torch.cuda.get_device_name()})"
+
+
+def publish(
+    dataset: xr.Dataset | Mapping[str, Any],
+    path: Path | str,
+    *,
+    kind: str,
+    experiment: Experiment,
+    key: str,
+    device: str,
+    seeds: Iterable[int] = (),
+    started: float,
+    manifest: Path | str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a result with all that it must carry, and then declare it finished.
+
+    Parameters
+    ----------
+    dataset : Dataset, mapping of str to Dataset, or mapping of JSON values
+        What a stage function returned: one dataset, one per group (``errors``), or the
+        dictionary of ``rates``.
+    path : path
+        Final name of the store, or of the JSON file for ``rates``.
+    kind : str
+        The kind of result, which is also the name of its stage.
+    experiment : Experiment
+        The validated experiment.
+    key : str
+        The result's stage key.
+    device : str
+        Where it was computed; an attribute ``device`` of the dataset itself wins.
+    seeds : iterable of int
+        The seeds inside the result.
+    started : float
+        ``time.monotonic()`` at the start of the computation.
+    manifest : path, optional
+        The manifest, written last. One that is there already is removed first, so that it never
+        vouches for a result it has not seen. Without it the result is a plain file for its user.
+    facts : mapping, optional
+        Further JSON values for the manifest.
+
+    Returns
+    -------
+    Path
+        The final name.
+
+    Raises
+    ------
+    StoreError
+        If the dataset is not what its kind must be, or the name may not be used.
+    """
+    own = dataset.attrs if isinstance(dataset, xr.Dataset) else {}
+    attrs = provenance.collect(
+        experiment,
+        stage=kind,
+        key=key,
+        device=str(own.get("device", device)),
+        seeds=seeds,
+        started=started,
+        cell={name: own[name] for name in ("depth", "width", "embed_dim") if name in own},
+    )
+    if manifest is not None:
+        Path(manifest).unlink(missing_ok=True)
+    if kind == "rates":
+        assert not isinstance(dataset, xr.Dataset)
+        written = store.write_json({**dataset, "provenance": attrs}, path)
+    else:
+        written = store.write(dataset, path, kind, attrs=attrs)
+        facts = {"status": store.status_counts(dataset), **(facts or {})}
+    if manifest is not None:
+        store.write_manifest(manifest, written, kind=kind, stage_key=key, **(facts or {}))
+    return written
