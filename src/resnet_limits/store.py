@@ -497,7 +497,8 @@ def _zip_directory(directory: Path, target: Path) -> None:
             name = file.relative_to(directory).as_posix()
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+            entry.file_size = file.stat().st_size
+            with file.open("rb") as source, archive.open(entry, "w") as sink:
                 shutil.copyfileobj(source, sink)
 
 

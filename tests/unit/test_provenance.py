@@ -106,7 +106,7 @@ def changed(before, after):
         # layout, comments and docstrings change nothing
         (("limits/solver.py", "# why", "# another reason"), set()),
         (("limits/solver.py", "        # why\n", "\n\n"), set()),
-        ("limits/solver.py", '"""Doc."""', '"""Other words."""', set()),
+        (("limits/solver.py", '"""Doc."""', '"""Other words."""'), set()),
         (("limits/solver.py", '"""Solver."""', ""), set()),
         (("limits/solver.py", "(1, 2)", "(1,\n             2)"), set()),
         (("problem.py", "return draw()", "return (draw())"), set()),
