@@ -136,6 +136,12 @@ _STATUS_ATTRS = {
 }
 _STEP = _index("step", "number of gradient steps taken, k (0: before the first update)")
 _SEED = _index("seed", "seed of the embedding rows and block weights")
+_ROTATION = Variable(
+    ("input", "rank"),
+    "float64",
+    "orthonormal basis Q of the span of the inputs; Phi = [W_e Q, W_u]",
+    required=False,
+)
 
 
 def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, ...]) -> Schema:
@@ -176,6 +182,7 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
             "depth_error": variable(
                 ("step",), "estimated error of the output that comes from the depth grid"
             ),
+            "input_rotation": _ROTATION,
         },
         {
             "step": _STEP,
@@ -199,12 +206,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "x": Variable(("sample", "token?", "input"), "float64", "inputs, x"),
             "y": Variable(("sample", "token?", "target"), "float64", "targets, y"),
-            "input_rotation": Variable(
-                ("input", "rank"),
-                "float64",
-                "orthonormal basis Q of the span of the inputs; embeddings act on x Q",
-                required=False,
-            ),
+            "input_rotation": _ROTATION,
         },
         {},
     ),
