@@ -178,9 +178,9 @@ def _dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:
 @app.command()
 def validate(config: Config) -> None:
     """Check an experiment file and its data; print what it asks for."""
+    experiment = load_experiment(config)
     from resnet_limits.stages import paths, problem
 
-    experiment = load_experiment(config)
     sizes = problem.problem(experiment).sizes
     typer.echo(f"{config}: experiment {experiment.experiment}")
     typer.echo("problem: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
@@ -411,8 +411,6 @@ def shape(
     step: Annotated[str, typer.Option("--step", help="A step in RATES, or last.")] = "last",
 ) -> None:
     """Print the depth, width and embedding dimension that spend a budget best."""
-    from resnet_limits.errors.shape import best_shape
-
     if not budget >= 1 or budget == float("inf"):
         raise InputError(f"--budget: {budget:g}, must be a finite number of at least 1")
     try:
@@ -423,6 +421,8 @@ def shape(
         raise InputError(f"RATES: {rates_file}: not a JSON file: {error}") from None
     if not isinstance(fitted, dict) or "pairs" not in fitted:
         raise InputError(f"RATES: {rates_file}: has no key pairs; give a rates.json")
+    from resnet_limits.errors.shape import best_shape
+
     best = best_shape(fitted, budget, observable=observable, step=step)
     for name, value in best.items():
         typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")

@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from resnet_limits import cli, provenance, stages, store
+from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main
+from resnet_limits.config import InputError
+
+SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
+FIT = {
+    "variable": "D/(LM)",
+    "exponent": 0.51,
+    "exponent_interval": [0.45, 0.56],
+    "theory": 0.5,
+    "amplitude": 0.8,
+    "cells": {"total": 8, "used": 7},
+}
+RATES = {
+    "experiment": "tiny",
+    "steps": [2],
+    "pairs": {
+        "finite-wide": {"hidden": {"2": FIT}, "output": {"2": None}},
+        "wide-mean_ode": {"hidden": {"2": {"exponent": None, "reason": "too few depths"}}},
+    },
+}
+
+
+@pytest.fixture
+def fake(monkeypatch, make_dataset):
+    """Put quick stand-ins in the place of the stages, and note how they are called."""
+    calls = []
+
+    def dataset(kind, experiment, **attrs):
+        calls.append((kind, experiment, attrs))
+        sizes = {"seed": len(experiment.seeds)}
+        return make_dataset(kind, **sizes).assign_attrs(attrs)
+
+    def mean_ode(experiment, embed_dim, dmft, seeds=None):
+        assert "output" in dmft
+        return dataset("mean_ode", experiment, embed_dim=embed_dim)
+
+    def wide(experiment, depth, embed_dim, dmft, seeds=None):
+        assert "output" in dmft
+        return dataset("wide", experiment, depth=depth, embed_dim=embed_dim)
+
+    def finite(experiment, shape, seeds=None, engine=None):
+        return dataset("finite", experiment, **shape._asdict())
+
+    def errors(experiment, open_store):
+        opened = [
+            open_store("problem", {}),
+            open_store("dmft", {}),
+            open_store("finite", SIZES),
+        ]
+        assert all(len(part.variables) for part in opened)
+        return {pair: make_dataset("errors") for pair in experiment.pairs}
+
+    modules = {
+        "problem": {"problem": lambda experiment: dataset("problem", experiment)},
+        "limits": {
+            "dmft": lambda experiment: dataset("dmft", experiment),
+            "mean_ode": mean_ode,
+            "wide": wide,
+        },
+        "networks": {"finite": finite},
+        "errors": {"errors": errors, "rates": lambda experiment, errors: dict(RATES)},
+    }
+    for name, functions in modules.items():
+        module = types.ModuleType(f"resnet_limits.stages.{name}")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(stages, name, module, raising=False)
+    monkeypatch.setattr(provenance, "code_hash", lambda module: "0" * 32)
+    return calls
+
+
+@pytest.fixture
+def config(tmp_path, tiny_values, monkeypatch):
+    """Write the tiny experiment into an otherwise empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_values()))
+    return "tiny.yaml"
+
+
+def rewrite(config, values):
+    Path(config).write_text(yaml.safe_dump(values))
+
+
+def run(line, capsys):
+    """Run a command line; return exit code, output lines, error lines."""
+    capsys.readouterr()
+    code = main(shlex.split(line))
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+def written():
+    return sorted(str(path) for path in Path().rglob("*") if path.name != "tiny.yaml")
+
+
+COMPUTE = {
+    "dmft": "dmft {} --out {}",
+    "mean_ode": "mean-ode {} --embed-dim 4 --out {}",
+    "wide": "wide {} --depth 2 --embed-dim 4 --out {}",
+    "finite": "train {} --depth 2 --width 8 --embed-dim 4 --out {}",
+}
+
+
+# --- computing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".zarr.zip"])
+@pytest.mark.parametrize("kind", COMPUTE)
+def test_a_subcommand_writes_a_sound_store(fake, config, capsys, kind, ending):
+    out = f"new/folder/a{ending}"
+    code, output, log = run(COMPUTE[kind].format(config, out), capsys)
+    assert (code, output) == (DONE, [])
+    assert "wrote" in log[-1]
+    assert store.check(out) == []
+    attrs = store.open_store(out).attrs
+    assert attrs["kind"] == kind
+    assert attrs["device"] == "cpu"
+    # Away from the results there is nothing to keep a manifest for.
+    assert not list(Path().rglob("*.json")) or ending == ".zarr"
+    assert not Path("results").exists()
+
+
+def test_quiet_says_nothing(fake, config, capsys):
+    assert run(f"--quiet dmft {config} --out a.zarr", capsys) == (DONE, [], [])
+
+
+def test_options_become_part_of_the_experiment(fake, config, capsys):
+    line = COMPUTE["finite"].format(config, "a.zarr")
+    assert run(f"{line} --seeds 3 --engine dense", capsys)[0] == DONE
+    _, experiment, attrs = fake[-1]
+    assert (len(experiment.seeds), experiment.sweep.engine) == (3, "dense")
+    assert attrs == SIZES
+    found = store.open_store("a.zarr").attrs
+    assert yaml.safe_load(found["experiment_file"])["sweep"]["seeds"] == 3
+    assert found["seeds"] == [0, 1, 2]
+    # The same experiment written with these values has the same key.
+    assert found["stage_key"] == provenance.stage_key("finite", experiment, **SIZES)
+
+
+def test_sizes_need_not_be_in_the_sweep(fake, config, capsys):
+    code, _, _ = run(f"train {config} --depth 7 --width 3 --embed-dim 9 --out a.zarr", capsys)
+    assert code == DONE
+    assert fake[-1][2] == {"depth": 7, "width": 3, "embed_dim": 9}
+
+
+def test_a_limit_uses_the_stored_quadrature_if_it_fits(fake, config, capsys, tiny_values):
+    run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
+    fake.clear()
+    run(COMPUTE["mean_ode"].format(config, "a.zarr"), capsys)
+    assert [kind for kind, _, _ in fake] == ["mean_ode"]
+    fake.clear()
+    run(COMPUTE["wide"].format(config, "b.zarr") + " --results elsewhere", capsys)
+    assert [kind for kind, _, _ in fake] == ["dmft", "wide"]
+    # Not if it was found for another experiment.
+    rewrite(config, tiny_values(numerics={"limit_tolerance": 1e-4}))
+    fake.clear()
+    run(COMPUTE["mean_ode"].format(config, "a.zarr"), capsys)
+    assert [kind for kind, _, _ in fake] == ["dmft", "mean_ode"]
+
+
+# --- the pipeline by hand -------------------------------------------------------------------------
+
+
+def follow_the_advice(config, capsys):
+    """Run ``errors`` and then whatever it says is missing, until it is content."""
+    for _ in range(100):
+        code, _, complaint = run(f"--quiet errors {config}", capsys)
+        if code == DONE:
+            return
+        assert code == FAILED
+        assert len(complaint) == 1
+        assert "inputs missing or out of date" in complaint[0]
+        advice = complaint[0].partition("make the first with: resnet-limits ")[2]
+        assert run(f"--quiet {advice}", capsys)[0] == DONE
+    raise AssertionError
+
+
+def table(lines):
+    rows = [line.split() for line in lines[1:]]
+    return {row[0]: tuple(map(int, row[1:])) for row in rows}
+
+
+def test_following_the_advice_makes_every_result(fake, config, capsys):
+    code, output, _ = run(f"status {config}", capsys)
+    assert code == DONE
+    assert table(output) == {
+        "problem": (1, 0, 1, 0, 0),
+        "dmft": (1, 0, 1, 0, 0),
+        "mean_ode": (2, 0, 2, 0, 0),
+        "wide": (4, 0, 4, 0, 0),
+        "finite": (4, 0, 4, 0, 0),
+        "errors": (1, 0, 1, 0, 0),
+        "rates": (1, 0, 1, 0, 0),
+    }
+    code, _, complaint = run(f"--quiet rates {config}", capsys)
+    assert code == FAILED
+    assert complaint[0].endswith(f"resnet-limits errors {config}")
+
+    follow_the_advice(config, capsys)
+    code, output, _ = run(f"--quiet rates {config}", capsys)
+    assert code == DONE
+    assert output[0].split()[:4] == ["pair", "of", "step", "variable"]
+    assert "0.51 [0.45, 0.56]" in output[1]
+    assert output[1].endswith("7/8")
+    assert "no fit" in output[2]
+    assert "too few depths" in output[3]
+    assert json.loads(Path("results/tiny/rates.json").read_text())["pairs"] == RATES["pairs"]
+    done = table(run(f"status {config}", capsys)[1])
+    assert done == {
+        "problem": (1, 0, 1, 0, 0),
+        "dmft": (1, 1, 0, 0, 0),
+        "mean_ode": (2, 2, 0, 0, 0),
+        "wide": (4, 4, 0, 0, 0),
+        "finite": (4, 4, 0, 0, 0),
+        "errors": (1, 1, 0, 0, 0),
+        "rates": (1, 1, 0, 0, 0),
+    }
+    for path in Path("results").rglob("*.zarr"):
+        assert run(f"check {path}", capsys) == (DONE, [f"{path}: sound"], [])
+
+
+def test_a_changed_experiment_makes_results_out_of_date(fake, config, capsys, tiny_values):
+    line = "train {} --depth 2 --width 8 --embed-dim 4 --out results/tiny/finite/L2_M8_D4.zarr"
+    run(line.format(config), capsys)
+    run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
+    grid = {"depth": [2], "width": [8, 16], "embed_dim": [4]}
+    rewrite(config, tiny_values(sweep={"grid": grid}))
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (2, 1, 1, 0, 0)
+    rewrite(config, tiny_values(training={"learning_rate": 0.1}))
+    found = table(run(f"status {config}", capsys)[1])
+    assert found["finite"] == (4, 0, 3, 1, 0)
+    assert found["dmft"] == (1, 0, 0, 1, 0)
+
+
+def test_fewer_seeds_than_the_experiment_has_do_not_count_as_done(fake, config, capsys):
+    out = "results/tiny/finite/L2_M8_D4.zarr"
+    run(COMPUTE["finite"].format(config, out) + " --seeds 1", capsys)
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 0, 3, 1, 0)
+
+
+def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_dataset):
+    def finite(experiment, shape, seeds=None, engine=None):
+        dataset = make_dataset("finite").assign_attrs(shape._asdict())
+        dataset["status"][1] = 1
+        dataset["diverged_step"][1] = 0
+        for name in ("output", "loss", "hidden", "backward"):
+            dataset[name][1] = np.nan
+        return dataset
+
+    monkeypatch.setattr(stages.networks, "finite", finite)
+    out = "results/tiny/finite/L2_M8_D4.zarr"
+    assert run(COMPUTE["finite"].format(config, out), capsys)[0] == DONE
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 1, 3, 0, 1)
+    assert run(f"check {out}", capsys)[0] == DONE
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+def test_validate_says_what_is_asked_for(fake, config, capsys):
+    code, output, log = run(f"validate {config}", capsys)
+    assert (code, log) == (DONE, [])
+    assert output[0] == f"{config}: experiment tiny"
+    assert "shapes: 4, seeds: 2" in output
+    assert "wide: 4 results" in output
+    assert written() == []
+
+
+def test_inspect_and_check(fake, config, capsys):
+    run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
+    code, output, _ = run("inspect results/tiny/dmft.zarr", capsys)
+    assert code == DONE
+    assert output[0] == "dmft.zarr: DMFT limit (kind dmft)"
+    assert any("learning_rate: 0.5" in line for line in output)
+
+    metadata = Path("results/tiny/dmft.zarr/zarr.json")
+    metadata.write_text(metadata.read_text().replace('"cpu"', '"gpu"'))
+    code, output, complaint = run("check results/tiny/dmft.zarr", capsys)
+    assert code == FAILED
+    assert output == ["digest: not the one in dmft.json"]
+    assert complaint == ["error: results/tiny/dmft.zarr: unsound, 1 findings"]
+
+
+def test_check_finds_a_flipped_bit(fake, config, capsys):
+    run(f"dmft {config} --out a.zarr", capsys)
+    chunk = Path("a.zarr/loss/c/0")
+    raw = bytearray(chunk.read_bytes())
+    raw[3] ^= 4
+    chunk.write_bytes(raw)
+    code, output, complaint = run("check a.zarr", capsys)
+    assert code == FAILED
+    assert output[0].startswith("loss/c/0: ")
+    assert len(complaint) == 1
+
+
+def test_shape(monkeypatch, tmp_path, capsys):
+    module = types.ModuleType("resnet_limits.errors.shape")
+
+    def best_shape(rates, budget, observable="hidden", step="last"):
+        assert rates["pairs"]
+        return {"depth": 3, "error": budget / 3, "of": observable, "step": step}
+
+    module.best_shape = best_shape
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    file = tmp_path / "rates.json"
+    file.write_text(json.dumps(RATES))
+    assert run(f"shape --budget 1e6 {file}", capsys) == (
+        DONE,
+        ["depth: 3", "error: 333333", "of: hidden", "step: last"],
+        [],
+    )
+    code, output, _ = run(f"shape --budget 1e6 --of output --step 5 {file}", capsys)
+    assert code == DONE
+    assert output[2:] == ["of: output", "step: 5"]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("", "Missing command"),
+        ("dance", "No such command 'dance'"),
+        ("--loud validate tiny.yaml", "--loud"),
+        ("validate", "CONFIG"),
+        ("validate absent.yaml", "absent.yaml"),
+        ("dmft tiny.yaml", "--out"),
+        ("dmft absent.yaml --out a.zarr", "absent.yaml"),
+        ("dmft tiny.yaml --out a.nc", "--out: a.nc: a store's name must end in .zarr"),
+        ("dmft tiny.yaml --out taken.zarr", "taken.zarr: exists and is not a store"),
+        ("dmft tiny.yaml --out a.zarr --speed 3", "--speed"),
+        ("mean-ode tiny.yaml --out a.zarr", "--embed-dim"),
+        ("mean-ode tiny.yaml --embed-dim 0 --out a.zarr", "--embed-dim"),
+        ("mean-ode tiny.yaml --embed-dim 4 --seeds 0 --out a.zarr", "--seeds"),
+        ("wide tiny.yaml --depth -1 --embed-dim 4 --out a.zarr", "--depth"),
+        ("train tiny.yaml --depth 2 --width x --embed-dim 4 --out a.zarr", "--width"),
+        (
+            "train tiny.yaml --depth 2 --width 2 --embed-dim 4 --engine fast --out a.zarr",
+            "engine",
+        ),
+        ("inspect absent.zarr", "STORE: absent.zarr: no such store"),
+        ("check absent.zarr", "STORE: absent.zarr: no such store"),
+        ("shape --budget 1e6 absent.json", "RATES: absent.json: No such file"),
+        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not a JSON file"),
+        ("shape --budget 1e6 list.json", "RATES: list.json: has no key pairs"),
+        ("shape --budget nan list.json", "--budget: nan, must be a finite number"),
+        ("shape --budget inf list.json", "--budget: inf, must be a finite number"),
+        ("shape list.json", "--budget"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(fake, config, capsys, line, part):
+    Path("taken.zarr").mkdir()
+    Path("taken.zarr/notes").touch()
+    Path("list.json").write_text("[]")
+    before = written()
+    code, output, complaint = run(line, capsys)
+    assert (code, output) == (BAD_INPUT, [])
+    assert len(complaint) == 1, complaint
+    assert complaint[0].startswith("error: ")
+    assert part in complaint[0]
+    assert written() == before
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ({"speed": 3}, "speed"),
+        ({"sweep": {"grid": {"width": [-8]}}}, "width"),
+        ({"training": {"steps": "many"}}, "steps"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line",
+    ["validate {}", *(line.replace("--out {}", "--out a.zarr") for line in COMPUTE.values())],
+)
+def test_a_bad_experiment_is_one_line_and_exit_2(config, capsys, tiny_values, line, bad):
+    override, part = bad
+    rewrite(config, tiny_values(**override))
+    code, output, complaint = run(line.format(config), capsys)
+    assert (code, output) == (BAD_INPUT, [])
+    assert len(complaint) == 1
+    assert config in complaint[0]
+    assert part in complaint[0]
+    assert written() == []
+
+
+def test_bad_data_are_one_line_and_exit_2(fake, config, capsys, monkeypatch):
+    def problem(experiment):
+        raise InputError("data.npz: x holds NaN;\nonly finite numbers are allowed")
+
+    monkeypatch.setattr(stages.problem, "problem", problem)
+    assert run(f"validate {config}", capsys) == (
+        BAD_INPUT,
+        [],
+        ["error: data.npz: x holds NaN; only finite numbers are allowed"],
+    )
+
+
+# --- failures and signals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("no convergence\nin step 3"), "no convergence in step 3"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_a_failure_is_one_line_and_exit_1(config, capsys, monkeypatch, error, words):
+    def dmft(experiment):
+        raise error
+
+    monkeypatch.setattr(stages.limits, "dmft", dmft)
+    line = f"dmft {config} --out results/tiny/dmft.zarr"
+    assert run(line, capsys) == (FAILED, [], [f"error: {words}"])
+    assert written() == []
+    code, _, complaint = run(f"--verbose {line}", capsys)
+    assert code == FAILED
+    assert complaint[0].startswith("Traceback")
+    assert complaint[-1] == f"error: {words}"
+
+
+def test_a_dataset_of_the_wrong_form_is_not_written(
+    fake, config, capsys, monkeypatch, make_dataset
+):
+    monkeypatch.setattr(stages.limits, "dmft", lambda e: make_dataset("dmft").drop_vars("loss"))
+    code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
+    assert code == FAILED
+    assert complaint == ["error: a.zarr: not a dmft store: loss: missing"]
+    assert written() == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_stopped_before_anything_was_saved(fake, config, capsys, monkeypatch, name):
+    def dmft(experiment):
+        os.kill(os.getpid(), getattr(signal, name))
+        raise AssertionError
+
+    monkeypatch.setattr(stages.limits, "dmft", dmft)
+    assert run(f"dmft {config} --out a.zarr", capsys) == (
+        FAILED,
+        [],
+        [f"error: stopped by {name}; nothing was saved"],
+    )
+    assert written() == []
+
+
+def test_stopped_in_the_middle_of_writing(fake, config, capsys, monkeypatch):
+    def stop(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(store.zarr, "consolidate_metadata", stop)
+    code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
+    assert code == FAILED
+    assert complaint == ["error: stopped by SIGTERM; nothing was saved"]
+    assert written() == []
+
+
+def test_stopped_after_work_was_saved(fake, config, capsys, monkeypatch):
+    monkeypatch.setattr(cli._LOG, "info", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
+    assert code == STOPPED
+    assert complaint == ["error: stopped by SIGTERM; finished work is saved, run again"]
+    assert store.check("a.zarr") == []
+
+
+def test_the_caller_gets_its_handlers_back(fake, config, capsys):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    log = logging.getLogger("resnet_limits")
+    handlers, level = list(log.handlers), log.level
+    run(f"--verbose validate {config}", capsys)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert (log.handlers, log.level) == (handlers, level)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], DONE), (["validate", "absent.yaml"], BAD_INPUT)]
+)
+def test_the_program_exits_with_the_code(arguments, code):
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_limits.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    if code == DONE:
+        for command in (
+            "validate", "dmft", "mean-ode", "wide", "train", "errors", "rates", "shape",
+            "status", "inspect", "check",
+        ):  # fmt: skip
+            assert command in done.stdout
