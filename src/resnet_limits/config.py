@@ -13,6 +13,7 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -327,15 +328,11 @@ class SweepConfig(_Section):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        direct = [name for name in ("depth", "width", "embed_dim") if getattr(self, name)]
-        given = [name for name in ("grid", "shapes") if getattr(self, name) is not None] + direct
-        if not given:
-            raise ValueError(f"no sizes are given; allowed: exactly one of {_SWEEP_FORMS}")
-        if len(given) > 1 and given != ["depth", "width", "embed_dim"]:
-            both = ", ".join(given)
-            raise ValueError(f"{both} together do not fit; allowed: exactly one of {_SWEEP_FORMS}")
-        if len(direct) == 1:
-            raise ValueError(f"only {direct[0]} is given; allowed: exactly one of {_SWEEP_FORMS}")
+        names = ("grid", "shapes", "depth", "width", "embed_dim")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given not in (["grid"], ["shapes"], ["depth", "width", "embed_dim"]):
+            what = f"sizes are given by {', '.join(given)}" if given else "no sizes are given"
+            raise ValueError(f"{what}; allowed: exactly one of {_SWEEP_FORMS}")
         cells = self.count * self.seeds
         if cells > MAX_CELLS:
             raise ValueError(
@@ -531,7 +528,7 @@ class _SchemaWalker:
     """Finds the allowed values of a key in the JSON schema."""
 
     def __init__(self) -> None:
-        self.root = json_schema()
+        self.root = _cached_schema()
 
     def _deref(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
         while "$ref" in node:
@@ -768,12 +765,19 @@ def _validate(content: object, where: str, folder: Path | None) -> Experiment:
     try:
         return Experiment.model_validate(content, context={"folder": folder})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A misspelt key is also a missing one: the key that is there says more.
+        errors = error.errors(include_url=False)
+        first = min(errors, key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
         raise InputError(_one_line(f"{where}: {_explain(first)}")) from None
 
 
 def _top_level() -> str:
     return f"a mapping with the keys {', '.join(Experiment.model_fields)}"
+
+
+@lru_cache(maxsize=1)
+def _cached_schema() -> dict[str, Any]:
+    return json_schema()
 
 
 def json_schema() -> dict[str, Any]:

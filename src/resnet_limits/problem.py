@@ -9,7 +9,7 @@ limits are small problems").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -309,7 +309,7 @@ def _read(data: FileData) -> tuple[Array, Array]:
     return x, y
 
 
-def _check_names(data: FileData, names: Mapping[str, Any] | Any) -> None:
+def _check_names(data: FileData, names: Container[Any]) -> None:
     missing = [name for name in ("x", "y") if name not in names]
     if missing:
         raise _refuse(data, f"no array {' and '.join(missing)}", "arrays x and y")
@@ -332,22 +332,18 @@ def _read_npz(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
 
 def _read_xarray(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
     import xarray as xr
+    from zarr.storage import ZipStore
 
-    with _opener(path)(xr) as dataset:
+    if path.name.endswith(".nc"):
+        opened = xr.open_dataset(path)
+    else:
+        store = ZipStore(path, mode="r") if path.name.endswith(".zip") else path
+        opened = xr.open_zarr(store, chunks=None, consolidated=False)
+    with opened as dataset:
         _check_names(data, dataset.data_vars)
         for name in ("x", "y"):
             _check_size(data, name, dataset[name].size)
         return {name: dataset[name].values for name in ("x", "y")}
-
-
-def _opener(path: Path) -> Callable[[Any], Any]:
-    if path.name.endswith(".nc"):
-        return lambda xr: xr.open_dataset(path)
-    if path.name.endswith(".zip"):
-        from zarr.storage import ZipStore
-
-        return lambda xr: xr.open_zarr(ZipStore(path, mode="r"), chunks=None, consolidated=False)
-    return lambda xr: xr.open_zarr(path, chunks=None, consolidated=False)
 
 
 def _checked_values(data: FileData, name: str, array: NDArray[Any]) -> Array:

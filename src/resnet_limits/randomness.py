@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.random import Generator, Philox
@@ -18,7 +19,7 @@ from scipy.special import ndtri
 _BLOCK = 1 << 18
 
 
-def _bit_generator(root_seed: int, name: tuple[str | int, ...]) -> Philox:
+def _bit_generator(root_seed: SupportsIndex, name: tuple[str | SupportsIndex, ...]) -> Philox:
     state = hashlib.blake2b(digest_size=16, person=b"resnet-limits")
     for part in (root_seed, *name):
         raw = (f"s{part}" if isinstance(part, str) else f"i{operator.index(part)}").encode()
@@ -28,7 +29,7 @@ def _bit_generator(root_seed: int, name: tuple[str | int, ...]) -> Philox:
     return Philox(key=int.from_bytes(state.digest(), "big"))
 
 
-def generator(root_seed: int, *name: str | int) -> Generator:
+def generator(root_seed: SupportsIndex, *name: str | SupportsIndex) -> Generator:
     """Open a named stream at its beginning.
 
     Parameters
@@ -46,7 +47,9 @@ def generator(root_seed: int, *name: str | int) -> Generator:
     return Generator(_bit_generator(root_seed, name))
 
 
-def normal_rows(root_seed: int, *name: str | int, rows: int, columns: int) -> NDArray[np.float64]:
+def normal_rows(
+    root_seed: SupportsIndex, *name: str | SupportsIndex, rows: int, columns: int
+) -> NDArray[np.float64]:
     """Draw a table of independent standard normal numbers, row by row.
 
     Every entry takes one word of the stream and is found from it by inversion, so that the table
@@ -76,7 +79,9 @@ def normal_rows(root_seed: int, *name: str | int, rows: int, columns: int) -> ND
     return flat.reshape(rows, columns)
 
 
-def permutation(root_seed: int, *name: str | int, size: int) -> NDArray[np.intp]:
+def permutation(
+    root_seed: SupportsIndex, *name: str | SupportsIndex, size: int
+) -> NDArray[np.intp]:
     """Draw a uniform permutation of 0 to size - 1.
 
     Parameters
