@@ -1,0 +1,650 @@
+"""The experiment file: what it accepts, what follows from it, and how it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from resnet_limits.config import (
+    ACTIVATIONS,
+    ENGINES,
+    LOSSES,
+    PAIRS,
+    UNIT_KINDS,
+    Experiment,
+    InputError,
+    Shape,
+    experiment_from_dict,
+    json_schema,
+    load_experiment,
+)
+
+_CONFIG = Path(__file__).parents[2] / "config"
+_FILES = sorted(_CONFIG.rglob("*.yaml"))
+
+
+def _minimal(**changes: Any) -> dict[str, Any]:
+    """Give the smallest experiment; ``sweep__seeds=3`` sets a nested key."""
+    values: dict[str, Any] = {
+        "experiment": "e",
+        "problem": {"data": {"kind": "gaussian", "samples": 4, "inputs": 2, "targets": 2}},
+        "sweep": {"grid": {"depth": [4, 2], "width": [8], "embed_dim": [16, 4]}},
+    }
+    for key, value in changes.items():
+        *folders, last = key.split("__")
+        place = values
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return values
+
+
+def _refusal(values: object) -> str:
+    with pytest.raises(InputError) as caught:
+        experiment_from_dict(values, where="file.yaml")
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.startswith("file.yaml: ")
+    return message.removeprefix("file.yaml: ")
+
+
+def _file_refusal(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(InputError) as caught:
+        load_experiment(path)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+# --- the files of the project ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda file: str(file.relative_to(_CONFIG)))
+def test_every_experiment_file_loads_and_fits_the_schema(file: Path) -> None:
+    experiment = load_experiment(file)
+    Draft202012Validator(json_schema()).validate(yaml.safe_load(file.read_text()))
+    assert experiment_from_dict(experiment.model_dump()) == experiment
+    assert set(experiment.pairs) == set(PAIRS)
+    header = file.read_text().splitlines()[0]
+    schema = file.parent / header.removeprefix("# yaml-language-server: $schema=")
+    assert schema.resolve() == _CONFIG / "config.schema.json"
+
+
+def test_experiment_names_are_unique() -> None:
+    names = [load_experiment(file).experiment for file in _FILES]
+    assert len(set(names)) == len(names)
+
+
+def test_schema_file_is_in_step() -> None:
+    assert json.loads((_CONFIG / "config.schema.json").read_text()) == json_schema()
+    Draft202012Validator.check_schema(json_schema())
+
+
+def _keys(node: dict[str, Any], root: dict[str, Any]) -> Iterator[str]:
+    while "$ref" in node:
+        node = root["$defs"][node["$ref"].rpartition("/")[2]]
+    for option in [*node.get("oneOf", []), *node.get("anyOf", [])]:
+        if "$ref" in option:
+            yield from _keys(option, root)
+    for name, below in node.get("properties", {}).items():
+        deeper = list(_keys(below, root))
+        yield from (f"{name}.{key}" for key in deeper)
+        if not deeper:
+            yield name
+
+
+def test_readme_explains_every_key_and_no_other() -> None:
+    readme = (_CONFIG / "README.md").read_text().partition("## Keys")[2]
+    rows = "\n".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("|"))
+    written = {key for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", rows) if key not in LOSSES}
+    assert written == set(_keys(json_schema(), json_schema()))
+
+
+def test_paper_linear_is_the_published_grid() -> None:
+    experiment = load_experiment(_CONFIG / "paper-linear.yaml")
+    sizes = [10, 13, 17, 23, 30, 40, 53, 70, 93, 123, 163, 216, 285, 378, 499]
+    assert len(experiment.shapes) == 15**3
+    for axis in zip(*experiment.shapes, strict=True):
+        assert sorted(set(axis)) == sizes
+    assert experiment.model.unit.activation == "linear"
+    assert (experiment.training.steps, experiment.training.learning_rate) == (15, 0.1)
+    assert experiment.sweep.seeds == 5
+    assert experiment.problem.loss == "squared_error"
+
+
+def test_paper_tanh_is_the_published_grid() -> None:
+    experiment = load_experiment(_CONFIG / "paper-tanh.yaml")
+    assert len(experiment.shapes) == 20**2
+    assert {shape.depth for shape in experiment.shapes} == {50}
+    assert experiment.shapes[-1] == (50, 2000, 2000)
+    stds = experiment.model.init_std
+    assert stds.embedding == 5**-0.5
+    assert stds.unembedding == 5**0.5
+    assert (experiment.training.steps, experiment.training.learning_rate) == (15, 1.0)
+    assert experiment.problem.loss == "mean_squared_error"
+
+
+@pytest.mark.parametrize("name", ["paper-linear", "paper-tanh"])
+def test_ci_files_differ_from_the_papers_in_size_only(name: str) -> None:
+    full = load_experiment(_CONFIG / f"{name}.yaml")
+    small = load_experiment(_CONFIG / "ci" / f"{name}.yaml")
+    assert (small.problem, small.model, small.training, small.seed) == (
+        full.problem,
+        full.model,
+        full.training,
+        full.seed,
+    )
+    assert len(small.shapes) < 10
+
+
+# --- what follows from a file ---------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    experiment = experiment_from_dict(_minimal())
+    assert experiment.seed == 0
+    assert experiment.problem.loss == "squared_error"
+    assert experiment.model.unit.model_dump() == {"kind": "perceptron", "activation": "tanh"}
+    assert experiment.model.residual_scale == 1.0
+    assert set(experiment.model.init_std.model_dump().values()) == {1.0}
+    assert experiment.training.steps == 15
+    assert experiment.training.learning_rate == 1.0
+    assert not experiment.training.train_embeddings
+    assert experiment.sweep.seeds == 4
+    assert experiment.sweep.engine == "auto"
+    assert experiment.pairs == PAIRS
+    assert experiment.numerics.model_dump() == {
+        "precision": "float64",
+        "device": "auto",
+        "limit_tolerance": 1e-3,
+    }
+    assert experiment.save.model_dump() == {
+        "depth_points": 17,
+        "steps": "all",
+        "dtype": "float32",
+    }
+
+
+def test_the_three_forms_of_a_sweep_give_the_same_shapes() -> None:
+    grid = experiment_from_dict(_minimal())
+    direct = experiment_from_dict(
+        _minimal(sweep={"depth": [2, 4, 4], "width": [8], "embed_dim": [4, 16]})
+    )
+    listed = [[4, 8, 16], [2, 8, 4], [2, 8, 16], [4, 8, 4], [4, 8, 16]]
+    shapes = experiment_from_dict(_minimal(sweep={"shapes": listed}))
+    expected = [(2, 8, 4), (2, 8, 16), (4, 8, 4), (4, 8, 16)]
+    assert grid.shapes == direct.shapes == shapes.shapes == expected
+    assert all(isinstance(shape, Shape) for shape in grid.shapes)
+    assert grid.shapes[1].parameters == 2 * 8 * 16
+    assert grid.embed_dims == [4, 16]
+    assert grid.wide_cells == [(2, 4), (2, 16), (4, 4), (4, 16)]
+    assert list(grid.seeds) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "needed"),
+    [
+        (["finite-wide"], {"wide"}),
+        (["wide-mean_ode"], {"wide", "mean_ode"}),
+        (["finite-dmft", "finite-dmft"], {"dmft"}),
+        (list(PAIRS), {"wide", "mean_ode", "dmft"}),
+    ],
+)
+def test_pairs_decide_which_limits_are_needed(pairs: list[str], needed: set[str]) -> None:
+    experiment = experiment_from_dict(_minimal(sweep__pairs=pairs))
+    assert experiment.limits_needed == needed
+    assert len(experiment.pairs) == len(set(pairs))
+
+
+def test_pairs_come_in_one_order() -> None:
+    experiment = experiment_from_dict(_minimal(sweep__pairs=["finite-dmft", "finite-wide"]))
+    assert experiment.pairs == ("finite-wide", "finite-dmft")
+
+
+@given(st.integers(1, 3000), st.integers(2, 40))
+def test_depth_layers_are_those_of_the_contract(depth: int, points: int) -> None:
+    layers = experiment_from_dict(_minimal(save__depth_points=points)).depth_layers(depth)
+    assert layers[0] == 0
+    assert layers[-1] == depth
+    assert list(layers) == sorted(set(layers))
+    assert len(layers) == min(points, depth + 1)
+    if len(layers) == points:
+        assert layers == tuple(round(j * depth / (points - 1)) for j in range(points))
+
+
+def test_all_layers_and_single_layer_networks() -> None:
+    every = experiment_from_dict(_minimal(save__depth_points="all"))
+    assert every.depth_layers(100) == tuple(range(101))
+    assert experiment_from_dict(_minimal()).depth_layers(1) == (0, 1)
+
+
+def test_saved_steps() -> None:
+    assert experiment_from_dict(_minimal()).saved_steps == tuple(range(15))
+    assert experiment_from_dict(_minimal(save__steps=[14, 5, 5])).saved_steps == (5, 14)
+
+
+def test_separate_learning_rates() -> None:
+    training = experiment_from_dict(_minimal(training__learning_rate=0.5)).training
+    assert (training.eta_in, training.eta_out) == (0.5, 0.5)
+    training = experiment_from_dict(
+        _minimal(training={"learning_rate_in": 0.0, "learning_rate_out": 2})
+    ).training
+    assert (training.eta_in, training.eta_out) == (0.0, 2.0)
+
+
+def test_experiments_do_not_change() -> None:
+    experiment = experiment_from_dict(_minimal())
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 3  # type: ignore[misc]
+    experiment.shapes.clear()
+    assert len(experiment.shapes) == 4
+
+
+def test_numbers_with_an_exponent_but_no_dot_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump(_minimal()) + "numerics: {limit_tolerance: 1e-4}\n")
+    assert load_experiment(file).numerics.limit_tolerance == 1e-4
+
+
+def test_relative_data_path_starts_from_the_files_folder(tmp_path: Path) -> None:
+    data = {"kind": "file", "path": "../x.npz"}
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "e.yaml"
+    file.write_text(yaml.safe_dump(_minimal(problem={"data": data})))
+    loaded = load_experiment(file)
+    assert loaded.problem.data.model_dump()["path"] == str(tmp_path / "x.npz")
+    assert experiment_from_dict(loaded.model_dump(mode="json")) == loaded
+    absolute = {"kind": "file", "path": str(tmp_path / "x.nc")}
+    file.write_text(yaml.safe_dump(_minimal(problem={"data": absolute})))
+    assert load_experiment(file).problem.data.model_dump() == absolute
+
+
+def test_import_brings_in_nothing_heavy() -> None:
+    program = "import sys, resnet_limits.config; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    heavy = {"torch", "numpy", "scipy", "xarray", "zarr", "dask", "sklearn", "matplotlib"}
+    assert not heavy & set(done.stdout.split())
+
+
+# --- how it refuses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "allowed"),
+    [
+        ({"trainig": {}}, "trainig: unknown key (did you mean training?)", "experiment, seed,"),
+        ({"save__step": "all"}, "save.step: unknown key", "depth_points, steps, dtype"),
+        ({"problem__data__noise": 1}, "problem.data.noise: unknown key", "kind, samples,"),
+        ({"sweep__grid__width": [8, -3]}, "sweep.grid.width.1: got -3", "from 1 to 1000000000"),
+        ({"sweep__grid__width": [2.5]}, "sweep.grid.width.0: got 2.5", "an integer from 1"),
+        ({"sweep__grid__width": [True]}, "sweep.grid.width.0: got True", "an integer from 1"),
+        ({"sweep__grid__width": ["8"]}, "sweep.grid.width.0: got '8'", "an integer from 1"),
+        ({"sweep__grid__width": []}, "sweep.grid.width: got []", "a list of 1 to 10000 values"),
+        ({"sweep__grid__width": 8}, "sweep.grid.width: got 8", "a list of"),
+        ({"sweep__grid__width": [10**9 + 1]}, "sweep.grid.width.0: got 1000000001", "to 10000000"),
+        ({"sweep__seeds": 0}, "sweep.seeds: got 0", "from 1 to 10000"),
+        ({"sweep__seeds": 10**4000}, "sweep.seeds: got an integer of", "from 1 to 10000"),
+        ({"sweep__engine": "sparse"}, "sweep.engine: got 'sparse'", ", ".join(ENGINES)),
+        ({"sweep__pairs": ["dmft-wide"]}, "sweep.pairs.0: got 'dmft-wide'", ", ".join(PAIRS)),
+        ({"sweep__pairs": []}, "sweep.pairs: got []", "a list of 1 to"),
+        ({"training__steps": 0}, "training.steps: got 0", "from 1 to 10000"),
+        ({"training__steps": 10_001}, "training.steps: got 10001", "from 1 to 10000"),
+        ({"training__learning_rate": -1}, "training.learning_rate: got -1", "number >= 0"),
+        ({"training__learning_rate": float("nan")}, "training.learning_rate: got nan", "finite"),
+        ({"training__learning_rate": "1e999"}, "training.learning_rate: got inf", "finite"),
+        ({"training__learning_rate": "fast"}, "training.learning_rate: 'fast' is text", "a number"),
+        ({"training__learning_rate": True}, "training.learning_rate: true and false", "a number"),
+        ({"training__learning_rate": 10**400}, "training.learning_rate: got an integer", "finite"),
+        ({"training__train_embeddings": 1}, "training.train_embeddings: got 1", "true or false"),
+        ({"model__init_std__input": -0.1}, "model.init_std.input: got -0.1", "number >= 0"),
+        ({"model__residual_scale": 0}, "model.residual_scale: got 0", "number > 0"),
+        ({"model__unit__kind": "attention_head"}, "model.unit.kind: got", ", ".join(UNIT_KINDS)),
+        ({"model__unit__activation": "sin"}, "model.unit.activation: got", ", ".join(ACTIVATIONS)),
+        ({"problem__loss": "hinge"}, "problem.loss: got 'hinge'", ", ".join(LOSSES)),
+        ({"problem__loss": "cross_entropy"}, "problem: loss cross_entropy needs", "squared_error"),
+        ({"problem__data__kind": "images"}, "problem.data.kind: got 'images'", "gaussian, linear"),
+        ({"problem__data": {"samples": 2}}, "problem.data.kind: missing", "digits, file, gauss"),
+        ({"problem__data": None}, "problem.data: got nothing", "a mapping with kind"),
+        ({"problem__data__samples": 10**7}, "problem.data.samples: got", "from 1 to 1000000"),
+        (
+            {"problem__data__samples": 10**6, "problem__data__inputs": 10**5},
+            "problem.data: samples * (inputs + targets) =",
+            "at most 10000000",
+        ),
+        (
+            {"problem__data": {"kind": "file", "path": "x.csv"}},
+            "problem.data.path: got 'x.csv'",
+            ".npz",
+        ),
+        (
+            {"problem__data": {"kind": "digits", "samples": 4, "classes": 11}},
+            "problem.data.classes: got 11",
+            "from 2 to 10",
+        ),
+        ({"experiment": ""}, "experiment: got ''", "1 to 64 of"),
+        ({"experiment": ".."}, "experiment: got '..'", "not a dot"),
+        ({"experiment": "a/b"}, "experiment: got 'a/b'", "1 to 64 of"),
+        ({"experiment": "a\n"}, r"experiment: got 'a\n'", "1 to 64 of"),
+        ({"experiment": "x" * 65}, "experiment: got 'xxx", "1 to 64 of"),
+        ({"experiment": 2024}, "experiment: got 2024", "1 to 64 of"),
+        ({"seed": -1}, "seed: got -1", "from 0 to"),
+        ({"save": None}, "save: got nothing", "a mapping with the keys"),
+        ({"save__depth_points": 1}, "save.depth_points: got 1", "from 2 to 10000 or all"),
+        ({"save__steps": [15]}, "save.steps: 15 is not a step", "0 to 14"),
+        ({"save__steps": "last"}, "save.steps: got 'last'", "or all"),
+        ({"save__steps": [-1]}, "save.steps.0: got -1", "from 0"),
+        ({"save__dtype": "float16"}, "save.dtype: got 'float16'", "float32, float64"),
+        ({"numerics__limit_tolerance": 0}, "numerics.limit_tolerance: got 0", "from 1e-12"),
+        ({"numerics__precision": "double"}, "numerics.precision: got 'double'", "float64, float32"),
+        ({"numerics__device": "tpu"}, "numerics.device: got 'tpu'", "auto, cpu, cuda"),
+        ({"sweep": {}}, "sweep: no sizes are given", "exactly one of grid, or shapes, or"),
+        ({"sweep__depth": [2]}, "sweep: sizes are given by grid, depth", "exactly one of"),
+        ({"sweep__shapes": [[1, 1, 1]]}, "sweep: sizes are given by grid, sh", "exactly"),
+        ({"sweep": {"depth": [2], "width": [2]}}, "sweep: sizes are given by d", "exactly"),
+        ({"sweep": {"depth": [2]}}, "sweep: sizes are given by depth", "exactly one of"),
+        ({"sweep": {"shapes": [[1, 2]]}}, "sweep.shapes.0", "a"),
+        ({"sweep": {"shapes": [[1, 2, 3, 4]]}}, "sweep.shapes.0: got [1, 2, 3, 4]", "a list of 3"),
+        ({"sweep": {"shapes": [[1, 0, 3]]}}, "sweep.shapes.0.1: got 0", "an integer from 1"),
+        ({"sweep": {"shapes": []}}, "sweep.shapes: got []", "a list of 1"),
+        (
+            {"sweep": {name: list(range(1, 101)) for name in ("depth", "width", "embed_dim")}},
+            "sweep: 1000000 shapes with 4 seeds are 4000000 cells",
+            "at most 1000000",
+        ),
+        (
+            {"sweep": {"shapes": [[10**9, 1, 1]]}, "save": {"depth_points": "all"}},
+            "save.depth_points: all with depth 1000000000",
+            "up to depth 100000",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_bad_values_say_where_what_and_what_is_allowed(
+    changes: dict[str, Any], start: str, allowed: str
+) -> None:
+    what, _, rest = _refusal(_minimal(**changes)).partition("; allowed: ")
+    assert what.startswith(start)
+    assert allowed in rest
+
+
+@pytest.mark.parametrize("key", ["experiment", "problem", "sweep"])
+def test_required_keys(key: str) -> None:
+    values = _minimal()
+    del values[key]
+    assert _refusal(values).startswith(f"{key}: missing; allowed: ")
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3, [1, 2], {"a"}, b"x"])
+def test_content_that_is_no_mapping(content: object) -> None:
+    assert "allowed: a mapping with the keys experiment, seed, problem" in _refusal(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty; allowed: a mapping with"),
+        ("# only a comment\n", "empty; allowed: a mapping with"),
+        ("- 1\n", "got [1]; allowed: a mapping with"),
+        ("plain text", "got 'plain text'; allowed: a mapping with"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1: a tab"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' stands twice; allowed: every key"),
+        ("save: {dtype: float32, 'dtype': float64}", "line 1, column 24: key 'dtype' stands twice"),
+        ("a: b: c", "line 1, column 5: not YAML: mapping values"),
+        ("a: [1, 2", "line 1, column 9: not YAML"),
+        ("a: *b", "line 1, column 4: not YAML: found undefined alias"),
+        ("a: !!python/object:os.system x", "line 1, column 4: not YAML: could not determine"),
+        ("a: 1\n---\nb: 2\n", "line 2, column 1: not YAML: but found another document"),
+        ("? [a]\n: 1\n", "line 1, column 3: not YAML: found unhashable key"),
+        ("a: \x07", "not YAML: unacceptable character"),
+        ("a: 2024-13-40", "not YAML: month must be in 1..12"),
+        ("a: " + "9" * 5000, "not YAML: "),
+        ("[" * 5000, "nested too deeply"),
+        (b"\xff\xfe\x00\xd8", "not UTF-8 text; allowed: a YAML file"),
+        ("1: 2", "a key that is not text; allowed: "),
+        ("? null\n: 2", "a key that is not text; allowed: "),
+        ("x: &a [*a]", "x: unknown key"),
+        ("experiment: &a [*a]", "experiment: got [[[...]]]"),
+        ('experiment: "\\uD800"', "experiment: got"),
+        ('"a\\nb": 1', r"a\nb: unknown key"),
+    ],
+    ids=lambda value: ascii(value[:12]),
+)  # fmt: skip
+def test_files_that_are_not_yaml(tmp_path: Path, text: str | bytes, message: str) -> None:
+    refusal = _file_refusal(tmp_path / "e.yaml", text)
+    assert refusal.startswith(message)
+    assert "; allowed: " in refusal
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    values = yaml.safe_dump(_minimal())
+    merged = "training:\n  <<: {steps: 3, learning_rate: 0.5}\n  steps: 4\n"
+    file.write_text(values + merged)
+    training = load_experiment(file).training
+    assert (training.steps, training.learning_rate) == (4, 0.5)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(_minimal()).replace("\n", "\r\n").encode())
+    assert load_experiment(file) == experiment_from_dict(_minimal())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.yaml", "no such file or directory; allowed: a readable YAML file"),
+        (".", "is a folder; allowed: a YAML file"),
+        ("n\0ul", "embedded null byte; allowed"),
+        ("x" * 300, "file name too long; allowed"),
+    ],
+)
+def test_paths_that_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_experiment(f"{tmp_path}/{name}")
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e")
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(InputError, match="permission denied; allowed: a readable YAML file"):
+        load_experiment(file)
+
+
+def test_very_large_file(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(InputError, match="too large; allowed: at most"):
+        load_experiment(file)
+
+
+# --- generated files ------------------------------------------------------------------------------
+
+_JUNK = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.dates(),
+        st.binary(max_size=4),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=5), st.integers()), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+_NAMES = {part for key in _keys(json_schema(), json_schema()) for part in key.split(".")}
+_LARGE = experiment_from_dict(_minimal()).model_dump(mode="json")
+
+
+def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    keys: Any = values if isinstance(values, dict) else ()
+    if isinstance(values, list):
+        keys = range(len(values))
+    for key in keys:
+        yield from _places(values[key], (*path, key))
+
+
+def _at(values: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        values = values[key]
+    return values
+
+
+@st.composite
+def _broken(draw: st.DrawFn) -> dict[str, Any]:
+    """Change one thing of a valid experiment so that it cannot be valid any more."""
+    values = copy.deepcopy(_LARGE)
+    places = [path for path in _places(values) if path]
+    path = draw(st.sampled_from(places))
+    holder, key = _at(values, path[:-1]), path[-1]
+    match draw(st.sampled_from(["junk", "unknown key", "bad number", "bad text"])):
+        case "unknown key":
+            sections = [p for p in _places(values) if isinstance(_at(values, p), dict)]
+            section = _at(values, draw(st.sampled_from(sections)))
+            name = draw(st.one_of(st.text(max_size=9), st.integers(), st.booleans()))
+            section[f"x{name}" if name in _NAMES else name] = draw(_JUNK)
+        case "bad number":
+            holder[key] = draw(st.sampled_from([-1, -(10**30), float("nan"), 0.5j, -0.5]))
+        case "bad text":
+            holder[key] = draw(st.text().filter(lambda text: not re.fullmatch(r"[\w.+-]+", text)))
+        case "junk":
+            junk = draw(st.lists(_JUNK.filter(lambda value: not _is_size(value)), min_size=1))
+            holder[key] = {"a": junk} if draw(st.booleans()) else [junk]
+    return values
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_broken())
+def test_any_broken_experiment_is_one_line(values: dict[str, Any]) -> None:
+    assert "; allowed: " in _refusal(values)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data())
+def test_any_broken_file_is_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    text = yaml.safe_dump(_LARGE, sort_keys=False)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 20)))
+    piece = data.draw(st.one_of(st.binary(max_size=8), st.text(max_size=8).map(_encoded)))
+    file = tmp_path / "e.yaml"
+    file.write_bytes(text[:start].encode() + piece + text[end:].encode())
+    message = ""
+    try:
+        load_experiment(file)
+    except InputError as error:
+        message = str(error)
+    # A change may be harmless; nothing but one line may come of it.
+    assert not message or message.startswith(f"{file}: ")
+    assert not message or "; allowed: " in message
+    assert message.isprintable()
+
+
+@settings(max_examples=300, deadline=None)
+@given(_JUNK)
+def test_any_other_content_is_one_line(content: object) -> None:
+    assert "; allowed: " in _refusal(content)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+_SIZES = st.lists(st.integers(1, 10**9), min_size=1, max_size=4)
+_POSITIVE = st.floats(0, 1e6, exclude_min=True)
+
+
+@st.composite
+def _valid(draw: st.DrawFn) -> dict[str, Any]:
+    steps = draw(st.integers(1, 200))
+    axes = {name: draw(_SIZES) for name in ("depth", "width", "embed_dim")}
+    forms = [{"grid": axes}, axes, {"shapes": list(zip(*map(sorted, axes.values()), strict=False))}]
+    counts = {name: draw(st.integers(1, 50)) for name in ("samples", "inputs", "targets")}
+    data: dict[str, Any] = draw(
+        st.sampled_from(
+            [
+                {"kind": "gaussian", **counts},
+                {"kind": "linear_teacher", **counts, "noise": 0},
+                {"kind": "digits", "samples": counts["samples"]},
+                {"kind": "file", "path": "data/x.zarr"},
+            ]
+        )
+    )
+    one_hot = data["kind"] in {"digits", "file"}
+    return {
+        "experiment": draw(st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", fullmatch=True)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "problem": {"data": data, "loss": draw(st.sampled_from(LOSSES if one_hot else LOSSES[:2]))},
+        "model": {
+            "unit": {"activation": draw(st.sampled_from(ACTIVATIONS))},
+            "residual_scale": draw(_POSITIVE),
+            "init_std": {"input": draw(st.floats(0, 1e6))},
+        },
+        "training": {
+            "steps": steps,
+            "learning_rate": draw(st.floats(0, 1e6)),
+            "learning_rate_in": draw(st.none() | st.floats(0, 1e6)),
+            "train_embeddings": draw(st.booleans()),
+        },
+        "sweep": {
+            **draw(st.sampled_from(forms)),
+            "seeds": draw(st.integers(1, 10_000)),
+            "pairs": draw(st.lists(st.sampled_from(PAIRS), min_size=1, max_size=7)),
+        },
+        "numerics": {"limit_tolerance": draw(st.floats(1e-12, 1e3))},
+        "save": {
+            "depth_points": draw(st.integers(2, 100)),
+            "steps": draw(st.just("all") | st.lists(st.integers(0, steps - 1), min_size=1)),
+        },
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(_valid())
+def test_valid_experiments_survive_a_round_trip(values: dict[str, Any]) -> None:
+    experiment = experiment_from_dict(values)
+    assert experiment_from_dict(experiment.model_dump()) == experiment
+    assert experiment_from_dict(experiment.model_dump(mode="json")) == experiment
+    text = yaml.safe_dump(experiment.model_dump(mode="json"))
+    assert experiment_from_dict(yaml.safe_load(text)) == experiment
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+    Draft202012Validator(json_schema()).validate(experiment.model_dump(mode="json"))
+
+
+def test_conftest_values_are_valid(tiny_values: Callable[..., dict[str, Any]]) -> None:
+    assert experiment_from_dict(tiny_values()).experiment == "tiny"
