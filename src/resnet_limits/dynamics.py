@@ -1,0 +1,73 @@
+"""The training problem in the one canonical form that limits and networks both solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_limits.config import Experiment
+from resnet_limits.problem import Loss, Problem
+from resnet_limits.units import Unit, make_unit
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A training problem in canonical form.
+
+    Attributes
+    ----------
+    inputs : ndarray, shape (rows, r_in)
+        Inputs, rotated to their span; a row is a sample, or a (sample, token) pair.
+    targets : ndarray, shape (rows, d_out)
+        Targets.
+    loss : Loss
+        The loss; its gradient is per row, whoever uses it takes the average over rows.
+    unit : Unit
+        The residual unit.
+    residual_scale, input_std, output_std : float
+        alpha, s_in, s_out.
+    rate_in, rate_out, rate_embedding : float
+        eta_in, eta_out and eta_e = eta_u (zero for frozen embeddings).
+    steps : int
+        Number of states K, the untrained one included.
+    """
+
+    inputs: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    loss: Loss
+    unit: Unit
+    residual_scale: float
+    input_std: float
+    output_std: float
+    rate_in: float
+    rate_out: float
+    rate_embedding: float
+    steps: int
+
+
+def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
+    """Bring an experiment and its data into canonical form.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    problem : Problem
+        Its data and loss.
+    """
+    model, training = experiment.model, experiment.training
+    return Dynamics(
+        inputs=problem.inputs,
+        targets=problem.targets,
+        loss=problem.loss,
+        unit=make_unit(**model.unit.model_dump()),
+        residual_scale=model.residual_scale,
+        input_std=model.init_std.input,
+        output_std=model.init_std.output,
+        rate_in=training.eta_in,
+        rate_out=training.eta_out,
+        rate_embedding=training.learning_rate if training.train_embeddings else 0.0,
+        steps=training.steps,
+    )

@@ -1,0 +1,274 @@
+"""The causal solver of the infinite-width dynamics.
+
+One solver for every limit: what differs is the root R of the embedding's Gram matrix and the depth
+grid (theory.md, "Why the limits are small problems"). Training steps are taken one after the other;
+within a step the forward and the backward pass are fixed points over the depth grid, and the units
+at every node are then updated one by one, as in the finite network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.limits.depth import Array, DepthGrid
+from resnet_limits.limits.quadrature import UnitSample
+
+logger = logging.getLogger(__name__)
+
+MAX_ITERATIONS = 200
+# Elements of one temporary array: small enough for a core's cache, large enough to hide calls.
+_CHUNK_ELEMENTS = 1 << 17
+# Activations are kept over a backward pass up to this many (2 GiB of them and of pre-activations
+# in float64), and computed again above.
+_KEPT_ELEMENTS = 1 << 27
+
+
+class LimitError(RuntimeError):
+    """The limit could not be solved; nothing of it may be saved."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States of a solved limit, in coordinates w = R c of the reduced problem.
+
+    Attributes
+    ----------
+    output : ndarray, shape (replicates, K, rows, d_out)
+        Outputs f.
+    hidden, backward : ndarray, shape (replicates, K, knots, rows, r)
+        Hidden state w and backward state z at the depth grid's knots.
+    loss : ndarray, shape (replicates, K)
+        Training loss.
+    iterations : int
+        Fixed-point iterations of the whole solve, both passes together.
+    """
+
+    output: Array
+    hidden: Array
+    backward: Array
+    loss: Array
+    iterations: int
+
+
+class _Units:
+    """Weights of all units of the quadrature at all depth nodes, and their expectations.
+
+    Arrays are laid out ``(nodes, replicates, points x vectors, r)`` and states
+    ``(nodes, replicates, r, rows)``, so that every product is one batched matrix product.
+    """
+
+    def __init__(self, dynamics: Dynamics, sample: UnitSample, nodes: int, dtype: torch.dtype):
+        self.unit = dynamics.unit
+        self.dynamics = dynamics
+        self.points = sample.points
+
+        def spread(vectors: Tensor, std: float) -> Tensor:
+            replicates, points, count, r = vectors.shape
+            flat = (std * vectors).to(dtype).reshape(1, replicates, points * count, r)
+            return flat.repeat(nodes, 1, 1, 1)
+
+        self.incoming = spread(sample.in_vectors, dynamics.input_std)
+        self.outgoing = spread(sample.out_vectors, dynamics.output_std)
+        rows = len(dynamics.inputs)
+        widest = nodes * sample.replicates * rows * max(self.unit.in_vectors, self.unit.out_vectors)
+        self.block = max(16, _CHUNK_ELEMENTS // widest)
+        self.w = torch.empty(0)
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        a, c = self.unit.in_vectors, self.unit.out_vectors
+        for start in range(0, self.points, self.block):
+            stop = min(self.points, start + self.block)
+            yield (
+                self.incoming[:, :, start * a : stop * a],
+                self.outgoing[:, :, start * c : stop * c],
+            )
+
+    def _activate(self, incoming: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        p = incoming @ w
+        p = p.view(*p.shape[:2], -1, self.unit.in_vectors, p.shape[-1])
+        return p, self.unit.forward(p)
+
+    def forward_drift(self, w: Tensor) -> Tensor:
+        """``alpha E[O g(I^T w)]``."""
+        total = torch.zeros_like(w)
+        for incoming, outgoing in self._blocks():
+            _, g = self._activate(incoming, w)
+            total += outgoing.transpose(-1, -2) @ g.flatten(2, 3)
+        return total * (self.dynamics.residual_scale / self.points)
+
+    def settle(self, w: Tensor) -> None:
+        """Fix the hidden state that the backward pass and the update are taken at."""
+        self.w = w
+        fits = w.numel() // w.shape[-2] * self.points <= _KEPT_ELEMENTS
+        self.kept = [self._activate(incoming, w) for incoming, _ in self._blocks()] if fits else []
+
+    def _cotangents(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Weights, activations and ``Dg(p)^T O^T z``, block by block."""
+        for index, (incoming, outgoing) in enumerate(self._blocks()):
+            p, g = self.kept[index] if self.kept else self._activate(incoming, self.w)
+            r = outgoing @ z
+            change = self.unit.backward(p, g, r.view(*r.shape[:2], *g.shape[2:]))
+            yield incoming, outgoing, g.flatten(2, 3), change.flatten(2, 3)
+
+    def backward_drift(self, z: Tensor) -> Tensor:
+        """``alpha E[I Dg(p)^T O^T z]`` at the settled hidden state."""
+        total = torch.zeros_like(z)
+        for incoming, _, _, change in self._cotangents(z):
+            total += incoming.transpose(-1, -2) @ change
+        return total * (self.dynamics.residual_scale / self.points)
+
+    def update(self, z: Tensor) -> None:
+        """Take one gradient step with every unit (theory.md, "Gradient step")."""
+        scale = -1.0 / (self.dynamics.residual_scale * z.shape[-1])
+        hidden, backward = self.w.transpose(-1, -2), z.transpose(-1, -2)
+        for incoming, outgoing, g, change in self._cotangents(z):
+            incoming.add_(change @ hidden, alpha=scale * self.dynamics.rate_in)
+            outgoing.add_(g @ backward, alpha=scale * self.dynamics.rate_out)
+
+
+class _FixedPoint:
+    """Picard iteration of ``state = start + accumulate @ drift(state)`` over the depth grid.
+
+    The map is a Volterra operator: it converges faster than any geometric series, and its speed
+    does not depend on the number of nodes.
+    """
+
+    def __init__(self, accumulate: Tensor, tolerance: float, name: str):
+        self.accumulate = accumulate
+        self.tolerance = tolerance
+        self.name = name
+        self.iterations = 0
+
+    def add_up(self, start: Tensor, slope: Tensor) -> Tensor:
+        return start + torch.einsum("jk,kbrn->jbrn", self.accumulate, slope)
+
+    def solve(
+        self, start: Tensor, guess: Tensor, drift: Callable[[Tensor], Tensor], step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the state at the nodes and its drift, or raise LimitError."""
+        state, change, size = guess, np.inf, 1.0
+        for _ in range(MAX_ITERATIONS):
+            self.iterations += 1
+            slope = drift(state)
+            new = self.add_up(start, slope)
+            change, size = float((new - state).abs().max()), float(new.abs().max())
+            state = new
+            if not np.isfinite(change + size):
+                raise LimitError(
+                    f"{self.name}: the state is no longer finite at step {step}; the learning "
+                    "rate or the residual scale is too large for these data"
+                )
+            if change <= self.tolerance * max(1.0, size):
+                return state, slope
+        raise LimitError(
+            f"{self.name}: the fixed point over depth did not converge at step {step}: it still "
+            f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations"
+        )
+
+
+def solve(
+    dynamics: Dynamics,
+    root: Array,
+    grid: DepthGrid,
+    sample: UnitSample,
+    *,
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Trajectory:
+    """Solve the infinite-width training dynamics for one Gram root and one depth grid.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    root : ndarray, shape (r, r)
+        Symmetric root R of the embedding's Gram matrix, input directions first.
+    grid : DepthGrid
+        Continuous or layered depth.
+    sample : UnitSample
+        The quadrature over units; its replicates are solved side by side, independently.
+    name : str
+        What is being solved, for messages.
+    dtype, device : torch dtype and device
+        Arithmetic of the states and units.
+
+    Returns
+    -------
+    Trajectory
+        States of all steps, in float64 on the CPU.
+
+    Raises
+    ------
+    LimitError
+        If a state becomes non-finite or a fixed point over depth does not converge; the message
+        names the step.
+    """
+
+    def put(array: Array) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+    rows, r_in = dynamics.inputs.shape
+    replicates = sample.replicates
+    embedding = put(root[:, :r_in]).expand(replicates, -1, -1).clone()
+    unembedding = put(root[:, r_in:]).expand(replicates, -1, -1).clone()
+    inputs, targets = put(dynamics.inputs.T), put(dynamics.targets)
+    sample = UnitSample(sample.in_vectors.to(device), sample.out_vectors.to(device))
+    units = _Units(dynamics, sample, grid.nodes, dtype)
+    # A relative step well below any quadrature error, and above rounding.
+    tolerance = 1e-11 if dtype == torch.float64 else 3e-6
+    hidden_pass = _FixedPoint(put(grid.forward), tolerance, name)
+    backward_pass = _FixedPoint(put(grid.backward), tolerance, name)
+    total, forward_knots, backward_knots = (
+        put(matrix) for matrix in (grid.total, grid.forward_knots, grid.backward_knots)
+    )
+    embedding_scale = dynamics.rate_embedding / (dynamics.residual_scale * rows)
+    nodes_shape = (grid.nodes, replicates, len(root), rows)
+
+    outputs, hiddens, backwards, losses = [], [], [], []
+    guesses: list[Tensor] = []
+    lag = torch.zeros(nodes_shape, dtype=dtype, device=device)
+    for step in range(dynamics.steps):
+        start = embedding @ inputs
+        guess = 2.0 * guesses[-1] - guesses[-2] if len(guesses) == 2 else start.expand(nodes_shape)
+        w, slope = hidden_pass.solve(start, guess, units.forward_drift, step)
+        guesses = [*guesses[-1:], w]
+        end = start + torch.einsum("k,kbrn->brn", total, slope)
+        output = (unembedding.transpose(-1, -2) @ end).transpose(-1, -2)
+        gradient = dynamics.loss.gradient(output, targets)
+        z_end = unembedding @ gradient.transpose(-1, -2)
+        units.settle(w)
+        z, z_slope = backward_pass.solve(z_end, z_end + lag, units.backward_drift, step)
+        lag = z - z_end
+        knots = start + torch.einsum("jk,kbrn->jbrn", forward_knots, slope)
+        z_knots = z_end + torch.einsum("jk,kbrn->jbrn", backward_knots, z_slope)
+        outputs.append(output)
+        losses.append(dynamics.loss.value(output, targets))
+        hiddens.append(knots)
+        backwards.append(z_knots)
+        if step + 1 < dynamics.steps:
+            units.update(z)
+            if dynamics.rate_embedding:
+                embedding -= embedding_scale * z_knots[0] @ inputs.T
+                unembedding -= embedding_scale * end @ gradient
+        logger.debug("%s: step %d of %d", name, step + 1, dynamics.steps)
+
+    def take(states: list[Tensor], *axes: int) -> Array:
+        stacked: Array = torch.stack(states).permute(*axes).double().cpu().numpy()
+        return stacked
+
+    return Trajectory(
+        output=take(outputs, 1, 0, 2, 3),
+        hidden=take(hiddens, 2, 0, 1, 4, 3),
+        backward=take(backwards, 2, 0, 1, 4, 3),
+        loss=take(losses, 1, 0),
+        iterations=hidden_pass.iterations + backward_pass.iterations,
+    )

@@ -1,0 +1,215 @@
+"""Training of finite networks: the one door to the engines.
+
+An engine holds a batch of networks of one shape and offers a forward and a backward pass; this
+module runs the training steps, watches for divergence, and collects the states that are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_limits.config import InputError, Shape
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.networks.dense import DenseNetwork
+
+logger = logging.getLogger(__name__)
+
+OK, DIVERGED, NOT_RUN = 0, 1, 2
+# A hidden state that has grown by this factor since the start is called diverged.
+GROWTH_LIMIT = 1e6
+# Weights of the seeds that are trained side by side; one seed may be larger. Fixed, because the
+# size of a batch decides how sums are rounded.
+BATCH_BYTES = 2 << 30
+
+ENGINES: dict[str, type[DenseNetwork]] = {"dense": DenseNetwork}
+
+
+class MemoryRefusedError(RuntimeError):
+    """A network does not fit in memory."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """States of trained networks.
+
+    Attributes
+    ----------
+    output : ndarray, shape (S, kept steps, rows, d_out)
+        Outputs f; NaN from the step of divergence on, as all states.
+    loss : ndarray, shape (S, kept steps)
+        Training loss.
+    hidden, backward : ndarray, shape (S, kept steps, kept layers, rows, D)
+        h and b.
+    status : ndarray of int8, shape (S,)
+        0 ok, 1 diverged.
+    diverged_step : ndarray of int64, shape (S,)
+        First step without a finite state of bounded size; -1 if there is none.
+    """
+
+    output: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    hidden: NDArray[np.floating]
+    backward: NDArray[np.floating]
+    status: NDArray[np.int8]
+    diverged_step: NDArray[np.int64]
+
+
+def choose_engine(engine: str) -> tuple[str, str]:
+    """Return the engine's name and why it was chosen.
+
+    Raises
+    ------
+    InputError
+        If the engine is not available.
+    """
+    if engine == "auto":
+        return "dense", "the only engine available"
+    if engine not in ENGINES:
+        raise InputError(
+            f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
+        )
+    return engine, "asked for"
+
+
+def weight_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
+    """Bytes of one network's block weights, (a + c) L M D numbers."""
+    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
+    return vectors * shape.parameters * dtype.itemsize
+
+
+def train(
+    dynamics: Dynamics,
+    shape: Shape,
+    seeds: Sequence[int],
+    embedding: Callable[[int], NDArray[np.float64]],
+    root_seed: int,
+    *,
+    steps: Sequence[int],
+    layers: Sequence[int],
+    engine: str = "dense",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    memory_limit: int | None = None,
+    saved_dtype: type[np.floating] = np.float32,
+) -> Training:
+    """Train networks of one shape, as many seeds side by side as is sensible.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    shape : Shape
+        L, M, D.
+    seeds : sequence of int
+        Seeds of embeddings and block weights.
+    embedding : callable
+        ``seed -> (D, r)`` embedding rows.
+    root_seed : int
+        Root of the random streams.
+    steps, layers : sequence of int
+        Training steps and layers (0..L) whose states are kept.
+    engine : str
+        A key of :data:`ENGINES`.
+    dtype, device : torch dtype and device
+        Arithmetic.
+    memory_limit : int, optional
+        Bytes that the block weights of one network may take.
+    saved_dtype : numpy dtype
+        Of the kept hidden and backward states.
+
+    Raises
+    ------
+    MemoryRefusedError
+        If one network's weights take more than `memory_limit`.
+    """
+    size = weight_bytes(dynamics, shape, dtype)
+    if memory_limit is not None and size > memory_limit:
+        raise MemoryRefusedError(
+            f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: its weights take "
+            f"{size / 2**30:.1f} GiB and {memory_limit / 2**30:.1f} GiB are there; "
+            "choose a smaller shape or numerics.precision float32"
+        )
+    together = max(1, min(len(seeds), BATCH_BYTES // size))
+    batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
+    parts = []
+    for batch in batches:
+        network = ENGINES[engine](
+            dynamics,
+            shape,
+            batch,
+            np.stack([embedding(seed) for seed in batch]),
+            root_seed,
+            dtype=dtype,
+            device=device,
+        )
+        parts.append(_run(network, steps, layers, saved_dtype))
+        del network
+    fields = Training.__dataclass_fields__
+    return Training(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+    )
+
+
+def _run(
+    network: DenseNetwork,
+    steps: Sequence[int],
+    layers: Sequence[int],
+    saved_dtype: type[np.floating],
+) -> Training:
+    """Train one batch, keeping the states that are asked for."""
+    dynamics, depth = network.dynamics, network.shape.depth
+    batch, rows, embed_dim = network.hidden.shape[1:]
+    places = {step: index for index, step in enumerate(steps)}
+    size = (batch, len(steps), len(layers), rows, embed_dim)
+    hidden = np.full(size, np.nan, dtype=saved_dtype)
+    backward = np.full(size, np.nan, dtype=saved_dtype)
+    output = np.full((batch, len(steps), rows, dynamics.targets.shape[1]), np.nan)
+    loss = np.full((batch, len(steps)), np.nan)
+    diverged_step = np.full(batch, -1, dtype=np.int64)
+    alive = np.ones(batch, dtype=bool)
+    start = np.zeros(batch)
+
+    def keep(states: Tensor) -> NDArray[np.floating]:
+        kept: NDArray[np.floating] = states[list(layers)].transpose(0, 1).cpu().numpy()
+        return kept[alive]
+
+    for step in range(dynamics.steps):
+        f = network.forward_pass()
+        value = dynamics.loss.value(f, network.targets)
+        # The largest RMS over the layers; NaN anywhere comes through.
+        norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
+        growth = (norms.amax(0) / np.sqrt(rows * embed_dim)).cpu().numpy()
+        if step == 0:
+            start = growth
+        sound = np.isfinite(growth) & (growth <= GROWTH_LIMIT * start)
+        sound &= torch.isfinite(value).cpu().numpy()
+        lost = alive & ~sound
+        diverged_step[lost] = step
+        alive &= sound
+        if not alive.any():
+            break
+        last = step + 1 == dynamics.steps
+        place = places.get(step)
+        if not last or place is not None:
+            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
+        if place is not None:
+            output[alive, place] = f.double().cpu().numpy()[alive]
+            loss[alive, place] = value.double().cpu().numpy()[alive]
+            hidden[alive, place] = keep(network.hidden)
+            backward[alive, place] = keep(network.backward)
+        logger.debug("L=%d: step %d of %d", depth, step + 1, dynamics.steps)
+    return Training(
+        output=output,
+        loss=loss,
+        hidden=hidden,
+        backward=backward,
+        status=np.where(diverged_step >= 0, DIVERGED, OK).astype(np.int8),
+        diverged_step=diverged_step,
+    )
