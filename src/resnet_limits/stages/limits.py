@@ -1,0 +1,196 @@
+"""Stages ``dmft``, ``mean_ode`` and ``wide``: the three limits as datasets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from resnet_limits import devices
+from resnet_limits.config import Experiment
+from resnet_limits.dynamics import make_dynamics
+from resnet_limits.limits.models import (
+    Arithmetic,
+    Limits,
+    LimitSolution,
+    Plan,
+    standard_error,
+)
+from resnet_limits.problem import (
+    Problem,
+    embedding_rows,
+    gram_root,
+    limit_gram_root,
+    make_problem,
+)
+
+logger = logging.getLogger(__name__)
+
+_PLAN = "plan_"
+
+
+def _prepare(experiment: Experiment) -> tuple[Problem, Limits, str]:
+    problem = make_problem(experiment)
+    device = devices.choose(experiment.numerics.device)
+    arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), device)
+    limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
+    return problem, limits, devices.describe(device)
+
+
+def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Dataset:
+    """Lay one solution out with the dimensions of the stores."""
+    trajectory = solution.trajectory
+    token = () if problem.tokens is None else ("token",)
+    rows = ("sample", *token)
+
+    def split(array: np.ndarray) -> np.ndarray:
+        """Split the rows, the last axis but one, into samples and tokens."""
+        if problem.tokens is None:
+            return array
+        return array.reshape(*array.shape[:-2], -1, problem.tokens, array.shape[-1])
+
+    hidden, backward = solution.hidden_coef, solution.backward_coef
+    output, loss = trajectory.output, trajectory.loss
+    variables = {
+        "output": (("step", *rows, "target"), split(output.mean(axis=0))),
+        "output_stderr": (("step", *rows, "target"), split(standard_error(output))),
+        "loss": (("step",), loss.mean(axis=0)),
+        "loss_stderr": (("step",), standard_error(loss)),
+        "hidden_coef": (
+            ("step", "node", *rows, "embedding_direction"),
+            split(hidden.mean(axis=0)),
+        ),
+        "backward_coef": (
+            ("step", "node", *rows, "embedding_direction"),
+            split(backward.mean(axis=0)),
+        ),
+        "output_replicate": (("replicate", "step", *rows, "target"), split(output)),
+        "hidden_coef_replicate": (
+            ("replicate", "step", *rows, "embedding_direction"),
+            split(hidden[:, :, -1]),
+        ),
+        "depth_error": (("step",), solution.depth_error),
+    }
+    plan = solution.plan
+    return xr.Dataset(
+        variables,
+        coords={
+            "step": np.arange(len(solution.depth_error)),
+            "node": solution.knots,
+            "replicate": np.arange(len(output)),
+        },
+        attrs={
+            "quadrature_kind": plan.quadrature,
+            "quadrature_points": plan.points,
+            "device": device,
+            **{_PLAN + name: value for name, value in plan.as_dict().items()},
+        },
+    )
+
+
+def _plan_of(dmft: xr.Dataset) -> Plan:
+    names = Plan.__dataclass_fields__
+    return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
+
+
+def dmft(experiment: Experiment) -> xr.Dataset:
+    """Solve the DMFT limit, with a pilot that fixes the numerics of all limits.
+
+    Returns
+    -------
+    Dataset
+        The limit store's variables, without a seed.
+
+    Raises
+    ------
+    LimitError
+        If the limit can't be solved to ``numerics.limit_tolerance``.
+    """
+    problem, limits, device = _prepare(experiment)
+    _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
+    dataset = _dataset(problem, solution, device)
+    dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
+    return dataset
+
+
+def _each_seed(
+    experiment: Experiment,
+    problem: Problem,
+    embed_dim: int,
+    seeds: Sequence[int] | None,
+    solve: Callable[..., LimitSolution],
+    device: str,
+) -> xr.Dataset:
+    """Solve a limit for the embedding of every seed and join the datasets."""
+    used = list(experiment.seeds) if seeds is None else list(seeds)
+    parts = []
+    for seed in used:
+        root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
+        parts.append(_dataset(problem, solve(root, seed), device))
+    joined = xr.concat(parts, dim="seed", combine_attrs="identical")
+    return joined.assign_coords(seed=used)
+
+
+def mean_ode(
+    experiment: Experiment,
+    embed_dim: int,
+    dmft: xr.Dataset,
+    seeds: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """Solve the Mean ODE of the first `embed_dim` embedding rows of each seed.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    embed_dim : int
+        D.
+    dmft : Dataset
+        The DMFT limit, whose plan is used.
+    seeds : sequence of int, optional
+        All of the experiment's by default.
+    """
+    problem, limits, device = _prepare(experiment)
+    plan = _plan_of(dmft)
+
+    def solve(root: np.ndarray, seed: int) -> LimitSolution:
+        return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
+
+    dataset = _each_seed(experiment, problem, embed_dim, seeds, solve, device)
+    dataset.attrs["embed_dim"] = embed_dim
+    logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
+    return dataset
+
+
+def wide(
+    experiment: Experiment,
+    depth: int,
+    embed_dim: int,
+    dmft: xr.Dataset,
+    seeds: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """Solve the infinite-width limit at finite depth and embedding dimension, for each seed.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    depth, embed_dim : int
+        L and D.
+    dmft : Dataset
+        The DMFT limit, whose plan is used.
+    seeds : sequence of int, optional
+        All of the experiment's by default.
+    """
+    problem, limits, device = _prepare(experiment)
+    plan = _plan_of(dmft)
+
+    def solve(root: np.ndarray, seed: int) -> LimitSolution:
+        return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
+
+    dataset = _each_seed(experiment, problem, embed_dim, seeds, solve, device)
+    dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
+    logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
+    return dataset

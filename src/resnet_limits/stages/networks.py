@@ -1,0 +1,131 @@
+"""Stage ``finite``: trained networks of one shape as a dataset."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from resnet_limits import devices
+from resnet_limits.config import Experiment, Shape
+from resnet_limits.dynamics import make_dynamics
+from resnet_limits.networks.train import DIVERGED, choose_engine, train
+from resnet_limits.problem import embedding_rows, make_problem
+
+logger = logging.getLogger(__name__)
+
+# Share of the memory that one network's weights may take: the states and the file need the rest.
+_WEIGHT_SHARE = 0.7
+
+
+def _memory(device: str) -> int:
+    """Bytes of memory of the device that the weights live on."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def finite(
+    experiment: Experiment,
+    shape: Shape,
+    seeds: Sequence[int] | None = None,
+    engine: str | None = None,
+) -> xr.Dataset:
+    """Train the networks of one shape.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    shape : Shape
+        L, M and D.
+    seeds : sequence of int, optional
+        All of the experiment's by default.
+    engine : str, optional
+        In place of the experiment's ``sweep.engine``.
+
+    Returns
+    -------
+    Dataset
+        The finite store's variables.
+
+    Raises
+    ------
+    InputError
+        If the engine or the device is not available.
+    MemoryRefusedError
+        If the weights of one network do not fit.
+    """
+    problem = make_problem(experiment)
+    dynamics = make_dynamics(experiment, problem)
+    used = list(experiment.seeds) if seeds is None else list(seeds)
+    name, reason = choose_engine(experiment.sweep.engine if engine is None else engine)
+    device = devices.choose(experiment.numerics.device)
+    steps, layers = experiment.saved_steps, experiment.depth_layers(shape.depth)
+    trained = train(
+        dynamics,
+        shape,
+        used,
+        lambda seed: embedding_rows(problem, experiment.seed, seed, shape.embed_dim),
+        experiment.seed,
+        steps=steps,
+        layers=layers,
+        engine=name,
+        dtype=devices.dtype(experiment.numerics.precision),
+        device=device,
+        memory_limit=int(_WEIGHT_SHARE * _memory(device)),
+        saved_dtype=np.dtype(experiment.save.dtype).type,
+    )
+    token = () if problem.tokens is None else ("token",)
+    rows = ("sample", *token)
+
+    def split(array: np.ndarray) -> np.ndarray:
+        if problem.tokens is None:
+            return array
+        return array.reshape(*array.shape[:-2], -1, problem.tokens, array.shape[-1])
+
+    states = ("seed", "step", "depth_point", *rows, "coordinate")
+    dataset = xr.Dataset(
+        {
+            "output": (("seed", "step", *rows, "target"), split(trained.output)),
+            "loss": (("seed", "step"), trained.loss),
+            "hidden": (states, split(trained.hidden)),
+            "backward": (states, split(trained.backward)),
+            "status": (
+                ("seed",),
+                trained.status,
+                {"flag_values": [0, 1, 2], "flag_meanings": "ok diverged not_run"},
+            ),
+            "diverged_step": (("seed",), trained.diverged_step),
+        },
+        coords={
+            "seed": used,
+            "step": list(steps),
+            "layer": ("depth_point", list(layers)),
+            "s": ("depth_point", np.array(layers) / shape.depth),
+        },
+        attrs={
+            "depth": shape.depth,
+            "width": shape.width,
+            "embed_dim": shape.embed_dim,
+            "engine": name,
+            "engine_reason": reason,
+            "device": devices.describe(device),
+        },
+    )
+    diverged = int((trained.status == DIVERGED).sum())
+    where = f"L={shape.depth} M={shape.width} D={shape.embed_dim}"
+    if diverged:
+        logger.warning(
+            "finite %s: %d of %d seeds diverged, the first at step %d; their later steps are NaN",
+            where,
+            diverged,
+            len(used),
+            int(trained.diverged_step[trained.status == DIVERGED].min()),
+        )
+    logger.info("finite %s: trained %d seeds (%s)", where, len(used), name)
+    return dataset
