@@ -143,7 +143,7 @@ def _save(
     **cell: int,
 ) -> None:
     from resnet_limits import provenance
-    from resnet_limits.stages.publish import device_name, publish
+    from resnet_limits.stages.publish import publish
 
     publish(
         dataset,
@@ -151,7 +151,7 @@ def _save(
         kind=kind,
         experiment=experiment,
         key=provenance.stage_key(kind, experiment, **cell),
-        device=device_name(experiment),
+        device="cpu",
         seeds=() if kind in {"dmft", "problem"} else experiment.seeds,
         started=started,
         manifest=manifest,

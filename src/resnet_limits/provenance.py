@@ -30,7 +30,17 @@ _PACKAGE = "resnet_limits"
 # The experiment's validated values stand for config.py: a new key that a stage does not read must
 # not make its results stale.
 _NOT_HASHED = frozenset({f"{_PACKAGE}.config"})
-_LIBRARIES = ("numpy", "scipy", "torch", "xarray", "zarr", "dask", "pydantic", "scikit-learn")
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "numba",
+    "torch",
+    "xarray",
+    "zarr",
+    "dask",
+    "pydantic",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)
@@ -440,7 +450,11 @@ def collect(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     sizes = "".join(f" {name}={size}" for name, size in (cell or {}).items())
     return {
-        "experiment_file": yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
+        "experiment_file": yaml.safe_dump(
+            experiment.model_dump(mode="json", exclude_none=True),
+            sort_keys=False,
+            allow_unicode=True,
+        ),
         "config_hash": _digest(_canonical_json(values)),
         "code_hash": code_hash(stage_module(stage)),
         "stage_key": key,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import xarray as xr
 
@@ -15,24 +15,6 @@ from resnet_limits import provenance, store
 
 if TYPE_CHECKING:
     from resnet_limits.config import Experiment
-
-
-def device_name(experiment: Experiment) -> str:
-    """Name the device that ``numerics.device`` stands for on this machine.
-
-    Returns
-    -------
-    str
-        ``"cpu"``, or ``"cuda (NAME)"`` with the name of the accelerator.
-    """
-    wanted = str(experiment.numerics.device)
-    if wanted == "cpu":
-        return wanted
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda ({torch.cuda.get_device_name()})"
 
 
 def publish(
@@ -64,7 +46,7 @@ def publish(
     key : str
         The result's stage key.
     device : str
-        Where it was computed; an attribute ``device`` of the dataset itself wins.
+        Where it was computed, unless an attribute ``device`` of the dataset says otherwise.
     seeds : iterable of int
         The seeds inside the result.
     started : float
@@ -98,8 +80,8 @@ def publish(
     if manifest is not None:
         Path(manifest).unlink(missing_ok=True)
     if kind == "rates":
-        assert not isinstance(dataset, xr.Dataset)
-        written = store.write_json({**dataset, "provenance": attrs}, path)
+        values = cast("Mapping[str, Any]", dataset)
+        written = store.write_json({**values, "provenance": attrs}, path)
     else:
         written = store.write(dataset, path, kind, attrs=attrs)
         facts = {"status": store.status_counts(dataset), **(facts or {})}
