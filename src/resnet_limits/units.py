@@ -149,7 +149,7 @@ def make_unit(kind: str, **options: object) -> Unit:
     Raises
     ------
     InputError
-        If the kind is not implemented, or an option is unknown to it.
+        If the kind is not implemented.
     """
     if kind not in UNITS:
         raise InputError(

@@ -63,6 +63,12 @@ class _StreamedProducts:
         self.kernels = kernels
         kernels.use_threads(torch.get_num_threads())
 
+    @staticmethod
+    def _add_up(partial: np.ndarray, total: np.ndarray) -> None:
+        # A diverged network's infinities are found, and named, after the pass.
+        with np.errstate(invalid="ignore", over="ignore"):
+            partial[:, :-1].sum(axis=0, out=total)
+
     def _partial(self, states: Tensor) -> np.ndarray:
         _, rows, embed_dim = states.shape
         return np.empty((self.kernels.PARTS, rows + 1, embed_dim), dtype=states.numpy().dtype)
@@ -76,7 +82,7 @@ class _StreamedProducts:
         partial = self._partial(total)
         for w, c, t in zip(weights.numpy(), coefficients.numpy(), total.numpy(), strict=True):
             self.kernels.expand(w, c, partial)
-            partial[:, :-1].sum(axis=0, out=t)
+            self._add_up(partial, t)
         return total
 
     def project_update(
@@ -94,7 +100,7 @@ class _StreamedProducts:
         arrays = (weights, coefficients, states, total)
         for w, c, h, t in zip(*(array.numpy() for array in arrays), strict=True):
             self.kernels.expand_update(w, c, partial, h, w.dtype.type(scale))
-            partial[:, :-1].sum(axis=0, out=t)
+            self._add_up(partial, t)
         return total
 
 

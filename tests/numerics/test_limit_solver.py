@@ -1,0 +1,226 @@
+"""The nonlinear limits against a plain layer-by-layer solution, symmetries and error estimates."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.limits import models, quadrature
+from resnet_limits.limits.models import Limits, Plan, standard_error
+from resnet_limits.limits.quadrature import Directions
+from resnet_limits.limits.solver import LimitError
+from resnet_limits.problem import Loss
+from resnet_limits.units import Perceptron
+
+
+def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
+    rng = np.random.default_rng(seed)
+    values = {
+        "inputs": rng.standard_normal((samples, 2)),
+        "targets": rng.standard_normal((samples, 2)),
+        "loss": Loss("squared_error"),
+        "unit": Perceptron(activation),
+        "residual_scale": 1.0,
+        "input_std": 1.0,
+        "output_std": 1.0,
+        "rate_in": 1.0,
+        "rate_out": 1.0,
+        "rate_embedding": 0.0,
+        "steps": steps,
+    }
+    return Dynamics(**(values | changes))
+
+
+def layer_by_layer(dynamics, root, layers, incoming, outgoing):
+    """Train the network whose layers all hold the given units, with plain loops and autograd."""
+    r_in = dynamics.inputs.shape[1]
+    rows = len(dynamics.inputs)
+    root = torch.tensor(root)
+    embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
+    x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
+    points = len(incoming)
+    ins = [dynamics.input_std * incoming.clone() for _ in range(layers)]
+    outs = [dynamics.output_std * outgoing.clone() for _ in range(layers)]
+    alpha = dynamics.residual_scale
+    outputs = []
+    for _ in range(dynamics.steps):
+        leaves = [*ins, *outs, embedding, unembedding]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        h = embedding @ x.T
+        for i, o in zip(ins, outs, strict=True):
+            h = h + alpha / (layers * points) * o.T @ dynamics.unit.forward(i @ h)
+        f = (unembedding.T @ h).T
+        outputs.append(f.detach().numpy().copy())
+        gradients = torch.autograd.grad(dynamics.loss.value(f, y), leaves)
+        # In raw gradients the block rates are eta L M / alpha^2 (the D is in the root), the
+        # embeddings' eta / alpha.
+        block = layers * points / alpha**2
+        rates = [dynamics.rate_in * block] * layers + [dynamics.rate_out * block] * layers
+        rates += [dynamics.rate_embedding / alpha] * 2
+        new = [
+            (leaf - rate * g).detach()
+            for leaf, rate, g in zip(leaves, rates, gradients, strict=True)
+        ]
+        ins, outs = new[:layers], new[layers : 2 * layers]
+        embedding, unembedding = new[-2:]
+    assert rows == f.shape[0]
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize(
+    ("activation", "changes"),
+    [
+        ("tanh", {}),
+        ("relu", {"residual_scale": 1.5}),
+        ("gelu", {"input_std": 0.8, "output_std": 1.3, "rate_out": 0.4}),
+        ("silu", {"loss": Loss("mean_squared_error")}),
+        ("erf", {"rate_embedding": 0.3, "residual_scale": 0.7}),
+    ],
+)
+def test_finite_depth_is_gradient_descent_on_its_units(activation, changes):
+    """The oracle shares nothing with the solver but the units' map: gradients by autograd."""
+    dynamics = make(activation, **changes)
+    root = np.diag([1.1, 0.9, 0.8, 1.2])
+    limits = Limits(dynamics, root)
+    plan = Plan("sobol", 64, 1, 6, 0)
+    sample = limits._sampled(plan)
+    solved = limits.wide(root, 6, plan).trajectory.output[0]
+    expected = layer_by_layer(
+        dynamics, root, 6, sample.in_vectors[0, :, 0], sample.out_vectors[0, :, 0]
+    )
+    assert np.abs(expected[-1] - expected[0]).max() > 0.05
+    np.testing.assert_allclose(solved, expected, atol=1e-9)
+
+
+def test_spectral_depth_agrees_with_every_layer():
+    dynamics = make(steps=5, rate_in=0.5, rate_out=0.5)
+    limits = Limits(dynamics, np.eye(4))
+    plan = Plan("sobol", 256, 2, 8, 0)
+    spectral = limits.wide(np.eye(4), 40, plan).trajectory.output
+    every = limits.wide(np.eye(4), 40, replace(plan, nodes=40)).trajectory.output
+    gaps = np.abs(spectral - every).max(axis=(0, 2, 3))
+    # Training amplifies the error from step to step, the more the fewer the points.
+    np.testing.assert_array_less(gaps, [1e-14, 1e-13, 1e-9, 1e-6, 1e-4])
+
+
+def test_untrained_network_is_the_identity():
+    dynamics = make("tanh")
+    solution = Limits(dynamics, np.eye(4)).dmft(Plan("sobol", 512, 8, 4, 0))
+    assert np.abs(solution.trajectory.output[:, 0]).max() < 1e-14
+    first = solution.trajectory.hidden[:, 0]
+    np.testing.assert_allclose(first, np.broadcast_to(first[:, :1], first.shape), atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_independent_solves_scatter_as_claimed(activation):
+    """Twenty solves with their own scramblings: their spread is the standard error they claim."""
+    limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
+    plans = [Plan("sobol", 128, 8, 4, seed) for seed in range(20)]
+    outputs = np.array([limits.dmft(plan).trajectory.output for plan in plans])
+    claimed = np.sqrt(np.mean([standard_error(output) ** 2 for output in outputs], axis=0))
+    means = outputs.mean(axis=1)
+    spread = means.std(axis=0, ddof=1)
+
+    def ratio(spread):
+        return np.sqrt(np.mean(spread[1:] ** 2) / np.mean(claimed[1:] ** 2))
+
+    assert 0.7 < ratio(spread) < 1.4
+    # The spread of single scramblings, eight times the variance, would not pass.
+    assert not 0.7 < ratio(outputs.std(axis=1, ddof=1).mean(axis=0)) < 1.4
+
+
+def test_the_plan_meets_its_tolerance_and_its_depth_error():
+    limits = Limits(make(steps=6), np.eye(4))
+    plan, solution = limits.make_plan(2e-3, 0)
+    assert np.sqrt(np.mean(standard_error(solution.trajectory.output) ** 2)) <= 2e-3
+    assert np.sqrt(np.mean(solution.depth_error**2)) <= 2e-4
+    finer = limits.dmft(replace(plan, nodes=plan.nodes + 6)).trajectory.output
+    gap = solution.trajectory.output.mean(axis=0) - finer.mean(axis=0)
+    assert np.sqrt(np.mean(gap**2)) <= 2e-4
+
+
+def test_an_unreachable_tolerance_names_the_step(monkeypatch):
+    monkeypatch.setattr(models, "MAX_POINTS", 1024)
+    with pytest.raises(LimitError, match=r"limit_tolerance 1.0e-07 is not met .* at step 1 "):
+        Limits(make(), np.eye(4)).make_plan(1e-7, 0)
+
+
+def test_a_diverging_limit_says_at_which_step():
+    with pytest.raises(LimitError, match=r"dmft: .* at step \d+"):
+        Limits(make("linear", rate_in=300.0, rate_out=300.0, steps=8), np.eye(4)).dmft(
+            Plan("cubature", 0, 1, 4, 0)
+        )
+
+
+def test_symmetric_roots_couple_the_limits():
+    """The difference of two limits is far more accurate than either, and far smaller."""
+    limits = Limits(make(steps=5), np.eye(4))
+    plan = Plan("sobol", 512, 8, 4, 0)
+    rows = np.random.default_rng(0).standard_normal((65536, 4))
+    values, vectors = np.linalg.eigh(rows.T @ rows / 65536)
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    base = limits.dmft(plan).trajectory.output
+
+    def error(values):
+        return np.sqrt(np.mean(standard_error(values) ** 2))
+
+    coupled = error(limits.mean_ode(root, plan).trajectory.output - base)
+    # Another root of the same Gram matrix has the same solution and none of the coupling.
+    turned = error(limits.mean_ode(turn @ root, plan).trajectory.output - base)
+    assert coupled < 0.25 * error(base)
+    assert turned > 0.7 * error(base)
+
+
+def test_minimum_norm_coefficients_give_the_state_back_where_rows_are_few():
+    """With D < r rows the Gram matrix is singular; fields on the rows are what they must be."""
+    dynamics = make(steps=3)
+    rows = np.random.default_rng(2).standard_normal((3, 4))
+    values, vectors = np.linalg.eigh(rows.T @ rows / 3)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    solution = Limits(dynamics, np.eye(4)).mean_ode(root, Plan("sobol", 256, 2, 4, 0))
+    start = solution.hidden_coef[0, 0, 0] @ rows.T
+    np.testing.assert_allclose(start, dynamics.inputs @ rows[:, :2].T, atol=1e-7)
+    output = solution.hidden_coef[:, :, -1] @ rows.T @ rows[:, 2:] / 3
+    np.testing.assert_allclose(output, solution.trajectory.output, atol=1e-7)
+
+
+def test_float32_agrees_with_float64_to_its_rounding():
+    arithmetic = models.Arithmetic(torch.float32)
+    plan = Plan("sobol", 256, 2, 4, 0)
+    single = Limits(make(), np.eye(4), arithmetic).dmft(plan).trajectory.output
+    double = Limits(make(), np.eye(4)).dmft(plan).trajectory.output
+    assert 1e-9 < np.abs(single - double).max() < 2e-4
+
+
+def test_directions_are_orthonormal_and_start_with_the_data():
+    rng = np.random.default_rng(4)
+    hidden, readout = np.zeros((6, 5)), np.zeros((6, 5))
+    hidden[:3], readout[3:] = rng.standard_normal((3, 5)), rng.standard_normal((3, 5))
+    directions = Directions.of_data(hidden, readout)
+    for basis in (directions.incoming, directions.outgoing):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-12)
+    assert np.abs(directions.incoming[3:, :3]).max() < 1e-12
+    assert np.abs(directions.outgoing[:3, :3]).max() < 1e-12
+
+
+def test_cubature_has_the_second_moments_of_normals():
+    sample = quadrature.cubature(2, 1, 3)
+    joint = torch.cat([sample.in_vectors, sample.out_vectors], dim=2).reshape(-1, 9)
+    np.testing.assert_allclose(joint.T @ joint / len(joint), np.eye(9), atol=1e-14)
+    np.testing.assert_allclose(joint.mean(dim=0), 0.0, atol=1e-14)
+
+
+def test_sobol_points_have_the_moments_of_normals_and_nest():
+    directions = Directions(np.eye(4), np.eye(4))
+    options = {"replicates": 2, "root_seed": 0, "flip_inputs": True}
+    long = quadrature.sobol(1, 1, directions, points=4096, **options)
+    short = quadrature.sobol(1, 1, directions, points=1024, **options)
+    joint = torch.cat([long.in_vectors, long.out_vectors], dim=2)[0].reshape(-1, 8)
+    np.testing.assert_allclose(joint.mean(dim=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(joint.T @ joint / len(joint), np.eye(8), atol=0.02)
+    assert torch.equal(long.in_vectors[:, :256], short.in_vectors[:, :256])
+    assert not torch.equal(long.in_vectors[0], long.in_vectors[1])

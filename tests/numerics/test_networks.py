@@ -1,0 +1,238 @@
+"""The dense engine against autograd, between its two sets of products, and over batches."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_limits import randomness
+from resnet_limits.config import InputError, Shape
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.networks import dense
+from resnet_limits.networks.train import (
+    DIVERGED,
+    OK,
+    MemoryRefusedError,
+    choose_engine,
+    train,
+)
+from resnet_limits.problem import Loss
+from resnet_limits.units import ACTIVATIONS, Perceptron
+
+SHAPE = Shape(5, 7, 11)
+
+
+def make(activation="tanh", samples=3, steps=4, **changes):
+    rng = np.random.default_rng(8)
+    values = {
+        "inputs": rng.standard_normal((samples, 2)),
+        "targets": rng.standard_normal((samples, 2)),
+        "loss": Loss("squared_error"),
+        "unit": Perceptron(activation),
+        "residual_scale": 1.0,
+        "input_std": 1.0,
+        "output_std": 1.0,
+        "rate_in": 0.5,
+        "rate_out": 0.5,
+        "rate_embedding": 0.0,
+        "steps": steps,
+    }
+    return Dynamics(**(values | changes))
+
+
+def table(embed_dim):
+    return lambda seed: np.random.default_rng(seed).standard_normal((embed_dim, 4))
+
+
+def run(dynamics, shape=SHAPE, seeds=(0,), **options):
+    options = {
+        "steps": range(dynamics.steps),
+        "layers": range(shape.depth + 1),
+        "saved_dtype": np.float64,
+    } | options
+    return train(dynamics, shape, list(seeds), table(shape.embed_dim), 0, **options)
+
+
+def by_autograd(dynamics, shape, seed):
+    """The network of theory.md written naively, trained with gradients by autograd."""
+    L, M, D = shape
+    alpha, unit = dynamics.residual_scale, dynamics.unit
+    rows = torch.tensor(table(D)(seed))
+    embedding, unembedding = rows[:, :2].clone(), rows[:, 2:].clone()
+
+    def draw(role, layer, std):
+        generator = randomness.generator(0, role, seed, *shape, layer)
+        return torch.tensor(generator.standard_normal((M, D)) * std * np.sqrt(D)).T
+
+    ins = [draw("block_in", layer, dynamics.input_std) for layer in range(L)]
+    outs = [draw("block_out", layer, dynamics.output_std) for layer in range(L)]
+    x, y = torch.tensor(dynamics.inputs).T, torch.tensor(dynamics.targets)
+    outputs, states = [], []
+    for _ in range(dynamics.steps):
+        leaves = [*ins, *outs, embedding, unembedding]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        h = [embedding @ x]
+        for i, o in zip(ins, outs, strict=True):
+            p = i.T @ h[-1] / D
+            h.append(h[-1] + alpha / (L * M) * o @ unit.forward(p))
+        f = (unembedding.T @ h[-1] / D).T
+        loss = dynamics.loss.value(f, y)
+        gradients = torch.autograd.grad(loss, [*leaves, *h])
+        outputs.append(f.detach().numpy())
+        # b = D times the gradient of one row's loss, hence the factor of the number of rows.
+        b = [len(x.T) * D * g for g in gradients[len(leaves) :]]
+        states.append((torch.stack(h).detach().numpy(), torch.stack(b).numpy()))
+        # "In raw gradients it is eta L M D / alpha^2 for I and O, eta D / alpha for embeddings."
+        rates = [dynamics.rate_in * L * M * D / alpha**2] * L
+        rates += [dynamics.rate_out * L * M * D / alpha**2] * L
+        rates += [dynamics.rate_embedding * D / alpha] * 2
+        with torch.no_grad():
+            new = [
+                leaf.detach() - rate * gradient
+                for leaf, rate, gradient in zip(leaves, rates, gradients, strict=False)
+            ]
+        ins, outs, embedding, unembedding = new[:L], new[L : 2 * L], new[-2], new[-1]
+    hidden = np.array([h for h, _ in states]).transpose(0, 1, 3, 2)
+    backward = np.array([b for _, b in states]).transpose(0, 1, 3, 2)
+    return np.array(outputs), hidden, backward
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_training_is_gradient_descent_in_the_stated_scaling(activation):
+    dynamics = make(
+        activation,
+        residual_scale=0.7,
+        input_std=1.2,
+        output_std=0.8,
+        rate_in=0.3,
+        rate_out=0.6,
+        rate_embedding=0.2,
+    )
+    trained = run(dynamics)
+    output, hidden, backward = by_autograd(dynamics, SHAPE, 0)
+    np.testing.assert_allclose(trained.output[0], output, atol=1e-11)
+    np.testing.assert_allclose(trained.hidden[0], hidden, atol=1e-10)
+    np.testing.assert_allclose(trained.backward[0], backward, atol=1e-10)
+    assert np.abs(output[-1] - output[0]).max() > 0.01
+
+
+def test_a_wrong_rate_is_seen():
+    right = run(make()).output
+    wrong = run(make(rate_out=0.5 * 3)).output
+    assert np.abs(right[:, 0] - wrong[:, 0]).max() < 1e-15
+    assert np.abs(right[:, 1] - wrong[:, 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 10])
+@pytest.mark.parametrize("shape", [SHAPE, Shape(3, 130, 600), Shape(2, 1, 3)])
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_streamed_products_agree_with_batched_ones(monkeypatch, samples, shape, precision):
+    dynamics = make(samples=samples)
+    monkeypatch.setattr(dense, "_STREAMED_FROM", 0)
+    streamed = run(dynamics, shape, (0, 1), dtype=precision)
+    monkeypatch.setattr(dense, "_STREAMED_FROM", 1 << 60)
+    batched = run(dynamics, shape, (0, 1), dtype=precision)
+    tolerance = 1e-11 if precision == torch.float64 else 3e-4
+    for name in ("output", "hidden", "backward"):
+        gap = np.abs(getattr(streamed, name) - getattr(batched, name)).max()
+        assert gap < tolerance * np.abs(batched.hidden).max(), name
+
+
+@pytest.mark.parametrize("streamed_from", [0, 1 << 60])
+def test_one_batch_of_eight_seeds_is_eight_runs_of_one(monkeypatch, streamed_from):
+    monkeypatch.setattr(dense, "_STREAMED_FROM", streamed_from)
+    dynamics, shape = make(steps=5), Shape(8, 16, 32)
+    together = run(dynamics, shape, range(8))
+    for seed in range(8):
+        alone = run(dynamics, shape, [seed])
+        for name in ("output", "loss", "hidden", "backward"):
+            np.testing.assert_allclose(
+                getattr(together, name)[seed], getattr(alone, name)[0], atol=1e-10
+            )
+    assert np.abs(together.output[0] - together.output[1]).max() > 1e-3
+
+
+def test_draws_are_bit_identical_whatever_the_batch():
+    weights = [
+        dense._block_weights("block_in", 0, seeds, SHAPE, 1, 2.0, torch.float64)
+        for seeds in (range(8), [5], [7, 5])
+    ]
+    assert torch.equal(weights[0][:, 5], weights[1][:, 0])
+    assert torch.equal(weights[0][:, 5], weights[2][:, 1])
+    assert not torch.equal(weights[0][:, 5], weights[0][:, 6])
+    other_role = dense._block_weights("block_out", 0, [5], SHAPE, 1, 2.0, torch.float64)
+    assert not torch.equal(weights[1], other_role)
+
+
+def test_small_batches_give_the_same_training(monkeypatch):
+    whole = run(make(), seeds=range(5))
+    monkeypatch.setattr("resnet_limits.networks.train.BATCH_BYTES", 2 * 2 * 5 * 7 * 11 * 8)
+    parts = run(make(), seeds=range(5))
+    np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-12)
+    assert parts.status.shape == (5,)
+
+
+def test_only_the_steps_and_layers_asked_for_are_kept():
+    whole = run(make(), seeds=range(2))
+    part = run(make(), seeds=range(2), steps=[1, 3], layers=[0, 5])
+    np.testing.assert_array_equal(part.hidden, whole.hidden[:, [1, 3]][:, :, [0, 5]])
+    np.testing.assert_array_equal(part.backward, whole.backward[:, [1, 3]][:, :, [0, 5]])
+    np.testing.assert_array_equal(part.loss, whole.loss[:, [1, 3]])
+
+
+def test_divergence_is_named_and_harms_no_other_seed():
+    # Seed 0 starts from a huge embedding and diverges under a rate that others bear.
+    dynamics = make("linear", steps=6, rate_in=0.2, rate_out=0.2)
+
+    def embedding(seed):
+        return table(SHAPE.embed_dim)(seed) * (40.0 if seed == 0 else 1.0)
+
+    options = {"steps": range(6), "layers": [5], "saved_dtype": np.float64}
+    trained = train(dynamics, SHAPE, [0, 1], embedding, 0, **options)
+    alone = train(dynamics, SHAPE, [1], embedding, 0, **options)
+    assert trained.status.tolist() == [DIVERGED, OK]
+    first = trained.diverged_step[0]
+    assert first > 0
+    assert np.isfinite(trained.output[0, :first]).all()
+    for name in ("output", "loss", "hidden", "backward"):
+        assert np.isnan(getattr(trained, name)[0, first:]).all()
+        assert np.isfinite(getattr(trained, name)[1]).all()
+    np.testing.assert_allclose(trained.hidden[1], alone.hidden[0], atol=1e-12)
+    assert trained.diverged_step[1] == -1
+
+
+@pytest.mark.parametrize("streamed_from", [0, 1 << 60])
+def test_a_non_finite_state_is_divergence(monkeypatch, streamed_from):
+    monkeypatch.setattr(dense, "_STREAMED_FROM", streamed_from)
+    trained = run(make("relu", steps=12, rate_in=1e30, rate_out=1e30), dtype=torch.float32)
+    assert trained.status.tolist() == [DIVERGED]
+    assert np.isnan(trained.output[0, trained.diverged_step[0] :]).all()
+
+
+def test_memory_is_refused_with_a_clear_line():
+    with pytest.raises(MemoryRefusedError, match="L=5 M=7 D=11: its weights take"):
+        run(make(), memory_limit=1000)
+
+
+def test_unknown_engine_lists_the_allowed():
+    with pytest.raises(InputError, match="engine 'magic' is not available; allowed: auto, dense"):
+        choose_engine("magic")
+
+
+def test_engine_choice_is_stated(caplog):
+    caplog.set_level(logging.DEBUG)
+    name, reason = choose_engine("auto")
+    assert name == "dense"
+    assert reason
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_cuda_agrees_with_the_cpu(precision):
+    shape = Shape(8, 64, 96)
+    cpu = run(make(), shape, (0, 1), dtype=precision)
+    gpu = run(make(), shape, (0, 1), dtype=precision, device="cuda")
+    tolerance = 1e-10 if precision == torch.float64 else 1e-3
+    np.testing.assert_allclose(gpu.hidden, cpu.hidden, atol=tolerance)
