@@ -71,7 +71,8 @@ def main() -> None:
         f"{rate / 1e9:.1f} GB/s, {flops / 1e9:.0f} Gflop/s"
     )
     print(
-        f"{'L':>5} {'M':>5} {'D':>5} {'N':>3} {'seeds':>5} {'floor ms':>9} {'step ms':>9} {'ratio':>6}"
+        f"{'L':>5} {'M':>5} {'D':>5} {'N':>3} {'seeds':>5} "
+        f"{'floor ms':>9} {'step ms':>9} {'ratio':>6}"
     )
     for shape, samples, seeds in CASES[: arguments.cases]:
         weights = shape.parameters * seeds
