@@ -7,6 +7,8 @@ collocation. Depth is discretised by the trapezoidal rule on uniform grids, and 
 extrapolation over halved steps takes the error, a series in even powers of the step, to rounding.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -51,7 +53,7 @@ def solve(x, y, rate, steps, root, alpha=1.0, loss_weight=1.0, levels=6, coarses
         previous = table[-1]
         table = [
             fine + (fine - coarse) / (4**order - 1)
-            for coarse, fine in zip(table, table[1:], strict=False)
+            for coarse, fine in pairwise(table)
         ]
         order += 1
     return table[0], np.abs(table[0] - previous).max()

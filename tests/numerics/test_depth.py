@@ -28,9 +28,9 @@ def test_collocation_integrates_polynomials(nodes):
 def test_layered_sums_polynomials(layers, nodes):
     grid = depth.layered(layers, nodes)
     n = min(layers, nodes)
-    l = np.arange(layers) / layers
+    places = np.arange(layers) / layers
     full = min(2 * n - 1, 9)
-    expected = powers(l, full).sum(axis=0) / layers
+    expected = powers(places, full).sum(axis=0) / layers
     np.testing.assert_allclose(grid.total @ powers(grid.s, full), expected, rtol=1e-11)
     # A running sum of l^2 has a closed form that is a polynomial in the number of terms.
     if n >= 3:

@@ -69,10 +69,9 @@ def _lagrange(nodes: Array, points: Array) -> Array:
     weights = _barycentric_weights(nodes)
     differences = points[:, None] - nodes[None, :]
     hit = np.isclose(differences, 0.0, atol=1e-14, rtol=0.0)
-    terms = weights / np.where(hit, 1.0, differences)
+    on_node = hit.any(axis=1, keepdims=True)
+    terms = np.where(on_node, hit, weights / np.where(hit, 1.0, differences))
     matrix: Array = terms / terms.sum(axis=1, keepdims=True)
-    rows = hit.any(axis=1)
-    matrix[rows] = hit[rows]
     return matrix
 
 
