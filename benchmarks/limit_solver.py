@@ -1,9 +1,9 @@
-"""The DMFT limit of the published tanh setting: time to a tolerance, and is its error honest?
+"""The DMFT limit of the published tanh setting: its time to a tolerance, and its honesty.
 
 Solves the setting of ``config/paper-tanh.yaml`` with its own pilot, prints time, standard error and
-depth error; then, with ``--solves n``, solves it again with n other sets of scramblings and compares
-the scatter of the solutions with the standard error that each of them claims. The floor is the time
-of one pass of the final solve's activation evaluations alone, measured in the same run.
+depth error; then, with ``--solves n``, solves it again with n other sets of scramblings and
+compares the scatter of the solutions with the standard error that each of them claims. The floor is
+the time of the final solve's activations alone, measured in the same run.
 
 Usage: ``python benchmarks/limit_solver.py [--tolerance 1e-3] [--solves 20]``.
 """
