@@ -1,0 +1,706 @@
+"""Figures show the numbers they are given, say what is missing, and are the same every time."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import itertools
+import json
+from pathlib import Path
+
+import docutils.core
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pytest
+import synthetic
+from docutils.writers import get_writer_class
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from synthetic import Study
+
+from resnet_limits.config import Shape
+from resnet_limits.errors.rates import fit_rates
+from resnet_limits.figures import fits, style
+from resnet_limits.figures.cells import by_shape
+from resnet_limits.figures.tables import rates_table_html, rates_table_rows
+from resnet_limits.problem import embedding_rows, make_problem
+from resnet_limits.stages.figures import FIGURES, figure, save
+from resnet_limits.store import StoreError
+
+REPORT = Path(__file__).parents[2] / "workflow" / "report"
+LAST = 14
+
+
+def small(**sweep) -> Study:
+    grid = {"depth": [4, 8, 16], "width": [8, 32, 128], "embed_dim": [8, 32, 128]}
+    return Study(synthetic.experiment(sweep={"grid": grid, "seeds": 3, **sweep}))
+
+
+def one_depth() -> Study:
+    return small(grid={"depth": [50], "width": [1, 8, 64], "embed_dim": [1, 8, 64]})
+
+
+def some_diverged() -> Study:
+    study = small()
+    study.diverged = {(4, 8, 128, 0), (4, 8, 128, 1), (4, 8, 128, 2), (8, 8, 128, 1)}
+    return study
+
+
+def all_diverged() -> Study:
+    study = small(shapes=[[4, 8, 8], [8, 16, 16], [16, 32, 32]], grid=None)
+    study.diverged = {(*shape, seed) for shape in study.experiment.shapes for seed in range(3)}
+    return study
+
+
+CASES = {
+    "full": small,
+    "one_depth": one_depth,
+    "without_wide": lambda: small(pairs=["finite-mean_ode", "mean_ode-dmft", "finite-dmft"]),
+    "limits_only": lambda: small(pairs=["mean_ode-dmft"]),
+    "one_shape": lambda: small(grid=None, shapes=[[2, 2, 2]], seeds=1),
+    "some_diverged": some_diverged,
+    "all_diverged": all_diverged,
+}
+
+
+def drawn(study: Study, name: str) -> Figure:
+    rates = json.loads(json.dumps(study.rates()))
+    return figure(name, study.experiment, study.open_store, study.errors(), rates)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def full(study) -> dict[str, Figure]:
+    return {name: drawn(study, name) for name in FIGURES}
+
+
+def words(fig: Figure) -> str:
+    return " ".join(" ".join(text.get_text() for text in fig.findobj(Text)).split())
+
+
+def lines(axes, label: str) -> list[np.ndarray]:
+    """Data (2, points) of all lines of a label."""
+    return [np.array(line.get_data()) for line in axes.lines if line.get_label() == label]
+
+
+def rms_by_shape(dataset, variable: str) -> dict[tuple[int, int, int], float]:
+    """RMS over good seeds at the last step, by plain loops."""
+    groups: dict[tuple[int, int, int], list[float]] = {}
+    for k in range(dataset.sizes["cell"]):
+        cell = dataset.isel(cell=k).sel(step=LAST)
+        if int(cell["status"]) == 0:
+            shape = (int(cell["depth"]), int(cell["width"]), int(cell["embed_dim"]))
+            groups.setdefault(shape, []).append(float(cell[variable]))
+    return {shape: float(np.sqrt(np.mean(np.square(group)))) for shape, group in groups.items()}
+
+
+# --- every figure, every kind of experiment -------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_figure_is_drawn_whatever_the_experiment_lacks(case):
+    study = CASES[case]()
+    for name in FIGURES:
+        fig = drawn(study, name)
+        assert isinstance(fig, Figure)
+        assert fig.axes
+
+
+def test_an_unknown_name_is_refused(study):
+    with pytest.raises(ValueError, match="error_vs_shape"):
+        drawn(study, "pie_chart")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_words_lie_on_other_words(full, name):
+    fig = full[name]
+    fig.savefig(io.BytesIO(), format="png")
+    renderer = fig.canvas.get_renderer()
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer).padded(-1))
+        for text in visible_texts(fig)
+    ]
+    for (one, a), (two, b) in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b), f"{one!r} on {two!r}"
+    inside = fig.bbox.padded(1)
+    for text, box in boxes:
+        assert inside.containsx(box.x0), text
+        assert inside.containsx(box.x1), text
+        assert inside.containsy(box.y0), text
+        assert inside.containsy(box.y1), text
+
+
+def visible_texts(fig: Figure) -> list[Text]:
+    tick_labels = {
+        label
+        for axes in fig.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in [*axis.majorTicks, *axis.minorTicks]
+        for label in (tick.label1, tick.label2)
+    }
+    shown = {
+        tick.label1
+        for axes in fig.axes
+        if axes.axison
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_visible()
+        for tick in axis._update_ticks()
+        if tick.label1.get_visible()
+    }
+    return [
+        text
+        for text in fig.findobj(Text)
+        if text.get_text().strip()
+        and text.get_visible()
+        and (text in shown or text not in tick_labels)
+    ]
+
+
+def test_the_check_for_overlap_sees_an_overlap():
+    fig = style.new_figure(2.0)
+    axes = fig.add_subplot()
+    axes.text(0.5, 0.5, "one word")
+    axes.text(0.51, 0.5, "another")
+    with pytest.raises(AssertionError, match="on"):
+        test_no_words_lie_on_other_words({"it": fig}, "it")
+
+
+def test_files_are_the_same_every_time_and_hold_text_as_text(study, tmp_path):
+    for name in ("trajectories",):
+        for form in ("svg", "png"):
+            first = save(drawn(study, name), tmp_path / f"a.{form}").read_bytes()
+            second = save(drawn(study, name), tmp_path / "deeper" / f"b.{form}").read_bytes()
+            assert first == second
+            assert len(first) > 10_000
+            if form == "svg":
+                assert b"<text" in first
+                assert b"<dc:date>" not in first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "deeper"]
+
+
+def test_matplotlib_is_left_as_it_was(study):
+    before = dict(mpl.rcParams)
+    drawn(study, "loss_curves")
+    assert dict(mpl.rcParams) == before
+
+
+# --- error against shape --------------------------------------------------------------------------
+
+
+def test_error_vs_shape_shows_the_rms_over_seeds_and_the_fitted_law(study, full):
+    fig = full["error_vs_shape"]
+    panels = fig.axes[:6]
+    assert [axes.get_xlabel() for axes in panels[3:]] == [
+        "embedding dimension D",
+        "depth L",
+        "hidden width M",
+    ]
+    errors = study.errors()["finite-dmft"]
+    hidden, output = (rms_by_shape(errors, name) for name in ("hidden_rms", "output_rms"))
+    for row, (quantity, expected) in enumerate((("hidden", hidden), ("output", output))):
+        places = {
+            0: lambda x, colour: (16, colour, x),
+            1: lambda x, colour: (x, 128, colour),
+            2: lambda x, colour: (16, x, colour),
+        }
+        for column, place in places.items():
+            axes = panels[3 * row + column]
+            points = [np.hstack(pair) for pair in zip(*both(axes), strict=True)]
+            colours = (8, 32, 128)
+            assert len(points) == len(colours)
+            for colour, (x, y) in zip(colours, points, strict=True):
+                order = np.argsort(x)
+                sizes = [int(value) for value in x[order]]
+                assert sizes == ([4, 8, 16] if column == 1 else [8, 32, 128])
+                wanted = [expected[place(value, colour)] for value in sizes]
+                np.testing.assert_allclose(y[order], wanted)
+            for colour, (x, y) in zip(colours, lines(axes, "_fit"), strict=True):
+                shapes = [place(value, colour) for value in x]
+                wanted = [synthetic.law("finite-dmft", quantity, *shape) for shape in shapes]
+                np.testing.assert_allclose(y, wanted)
+
+
+def both(axes):
+    return lines(axes, "_resolved"), lines(axes, "_unresolved")
+
+
+def test_error_vs_shape_says_that_depth_does_not_vary():
+    fig = drawn(one_depth(), "error_vs_shape")
+    assert words(fig).count("All networks have L = 50: there is no dependence on it to show.") == 2
+    assert not fig.axes[1].lines
+    assert fig.axes[0].lines
+    assert fig.axes[2].lines
+
+
+def test_error_vs_shape_says_that_no_size_varies_alone():
+    fig = drawn(small(grid=None, shapes=[[4, 4, 4], [8, 8, 8], [16, 16, 16]]), "error_vs_shape")
+    for symbol in "DLM":
+        assert f"No two shapes of this experiment differ in {symbol} alone." in words(fig)
+
+
+def test_error_vs_shape_falls_back_to_the_next_limit():
+    study = small(pairs=["finite-wide"])
+    fig = drawn(study, "error_vs_shape")
+    assert "finite network – infinite width" in words(fig)
+    assert fig.axes[0].lines
+
+
+# --- error against parameters ---------------------------------------------------------------------
+
+
+def test_error_vs_parameters_shows_all_shapes_the_best_and_both_slopes(study, full):
+    fig = full["error_vs_parameters"]
+    rates, errors = study.rates(), study.errors()["finite-dmft"]
+    for axes, quantity, power in zip(fig.axes, ("hidden", "output"), (6, 5), strict=True):
+        expected = rms_by_shape(errors, f"{quantity}_rms")
+        ((P, error),) = lines(axes, "all shapes")
+        wanted = sorted((Shape(*shape).parameters, value) for shape, value in expected.items())
+        np.testing.assert_allclose(sorted(zip(P, error, strict=True)), wanted)
+        budget = rates["pairs"]["finite-dmft"][quantity]["14"]["fixed_budget"]
+        ((P, error),) = lines(axes, "best shape for its P")
+        assert P.tolist() == [point["parameters"] for point in budget["points"]]
+        assert error.tolist() == [point["error"] for point in budget["points"]]
+        labels = {line.get_label(): np.log(line.get_data()) for line in axes.lines}
+        theory = labels[f"theory, exponent −1/{power}"]
+        (fit,) = (data for label, data in labels.items() if label.startswith("fit"))
+        for line, slope in ((theory, -1 / power), (fit, budget["exponent"])):
+            (x0, x1), (y0, y1) = line
+            assert (y1 - y0) / (x1 - x0) == pytest.approx(slope)
+            assert x0 < np.log(P.min()) < np.log(P.max()) < x1
+        low, high = budget["exponent_interval"]
+        assert f"[{low:.2f}, {high:.2f}]".replace("-", "−") in words(fig)
+
+
+# --- the three terms ------------------------------------------------------------------------------
+
+TERMS = (("finite-wide", 0.5), ("wide-mean_ode", -1.0), ("mean_ode-dmft", -0.5))
+
+
+def test_three_terms_shows_points_fits_and_theory(study, full):
+    fig = full["three_terms"]
+    rates = study.rates()["pairs"]
+    for axes, (pair, slope) in zip(fig.axes[:3], TERMS, strict=True):
+        expected = rms_by_shape(study.errors()[pair], "hidden_rms")
+        x, y = np.hstack(
+            [np.hstack(lines(axes, "_resolved")), np.hstack(lines(axes, "_unresolved"))]
+        )
+        at = {
+            "finite-wide": lambda L, M, D: D / (L * M),
+            "wide-mean_ode": lambda L, M, D: L,
+            "mean_ode-dmft": lambda L, M, D: D,
+        }[pair]
+        wanted = sorted((at(*shape), value) for shape, value in expected.items())
+        np.testing.assert_allclose(sorted(zip(x, y, strict=True)), wanted)
+        fit = rates[pair]["hidden"]["14"]
+        for label, power, amplitude in (
+            ("_fit", fit["exponent"], fit["amplitude"]),
+            ("_theory", abs(slope), fit["amplitude_at_theory"]),
+        ):
+            (((x0, x1), (y0, y1)),) = lines(axes, label)
+            measured = np.log(y1 / y0) / np.log(x1 / x0)
+            assert measured == pytest.approx(np.sign(slope) * power)
+            variable = x0 if slope > 0 else 1 / x0
+            assert y0 == pytest.approx(amplitude * variable**power)
+        low, high = fit["exponent_interval"]
+        assert f"exponent {fit['exponent']:.2f} [{low:.2f}, {high:.2f}]" in words(fig)
+        theory = {0.5: "1/2", 1.0: "1"}[abs(slope)]
+        assert f"theory {theory}, in {fit['variable']}" in words(fig)
+
+
+def test_three_terms_shows_what_is_not_resolved_hollow_above_the_noise(study):
+    errors = study.errors()
+    pair = errors["wide-mean_ode"]
+    level = float(pair["hidden_rms"].sel(step=LAST).median()) / 10
+    errors["wide-mean_ode"] = pair.assign(
+        hidden_rms_stderr=pair["hidden_rms_stderr"].copy(
+            data=np.full(pair["hidden_rms"].shape, level)
+        )
+    )
+    fig = figure("three_terms", study.experiment, study.open_store, errors, study.rates())
+    axes = fig.axes[1]
+    resolved, unresolved = (np.hstack(group) for group in both(axes))
+    assert resolved.shape[1] > 0
+    assert unresolved.shape[1] > 0
+    assert (resolved[1] >= 10 * level).all()
+    assert (unresolved[1] < 10 * level).all()
+    hollow = [line for line in axes.lines if line.get_label() == "_unresolved"]
+    assert {line.get_markerfacecolor() for line in hollow} == {"white"}
+    (band,) = axes.collections[-1:]
+    assert band.get_paths()[0].get_extents().y1 == pytest.approx(level)
+    assert axes.get_ylim()[0] < level
+
+
+def test_three_terms_of_an_exact_limit_say_so(study):
+    errors = {
+        pair: dataset.assign(
+            hidden_rms_stderr=0 * dataset["hidden_rms_stderr"],
+            output_rms_stderr=0 * dataset["output_rms_stderr"],
+        )
+        for pair, dataset in study.errors().items()
+    }
+    fig = figure("three_terms", study.experiment, study.open_store, errors, study.rates())
+    assert words(fig).count("limits without quadrature error") == 6
+
+
+def test_a_pair_that_was_not_asked_for_is_named():
+    text = words(drawn(small(pairs=["finite-mean_ode"]), "three_terms"))
+    for pair, _ in TERMS:
+        assert f"This experiment does not compare {pair}." in text
+    assert "exponent" not in text
+
+
+def test_a_fit_without_enough_values_gives_its_reason():
+    text = words(drawn(one_depth(), "three_terms"))
+    assert "needs 3 distinct values of 1/L, has 1" in text
+
+
+# --- divergence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["error_vs_shape", "error_vs_parameters", "three_terms"])
+def test_diverged_cells_are_counted_in_words(name, full):
+    assert "4 of 81 cells diverged, left out." in words(drawn(some_diverged(), name))
+    assert "diverged" not in words(full[name])
+
+
+def test_diverged_cells_are_neither_drawn_nor_averaged_in():
+    study = some_diverged()
+    cells = by_shape(study.errors(), "finite-dmft", "hidden", LAST)
+    shapes = [tuple(shape) for shape in cells.sizes.tolist()]
+    assert (4, 8, 128) not in shapes
+    assert (8, 8, 128) in shapes
+    assert np.isfinite(cells.error).all()
+    assert (cells.total, cells.diverged, len(cells)) == (81, 4, 26)
+    good = study.errors()["finite-dmft"].sel(step=LAST)
+    mine = (good["depth"] == 8) & (good["width"] == 8) & (good["embed_dim"] == 128)
+    values = good["hidden_rms"].values[mine.values]
+    assert np.isnan(values).sum() == 1
+    error = cells.error[shapes.index((8, 8, 128))]
+    assert error == pytest.approx(np.sqrt(np.nanmean(values**2)))
+
+
+def test_a_study_in_which_everything_diverged_says_so():
+    study = all_diverged()
+    for name in ("error_vs_shape", "error_vs_parameters", "three_terms"):
+        assert "All 9 cells diverged: there is nothing to draw." in words(drawn(study, name))
+    for name in ("trajectories", "histograms"):
+        assert "All 9 networks diverged: there is nothing to draw." in words(drawn(study, name))
+    fig = drawn(study, "loss_curves")
+    assert "No finite network of this experiment was trained to the end." in words(fig)
+    assert [line.get_label() for line in fig.axes[0].lines] == ["DMFT limit"]
+
+
+def test_networks_that_diverged_are_replaced_by_their_neighbours():
+    study = small()
+    study.diverged = {(16, 128, 128, seed) for seed in range(3)} | {(4, 8, 8, 0)}
+    fig = drawn(study, "loss_curves")
+    labels = [line.get_label() for line in fig.axes[0].lines]
+    assert "L = 16, M = 128, D = 128" not in labels
+    assert "L = 4, M = 8, D = 8" in labels
+    assert "networks looked at diverged, left out." in words(fig)
+    for line in fig.axes[0].lines:
+        assert np.isfinite(line.get_ydata()).all()
+
+
+# --- networks beside the limit --------------------------------------------------------------------
+
+
+def test_loss_curves_are_the_losses(study, full):
+    left, right = full["loss_curves"].axes
+    limit = study.dmft()
+    by_label = {line.get_label(): np.array(line.get_data()) for line in left.lines}
+    np.testing.assert_array_equal(by_label.pop("DMFT limit")[1], limit["loss"].values)
+    assert next(iter(by_label)) == "L = 4, M = 8, D = 8"
+    assert list(by_label)[-1] == "L = 16, M = 128, D = 128"
+    for (label, (step, loss)), line in zip(by_label.items(), right.lines, strict=True):
+        sizes = [int(part.split(" = ")[1]) for part in label.split(", ")]
+        values = study.finite(*sizes)["loss"].values
+        assert step.tolist() == list(range(15))
+        np.testing.assert_allclose(loss, values.mean(axis=0))
+        distance = np.sqrt(((values - limit["loss"].values) ** 2).mean(axis=0))
+        np.testing.assert_allclose(line.get_ydata(), distance)
+
+
+def test_loss_curves_of_few_saved_steps_take_the_limit_at_the_same_steps():
+    study = Study(
+        synthetic.experiment(
+            save={"steps": [5, 14]},
+            sweep={"shapes": [[4, 8, 8], [8, 16, 16]], "seeds": 2},
+        )
+    )
+    _, right = drawn(study, "loss_curves").axes
+    values = study.finite(4, 8, 8)["loss"].values
+    limit = study.dmft()["loss"].values[[5, 14]]
+    x, y = right.lines[0].get_data()
+    assert x.tolist() == [5, 14]
+    np.testing.assert_allclose(y, np.sqrt(((values - limit) ** 2).mean(axis=0)))
+
+
+def test_trajectories_are_the_stored_fields_and_the_limit_of_the_same_rows(study, full):
+    panels = full["trajectories"].axes
+    assert len(panels) == 3
+    assert panels[0].get_title(loc="left") == "L = 4, M = 8, D = 8"
+    assert panels[2].get_title(loc="left") == "L = 16, M = 128, D = 128"
+    rows = embedding_rows(make_problem(study.experiment), study.experiment.seed, 0, 8)
+    (note,) = (text for text in words(full["trajectories"]).split("Seed 0")[1:])
+    shown = [int(d) for d in note.split("coordinates ")[1].split(".")[0].split(", ")]
+    limit = study.dmft()["hidden_coef"].values[LAST, :, 0] @ rows[shown].T
+    for axes, sizes in ((panels[0], (4, 8, 8)), (panels[2], (16, 128, 128))):
+        stored = study.finite(*sizes)["hidden"].values[0, LAST, :, 0][:, shown]
+        finite = np.array([y for _, y in lines(axes, "_finite")]).T
+        np.testing.assert_array_equal(finite, stored)
+        curves = np.array([y for _, y in lines(axes, "_limit")]).T
+        # The ends and the middle are nodes of the made-up limit.
+        np.testing.assert_allclose(curves[[0, 50, 100]], limit[[0, 2, 4]], atol=1e-12)
+
+
+def test_trajectories_use_one_seed_that_no_network_lost():
+    study = small()
+    study.diverged = {(4, 8, 8, 0)}
+    fig = drawn(study, "trajectories")
+    assert "Seed 1, sample 0" in words(fig)
+    ends = [np.array([y[-1] for _, y in lines(axes, "_limit")]) for axes in fig.axes]
+    np.testing.assert_allclose(ends[0], ends[2])
+
+
+def test_histograms_count_coordinates_against_the_law_of_the_limit():
+    study = Study(
+        synthetic.experiment(
+            model={"init_std": {"embedding": 0.5, "unembedding": 2.0}},
+            sweep={"shapes": [[8, 16, 16], [32, 128, 512]], "seeds": 2},
+        )
+    )
+    fig = drawn(study, "histograms")
+    assert len(fig.axes) == 2 * 3
+    coefficients = study.dmft()["hidden_coef"].values[LAST, -1]
+    gram = np.diag([0.25, 0.25, 4.0, 4.0])
+    for row, sizes in enumerate(((8, 16, 16), (32, 128, 512))):
+        hidden = study.finite(*sizes)["hidden"].values[:, LAST, -1].astype(float)
+        for sample in range(3):
+            axes = fig.axes[3 * row + sample]
+            std = np.sqrt(coefficients[sample] @ gram @ coefficients[sample])
+            (line,) = axes.lines
+            x, density = line.get_data()
+            wanted = np.exp(-0.5 * (x / std) ** 2) / np.sqrt(2 * np.pi * std**2)
+            np.testing.assert_allclose(density, wanted)
+            (stairs,) = axes.patches
+            values, edges, _ = stairs.get_data()
+            coordinates = hidden[:, sample].ravel()
+            counts, _ = np.histogram(coordinates, edges)
+            np.testing.assert_allclose(values * np.diff(edges) * len(coordinates), counts)
+            text = words(fig)
+            assert f"n = {len(coordinates)}" in text
+            assert f"σ = {style.number(np.sqrt((coordinates**2).mean()))}" in text
+            assert f"limit {style.number(std)}" in text
+
+
+def test_only_what_is_drawn_is_opened():
+    study = Study(synthetic.experiment())
+    for name, most in (("loss_curves", 4), ("trajectories", 3), ("histograms", 3)):
+        study.opened.clear()
+        drawn(study, name)
+        finite = [cell for kind, cell in study.opened if kind == "finite"]
+        assert 1 < len(finite) <= most
+        assert {kind for kind, _ in study.opened} <= {"finite", "dmft", "problem"}
+    study.opened.clear()
+    drawn(study, "three_terms")
+    assert not study.opened
+
+
+def test_stores_that_cannot_be_opened_are_named_and_replaced(study):
+    def open_store(kind, cell):
+        if cell == {"depth": 16, "width": 128, "embed_dim": 128}:
+            raise StoreError("no such store")
+        return study.open_store(kind, cell)
+
+    fig = figure("loss_curves", study.experiment, open_store, study.errors(), study.rates())
+    assert "Could not be opened: L16_M128_D128." in words(fig)
+    assert len(fig.axes[0].lines) > 2
+
+
+def test_without_finite_networks_or_limits_nothing_is_invented(study):
+    def nothing(kind, cell):
+        raise StoreError("no such store")
+
+    for name, sentence in (
+        ("loss_curves", "No network was trained to the end, and no limit was solved."),
+        ("trajectories", "The DMFT limit of this experiment was not solved."),
+        ("histograms", "The DMFT limit of this experiment was not solved."),
+    ):
+        fig = figure(name, study.experiment, nothing, {}, {})
+        assert sentence in words(fig)
+        assert not any(axes.lines for axes in fig.axes)
+    for name in ("error_vs_shape", "error_vs_parameters", "three_terms", "rates_table"):
+        fig = figure(name, study.experiment, nothing, {}, {})
+        assert not any(axes.lines for axes in fig.axes)
+    assert "No rates were fitted." in words(fig)
+
+
+# --- fits and tables ------------------------------------------------------------------------------
+
+
+def test_a_law_of_infinite_sizes_drops_their_terms():
+    fit = {
+        "terms": {"1/L": {"amplitude": 3.0}, "1/sqrt(D)": {"amplitude": 2.0}},
+    }
+    assert fits.law(fit, 3, 1, 4) == pytest.approx(np.sqrt(2))
+    assert fits.law(fit, 0, 0, 4) == pytest.approx(1.0)
+    assert fits.law({**fit, "floor": {"amplitude": 1.0}}, 3, 1, 4) == pytest.approx(np.sqrt(3))
+    assert fits.law({"terms": {"D^7": {"amplitude": 1.0}}}, 1, 1, 1) is None
+
+
+def test_rows_hold_every_exponent_and_amplitude(study):
+    rates = study.rates()
+    rows = rates_table_rows(rates)
+    key = [(row["pair"], row["quantity"], row["step"], row["variable"]) for row in rows]
+    single = rows[key.index(("mean_ode-dmft", "hidden", 14, "1/D"))]
+    fit = rates["pairs"]["mean_ode-dmft"]["hidden"]["14"]
+    assert single["kind"] == "fit"
+    assert single["exponent"] == fit["exponent"]
+    assert [single["exponent_low"], single["exponent_high"]] == fit["exponent_interval"]
+    assert single["amplitude"] == fit["amplitude_at_theory"]
+    assert (single["used"], single["total"], single["diverged"]) == (9, 9, 0)
+    terms = [row for row in rows if row["kind"] == "term" and row["pair"] == "finite-dmft"]
+    assert {row["variable"] for row in terms if row["quantity"] == "hidden"} == set(
+        synthetic.HIDDEN
+    )
+    budgets = [row for row in rows if row["kind"] == "budget"]
+    assert {row["theory"] for row in budgets} == {-1 / 6, -1 / 5}
+    assert all(row["reason"] == "" for row in rows)
+
+
+def test_rows_say_why_a_fit_is_missing():
+    rows = rates_table_rows(all_diverged().rates())
+    rows = [row for row in rows if row["pair"] == "finite-wide"]
+    assert {row["reason"] for row in rows} == {"no cell is left"}
+    assert {row["diverged"] for row in rows} == {9}
+    assert {row["exponent"] for row in rows} == {None}
+    empty = rates_table_rows({"pairs": {"finite-wide": {"hidden": {"14": None}}}})
+    assert [row["reason"] for row in empty] == ["no fit was made"]
+
+
+def test_what_stands_in_for_a_fit_has_a_row():
+    fit = {
+        "variable": "1/L + sqrt(D/(LM))",
+        "terms": {"sqrt(D/(LM))": {"amplitude": 0.7, "amplitude_interval": [0.6, 0.8]}},
+        "floor": {"amplitude": 0.01, "amplitude_interval": [0.0, 0.02]},
+        "fixed_budget": {"exponent": None, "points": [], "theory": -1 / 6, "reason": "too few"},
+    }
+    rows = rates_table_rows({"pairs": {"finite-dmft": {"hidden": {"14": fit}}}})
+    assert [row["kind"] for row in rows] == ["term", "floor", "budget"]
+    assert rows[1]["amplitude"] == 0.01
+    assert rows[2]["reason"] == "too few"
+    failed = {**fit, "terms": None, "floor": None, "reason": "collinear"}
+    first, *_ = rates_table_rows({"pairs": {"finite-dmft": {"hidden": {"14": failed}}}})
+    assert (first["variable"], first["reason"]) == ("all terms", "collinear")
+
+
+def test_measured_rates_are_drawn_as_they_are_given():
+    study = small()
+    rates = {"steps": [LAST], "pairs": fit_rates(study.errors(), [LAST], 0)}
+    for name in FIGURES:
+        fig = figure(name, study.experiment, study.open_store, study.errors(), rates)
+        text = words(fig)
+        if name == "three_terms":
+            for pair, _ in TERMS:
+                fit = rates["pairs"][pair]["hidden"][str(LAST)]
+                interval = fit["exponent_interval"]
+                shown = style.with_interval(fit["exponent"], interval, style.fixed)
+                assert f"exponent {shown}" in text
+            resolved, unresolved = both(fig.axes[1])
+            drawn_shapes = sum(group.shape[1] for group in resolved)
+            assert drawn_shapes == rates["pairs"]["wide-mean_ode"]["hidden"][str(LAST)]["shapes"]
+            hollow = sum(group.shape[1] for group in unresolved)
+            assert drawn_shapes + hollow == 9
+
+
+class _Balance(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows = 0
+
+    def handle_starttag(self, tag, attrs):
+        assert not any(name in ("src", "href") for name, _ in attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.rows += tag == "tr"
+
+
+def test_the_web_page_is_whole_and_escapes_what_it_is_given(study):
+    rates = study.rates()
+    rates["pairs"]["finite-wide"]["hidden"]["14"] = {"exponent": None, "reason": "<b> & co"}
+    page = rates_table_html(rates)
+    parser = _Balance()
+    parser.feed(page)
+    assert not parser.open
+    assert parser.rows == 1 + len(rates["pairs"]) + len(rates_table_rows(rates))
+    assert "&lt;b&gt; &amp; co" in page
+    assert "No rates were fitted." in rates_table_html({})
+
+
+def test_the_table_shows_what_the_rates_say(study, full):
+    text = words(full["rates_table"])
+    fit = study.rates()["pairs"]["wide-mean_ode"]["output"]["5"]
+    assert style.with_interval(fit["exponent"], fit["exponent_interval"], style.fixed) in text
+    assert (
+        style.with_interval(fit["amplitude_at_theory"], fit["amplitude_at_theory_interval"]) in text
+    )
+    assert "77/81" in words(drawn(some_diverged(), "rates_table"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.5034, "0.503"),
+        (-12.34, "−12.3"),
+        (1234.5, "1234"),
+        (1.5e-5, "1.50e−5"),
+        (None, "–"),
+        (float("nan"), "–"),
+    ],
+)
+def test_numbers_are_written_with_three_digits(value, text):
+    assert style.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "1/2"), (1.0, "1"), (-1 / 6, "−1/6"), (-0.2, "−1/5"), (0.123, "0.123")],
+)
+def test_exponents_of_theory_are_written_as_fractions(value, text):
+    assert style.fraction(value) == text
+
+
+# --- captions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["workflow", *FIGURES])
+@pytest.mark.parametrize("config", [{}, synthetic.experiment().model_dump(mode="json")])
+def test_captions_render_as_in_the_report(name, config):
+    """Snakemake renders a caption with Jinja2 and docutils, and gives it ``snakemake.config``."""
+    source = (REPORT / f"{name}.rst").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(source).render(snakemake=type("S", (), {"config": config}))
+    complaints = io.StringIO()
+    parts = docutils.core.publish_parts(
+        text, writer=get_writer_class("html")(), settings_overrides={"warning_stream": complaints}
+    )
+    assert complaints.getvalue() == ""
+    assert "{" not in parts["html_body"]
+    assert len(parts["html_body"]) > 200
+    if name == "workflow" and config:
+        assert "synthetic" in parts["html_body"]
+
+
+def test_every_caption_belongs_to_a_figure():
+    assert {path.stem for path in REPORT.glob("*.rst")} == {"workflow", *FIGURES}
