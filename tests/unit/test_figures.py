@@ -119,7 +119,7 @@ def test_an_unknown_name_is_refused(study):
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_words_lie_on_other_words(full, name):
     fig = full[name]
-    fig.savefig(io.BytesIO(), format="png")
+    fig.draw_without_rendering()
     renderer = fig.canvas.get_renderer()
     boxes = [
         (text.get_text(), text.get_window_extent(renderer).padded(-1))
