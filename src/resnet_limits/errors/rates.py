@@ -1,0 +1,864 @@
+"""Exponents and amplitudes of the distances, with intervals over seeds.
+
+Per shape the error is the root mean square over its seeds. A power law is fitted by least squares
+on logs. A law of several terms is fitted as a whole, also on logs, with the terms in quadrature:
+the parts are a bias (1/L, D/(LM)) and centred noise of independent origin (sqrt(D/(LM)),
+1/sqrt(LM), 1/sqrt(D)), whose mean squares add (theory.md, "The claim under test"). Intervals come
+from a bootstrap over whole seeds, because the shapes of one seed share their embedding rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import stats
+
+from resnet_limits.randomness import generator
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float64]
+Fit = dict[str, Any]
+
+SIZES = ("depth", "width", "embed_dim")
+"""Names of L, M and D, the order of the powers in `POWERS`."""
+
+POWERS: dict[str, tuple[float, float, float]] = {
+    "1/L": (-1.0, 0.0, 0.0),
+    "1/D": (0.0, 0.0, -1.0),
+    "1/sqrt(D)": (0.0, 0.0, -0.5),
+    "D/(LM)": (-1.0, -1.0, 1.0),
+    "sqrt(D/(LM))": (-0.5, -0.5, 0.5),
+    "1/sqrt(LM)": (-0.5, -0.5, 0.0),
+}
+"""Powers of L, M and D in each variable of a law."""
+
+OBSERVABLES = {
+    "hidden": ("hidden_rms", "hidden_rms_stderr"),
+    "hidden_max_mean_abs": ("hidden_max_mean_abs", "hidden_rms_stderr"),
+    "output": ("output_rms", "output_rms_stderr"),
+}
+"""For each observable its distance and standard error in the errors store."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """What theory says of one distance.
+
+    Attributes
+    ----------
+    variable : str or None
+        The single variable of a power law; None if the law has several terms only.
+    theory : float or None
+        Its exponent.
+    terms : tuple of str
+        Variables that enter linearly and add in quadrature.
+    depends : tuple of str
+        The sizes the distance depends on.
+    budget : float or None
+        Exponent in P = L M D of the best shapes.
+    """
+
+    variable: str | None
+    theory: float | None
+    terms: tuple[str, ...]
+    depends: tuple[str, ...]
+    budget: float | None = None
+
+
+LAWS: dict[str, dict[str, Law]] = {
+    "finite-wide": {
+        "hidden": Law("D/(LM)", 0.5, (), SIZES),
+        "output": Law("D/(LM)", 1.0, ("D/(LM)", "1/sqrt(LM)"), SIZES),
+    },
+    "wide-mean_ode": dict.fromkeys(
+        ("hidden", "output"), Law("1/L", 1.0, (), ("depth", "embed_dim"))
+    ),
+    "mean_ode-dmft": dict.fromkeys(("hidden", "output"), Law("1/D", 0.5, (), ("embed_dim",))),
+    "finite-mean_ode": {
+        "hidden": Law(None, None, ("1/L", "sqrt(D/(LM))"), SIZES),
+        "output": Law(None, None, ("1/L", "D/(LM)", "1/sqrt(LM)"), SIZES),
+    },
+    "finite-dmft": {
+        "hidden": Law(None, None, ("1/L", "sqrt(D/(LM))", "1/sqrt(D)"), SIZES, -1 / 6),
+        "output": Law(None, None, ("1/L", "D/(LM)", "1/sqrt(LM)", "1/sqrt(D)"), SIZES, -1 / 5),
+    },
+}
+"""Law of each pair for ``hidden`` (both metrics) and ``output``."""
+
+RESAMPLES = 500
+CONFIDENCE = 0.95
+RESOLUTION = 10.0
+"""An error counts as measured if it exceeds this many of its own standard errors."""
+
+_OK, _DIVERGED = 0, 1
+_MIN_VALUES = 3
+"""A power through fewer distinct values is not tested by anything."""
+_BINS_PER_DECADE = 4
+_MIN_SHAPES_IN_BIN = 3
+_ROUNDING = 1e-12
+"""Distances below this are rounding errors, whatever their standard error."""
+_COLLINEAR = 1e-6
+_WIDER = (
+    "on each side the wider of the bootstrap over whole seeds and a t interval from the residuals "
+    "of the {}"
+)
+_BLOCK_ELEMENTS = 1 << 22
+_MAX_ITERATIONS = 200
+
+
+def variable_values(name: str, sizes: NDArray[Any]) -> Array:
+    """Evaluate a variable such as ``D/(LM)``.
+
+    Parameters
+    ----------
+    name : str
+        A key of `POWERS`.
+    sizes : ndarray, shape (..., 3)
+        Depth, width, embedding dimension; a size with power zero may be zero (infinite).
+
+    Returns
+    -------
+    ndarray, shape (...)
+    """
+    values = np.ones(sizes.shape[:-1])
+    for axis, power in enumerate(POWERS[name]):
+        if power:
+            values = values * sizes[..., axis].astype(float) ** power
+    return values
+
+
+def fit_rates(
+    errors: Mapping[str, xr.Dataset], steps: Sequence[int], root_seed: int
+) -> dict[str, dict[str, dict[str, Fit]]]:
+    """Fit every pair and observable at some steps.
+
+    Parameters
+    ----------
+    errors : mapping of str to Dataset
+        The groups of an errors store.
+    steps : sequence of int
+        Numbers of gradient steps.
+    root_seed : int
+        Root of the bootstrap's random stream.
+
+    Returns
+    -------
+    dict
+        ``[pair][observable][str(step)]`` is what `fit` returns. Holds JSON values only.
+    """
+    result: dict[str, dict[str, dict[str, Fit]]] = {}
+    for pair, dataset in errors.items():
+        loaded = dataset.load()
+        result[pair] = {
+            observable: {
+                str(step): fit(loaded, pair, observable, step, root_seed) for step in steps
+            }
+            for observable in OBSERVABLES
+        }
+        logger.info("%s: rates fitted at step %s", pair, " and ".join(map(str, steps)))
+    return result
+
+
+def fit(dataset: xr.Dataset, pair: str, observable: str, step: int, root_seed: int = 0) -> Fit:
+    """Fit the law of one distance at one step.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        One group of an errors store.
+    pair, observable : str
+        Keys of `LAWS` and `OBSERVABLES`.
+    step : int
+        Number of gradient steps.
+    root_seed : int
+        Root of the bootstrap's random stream.
+
+    Returns
+    -------
+    dict
+        JSON values. ``variable``, ``model``, ``exponent``, ``theory``, ``amplitude`` and
+        ``amplitude_at_theory`` (with the exponent of theory), each with its 95 % interval under
+        ``..._interval``; ``terms`` for laws of several terms; ``individual`` exponents in each
+        size; ``fixed_budget`` for finite-dmft; ``cells`` by what became of them; ``reason`` where
+        there is no fit. What could not be found is None, never NaN.
+    """
+    law = LAWS[pair]["output" if observable == "output" else "hidden"]
+    result: Fit = {
+        "variable": law.variable or " + ".join(law.terms),
+        "model": _model(law),
+        "exponent": None,
+        "exponent_interval": None,
+        "theory": law.theory,
+        "amplitude": None,
+        "amplitude_interval": None,
+        "amplitude_at_theory": None,
+        "amplitude_at_theory_interval": None,
+    }
+    study = _study(dataset, observable, step)
+    result |= {
+        "cells": study.cells,
+        "shapes": len(study.sizes),
+        "seeds": study.seeds,
+        "interval_method": _interval_method(study.seeds),
+        "residual": None,
+        "range": None,
+        "sizes": {name: _range(column) for name, column in zip(SIZES, study.sizes.T, strict=True)},
+        "individual": dict.fromkeys(SIZES),
+    }
+    if not study.seeds:
+        result["reason"] = "no cell is left to fit"
+        if law.terms:
+            result["terms"] = None
+        if law.budget is not None:
+            result["fixed_budget"] = _no_budget(law.budget, result["reason"])
+        return result
+    weights = _resampled_seeds(study.seeds, root_seed)
+    if law.variable is not None and law.theory is not None:
+        result |= _power_fit(study, weights, law.variable, law.theory)
+    if law.terms:
+        found = _joint_fit(study, weights, law.terms)
+        if law.variable is not None:
+            # The exponent stands beside the terms, and the residual and reason are its own.
+            found["terms_residual"] = found.pop("residual", None)
+            if "reason" in found:
+                found["reason"] = result.get("reason", f"terms: {found['reason']}")
+        result |= found
+    result["individual"] = _individual_fits(study, weights, law)
+    if law.budget is not None:
+        result["fixed_budget"] = _budget_fit(study, weights, law.budget)
+    json_values: Fit = _json(result)
+    return json_values
+
+
+def _range(values: NDArray[Any]) -> list[Any] | None:
+    return [values.min(), values.max()] if len(values) else None
+
+
+def _model(law: Law) -> str:
+    if not law.terms:
+        return "A x^b"
+    squares = " + ".join(f"(A_{k} {name})^2" for k, name in enumerate(law.terms, start=1))
+    return f"error^2 = {squares}"
+
+
+def _json(value: Any) -> Any:
+    """Turn NumPy values into JSON ones, and numbers that are not finite into None."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, np.integer | np.bool_):
+        return value.item()
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+# --- from cells to shapes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The errors of one distance at one step, shapes by seeds.
+
+    Attributes
+    ----------
+    sizes : ndarray of int, shape (shapes, 3)
+        Shapes with at least one cell that is used.
+    squares : ndarray, shape (shapes, seeds)
+        Squared errors; 0 where not used.
+    used : ndarray of bool, shape (shapes, seeds)
+    cells : dict
+        Counts of all cells.
+    """
+
+    sizes: NDArray[np.int64]
+    squares: Array
+    used: NDArray[np.bool_]
+    cells: dict[str, int]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds with at least one cell that is used."""
+        return self.used.shape[1]
+
+    @property
+    def log_errors(self) -> Array:
+        """Log of the RMS over seeds of each shape."""
+        logs: Array = 0.5 * np.log(self.squares.sum(axis=1) / self.used.sum(axis=1))
+        return logs
+
+    def resampled(self, weights: Array) -> Iterator[tuple[slice, Array, NDArray[np.bool_]]]:
+        """Log errors with weighted seeds, in blocks of bounded size.
+
+        Parameters
+        ----------
+        weights : ndarray, shape (resamples, seeds)
+
+        Yields
+        ------
+        rows : slice
+            Which resamples.
+        logs : ndarray, shape (rows, shapes)
+            Log RMS errors; 0 where a resample holds no cell of the shape.
+        valid : ndarray of bool, shape (rows, shapes)
+            Where it holds one.
+        """
+        length = max(1, _BLOCK_ELEMENTS // len(self.sizes))
+        for start in range(0, len(weights), length):
+            rows = slice(start, start + length)
+            count = weights[rows] @ self.used.T.astype(float)
+            total = weights[rows] @ self.squares.T
+            valid = count > 0
+            mean = np.divide(total, count, out=np.ones_like(total), where=valid)
+            yield rows, 0.5 * np.log(mean), valid
+
+
+def _study(dataset: xr.Dataset, observable: str, step: int) -> _Study:
+    """Sort the cells at a step into shapes by seeds, and count those that cannot be used."""
+    name, stderr_name = OBSERVABLES[observable]
+    if step in dataset["step"].values:
+        at_step = dataset[[name, stderr_name]].sel(step=step)
+        error, stderr = at_step[name].values, np.nan_to_num(at_step[stderr_name].values)
+    else:
+        error = np.full(dataset.sizes["cell"], np.nan)
+        stderr = np.zeros_like(error)
+    status = dataset["status"].values
+    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(np.int64)
+    sizes, shape = np.unique(all_sizes, axis=0, return_inverse=True)
+    seeds, seed = np.unique(dataset["seed"].values, return_inverse=True)
+    shape = shape.reshape(-1)
+    table = (len(sizes), len(seeds))
+
+    diverged = status == _DIVERGED
+    sound = (status == _OK) & np.isfinite(error)
+    squares, noise = np.zeros(table), np.zeros(table)
+    present = np.zeros(table, bool)
+    squares[shape[sound], seed[sound]] = error[sound] ** 2
+    noise[shape[sound], seed[sound]] = stderr[sound]
+    present[shape[sound], seed[sound]] = True
+    # A cell's standard error is held against its shape's RMS, not against its own error: leaving
+    # out the smallest errors of a shape alone would make the others look larger than they are.
+    rms = np.sqrt(squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
+    used = present & (rms >= RESOLUTION * noise) & (rms > _ROUNDING)
+    squares = np.where(used, squares, 0.0)
+    kept = np.ix_(used.any(axis=1), used.any(axis=0))
+    cells = {
+        "total": int(np.prod(table)),
+        "used": int(used.sum()),
+        "diverged": int(diverged.sum()),
+        "below_resolution": int((present & ~used).sum()),
+    }
+    cells["missing"] = cells["total"] - cells["diverged"] - int(present.sum())
+    return _Study(sizes[used.any(axis=1)], squares[kept], used[kept], cells)
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def _resampled_seeds(seeds: int, root_seed: int) -> Array:
+    """Draw how often each seed enters each resample; the first row is the sample itself.
+
+    Returns
+    -------
+    ndarray, shape (1 + RESAMPLES, seeds)
+    """
+    draws = generator(root_seed, "bootstrap").multinomial(
+        seeds, np.full(seeds, 1.0 / seeds), size=RESAMPLES
+    )
+    return np.concatenate([np.ones((1, seeds)), draws])
+
+
+def _interval_method(seeds: int) -> str | None:
+    if seeds == 0:
+        return None
+    if seeds == 1:
+        return "t interval from the residuals: a single seed cannot be resampled"
+    return (
+        f"bootstrap over whole seeds, {RESAMPLES} resamples, percentiles corrected for bias and "
+        f"widened by {_widening(seeds):.2f} for {seeds} seeds"
+    )
+
+
+def _t_quantile(degrees: int) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+
+
+def _widening(seeds: int) -> float:
+    """Give the factor by which percentile intervals of few seeds are too narrow.
+
+    Resamples of n values scatter with the variance (n - 1)/n of an unbiased estimate, and their
+    percentiles are those of a normal law where Student's with n - 1 degrees of freedom is due.
+    """
+    normal = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    return _t_quantile(seeds - 1) / normal * math.sqrt(seeds / (seeds - 1))
+
+
+def _bootstrap_interval(values: Array, seeds: int, lowest: float = -math.inf) -> list[float] | None:
+    """Interval from an estimate and its resamples.
+
+    Parameters
+    ----------
+    values : ndarray, shape (1 + resamples,)
+        The estimate, then the resamples; those that are not finite are left out.
+    seeds : int
+        Number of seeds, at least 2.
+    lowest : float
+        Bound of what is possible.
+    """
+    estimate, resamples = values[0], values[1:]
+    resamples = resamples[np.isfinite(resamples)]
+    if len(resamples) < RESAMPLES / 2:
+        return None
+    # The mean of few squares has a log that is too low; resampling shows by how much.
+    centre = 2 * estimate - resamples.mean()
+    tail = (1 - CONFIDENCE) / 2
+    spread = _widening(seeds) * (np.quantile(resamples, [tail, 1 - tail]) - resamples.mean())
+    low, high = centre + spread[0], centre + spread[1]
+    return [max(lowest, min(low, estimate)), max(high, estimate)]
+
+
+# --- power laws -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Regression:
+    """Least squares of log errors on some columns and a constant.
+
+    Attributes
+    ----------
+    values : ndarray, shape (1 + resamples, columns + 1)
+        Coefficients, the constant last; the first row is the estimate.
+    stderr : ndarray, shape (columns + 1,)
+        Standard errors of the estimate from its residuals.
+    degrees : int
+        Degrees of freedom of the residuals.
+    residual : float
+        RMS of the residuals.
+    seeds : int
+    """
+
+    values: Array
+    stderr: Array
+    degrees: int
+    residual: float
+    seeds: int
+
+    def interval(self, column: int) -> list[float] | None:
+        """Interval of one coefficient."""
+        if self.seeds > 1:
+            return _bootstrap_interval(self.values[:, column], self.seeds)
+        if self.degrees < 1:
+            return None
+        estimate = self.values[0, column]
+        half = _t_quantile(self.degrees) * self.stderr[column]
+        return [estimate - half, estimate + half]
+
+
+def _regress(
+    study: _Study, weights: Array, columns: Array, offset: Array | None = None
+) -> _Regression:
+    """Regress log errors, minus a known offset (shapes,), on columns (shapes, n)."""
+    X = np.column_stack([columns, np.ones(len(study.sizes))])
+    known = np.zeros(len(X)) if offset is None else offset
+    products = (X[:, :, None] * X[:, None, :]).reshape(len(X), -1)
+    values = np.empty((len(weights), X.shape[1]))
+    for rows, logs, valid in study.resampled(weights):
+        normal = (valid.astype(float) @ products).reshape(-1, X.shape[1], X.shape[1])
+        right = np.where(valid, logs - known, 0.0) @ X
+        values[rows] = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
+    residuals = study.log_errors - known - X @ values[0]
+    degrees = len(X) - X.shape[1]
+    variance = (residuals**2).sum() / max(degrees, 1)
+    covariance = variance * np.linalg.pinv(X.T @ X, hermitian=True)
+    return _Regression(
+        values,
+        np.sqrt(np.diag(covariance).clip(min=0.0)),
+        degrees,
+        float(np.sqrt(np.mean(residuals**2))),
+        study.seeds,
+    )
+
+
+def _distinct(values: NDArray[Any]) -> int:
+    """Count values that differ by more than rounding; logs or integers."""
+    return len(np.unique(np.round(values, 9)))
+
+
+def _exponentiated(interval: list[float] | None) -> list[float] | None:
+    return None if interval is None else [math.exp(bound) for bound in interval]
+
+
+def _power_fit(study: _Study, weights: Array, variable: str, theory: float) -> Fit:
+    x = variable_values(variable, study.sizes)
+    log_x = np.log(x)
+    no_columns = np.empty((len(x), 0))
+    fixed = _regress(study, weights, no_columns, theory * log_x)
+    found: Fit = {
+        "amplitude_at_theory": math.exp(fixed.values[0, 0]),
+        "amplitude_at_theory_interval": _exponentiated(fixed.interval(0)),
+        "range": _range(x),
+    }
+    count = _distinct(log_x)
+    if count < _MIN_VALUES:
+        reason = f"needs {_MIN_VALUES} distinct values of {variable}, has {count}"
+        return {**found, "reason": reason}
+    free = _regress(study, weights, log_x[:, None])
+    return {
+        **found,
+        "exponent": free.values[0, 0],
+        "exponent_interval": free.interval(0),
+        "amplitude": math.exp(free.values[0, 1]),
+        "amplitude_interval": _exponentiated(free.interval(1)),
+        "residual": free.residual,
+    }
+
+
+def _individual_fits(study: _Study, weights: Array, law: Law) -> dict[str, Fit | None]:
+    """Exponents in each size, the others held fixed, by multiple regression."""
+    result: dict[str, Fit | None] = dict.fromkeys(SIZES)
+    logs = {
+        name: np.log(study.sizes[:, k].astype(float))
+        for k, name in enumerate(SIZES)
+        if name in law.depends and _distinct(study.sizes[:, k]) > 1
+    }
+    columns = np.stack(list(logs.values()), axis=1) if logs else np.empty((len(study.sizes), 0))
+    if len(columns) <= columns.shape[1] + 1 or _collinear(
+        np.column_stack([columns, np.ones(len(columns))])
+    ):
+        return result
+    fitted = _regress(study, weights, columns)
+    for k, (name, values) in enumerate(logs.items()):
+        if _distinct(values) < _MIN_VALUES:
+            continue
+        power = None if law.variable is None else POWERS[law.variable][SIZES.index(name)]
+        result[name] = {
+            "exponent": fitted.values[0, k],
+            "exponent_interval": fitted.interval(k),
+            "theory": None if power is None or law.theory is None else power * law.theory,
+        }
+    return result
+
+
+def _collinear(columns: Array) -> bool:
+    scaled = columns / np.linalg.norm(columns, axis=0)
+    singular = np.linalg.svd(scaled, compute_uv=False)
+    return bool(singular[-1] < _COLLINEAR * singular[0])
+
+
+# --- laws of several terms ------------------------------------------------------------------------
+
+
+def _joint_fit(study: _Study, weights: Array, terms: Sequence[str]) -> Fit:
+    """Fit error^2 = sum of (amplitude x variable)^2 on logs."""
+    found: Fit = {"terms": None}
+    values = {name: variable_values(name, study.sizes) for name in terms}
+    constant = [name for name in terms if _distinct(np.log(values[name])) < 2]
+    varying = [name for name in terms if name not in constant]
+    columns = [values[name] ** 2 for name in varying]
+    if constant:
+        # A term that is the same for all shapes cannot be told from anything else that is: its
+        # place is held by a floor, which keeps the other terms from taking over its share.
+        columns.append(np.ones(len(study.sizes)))
+        found["left_out"] = {
+            name: f"{name} has one value only; part of the floor" for name in constant
+        }
+    if not varying:
+        return {**found, "reason": "all variables have one value only"}
+    X = np.stack(columns, axis=1)
+    if len(X) <= X.shape[1]:
+        reason = f"{len(X)} shapes are too few for {X.shape[1]} amplitudes"
+        return {**found, "reason": reason}
+    if _collinear(X / np.exp(2 * study.log_errors)[:, None]):
+        return {**found, "reason": "these shapes do not tell the terms apart"}
+    squares, residuals = _fit_nonnegative(study, weights, X)
+    intervals = _amplitude_intervals(study, X, squares, residuals)
+    amplitudes = np.sqrt(squares[0])
+    found["terms"] = {}
+    for name, amplitude, interval in zip(varying, amplitudes, intervals, strict=False):
+        detected = interval[0] > 0
+        found["terms"][name] = {
+            "amplitude": amplitude,
+            "amplitude_interval": interval,
+            "detected": detected,
+        }
+        if not detected:
+            found["terms"][name]["reason"] = "not detected: the interval reaches 0"
+    if study.seeds > 1:
+        found["terms_interval_method"] = _WIDER.format("shapes")
+    if constant:
+        found["floor"] = {"amplitude": amplitudes[-1], "amplitude_interval": intervals[-1]}
+    return {**found, "residual": np.sqrt(np.mean(residuals**2))}
+
+
+def _amplitude_intervals(
+    study: _Study, X: Array, squares: Array, residuals: Array
+) -> list[list[float]]:
+    """Intervals of amplitudes, the roots of squares (1 + resamples, terms).
+
+    On each side the wider end of what seeds and what residuals say: a law that is not exact over
+    the range of shapes misplaces small terms in every seed alike, so that seeds alone would show
+    a term as absent for certain that is merely covered by the misfit of a larger one.
+    """
+    degrees = len(X) - X.shape[1]
+    # Derivative of the log error in the squared amplitudes.
+    slopes = 0.5 * X / (X @ squares[0])[:, None]
+    variance = (residuals**2).sum() / degrees
+    half = _t_quantile(degrees) * np.sqrt(
+        variance * np.diag(np.linalg.pinv(slopes.T @ slopes, hermitian=True))
+    )
+    intervals = [
+        [math.sqrt(max(0.0, square - width)), math.sqrt(square + width)]
+        for square, width in zip(squares[0], half, strict=True)
+    ]
+    if study.seeds == 1:
+        return intervals
+    for interval, column in zip(intervals, np.sqrt(squares).T, strict=True):
+        low, high = _bootstrap_interval(column, study.seeds, 0.0) or interval
+        interval[:] = min(low, interval[0]), max(high, interval[1])
+    return intervals
+
+
+def _fit_nonnegative(study: _Study, weights: Array, X: Array) -> tuple[Array, Array]:
+    """Minimise the sum of (log X A - log error^2)^2 over A >= 0, for all resamples at once.
+
+    The estimate is the better of two descents; the resamples start from it.
+
+    Parameters
+    ----------
+    X : ndarray, shape (shapes, terms)
+        Squared variables.
+
+    Returns
+    -------
+    squares : ndarray, shape (1 + resamples, terms)
+        A, the squared amplitudes.
+    residuals : ndarray, shape (shapes,)
+        log error - log model of the first row.
+    """
+    # In units in which every term alone would explain the errors on average.
+    unit = np.exp(np.mean(2 * study.log_errors[:, None] - np.log(X), axis=0))
+    scaled = X * unit
+    terms = X.shape[1]
+    products = (scaled[:, :, None] * scaled[:, None, :]).reshape(len(X), -1)
+    target = 2 * study.log_errors[None]
+    inverse = np.exp(-target)
+    relative = _nonnegative(((inverse**2) @ products).reshape(1, terms, terms), inverse @ scaled)
+    even = np.full((1, terms), 1.0 / terms)
+    everywhere = np.ones_like(target, dtype=bool)
+    # A start needs a positive model for every shape; a little of every term sees to that.
+    estimate, _ = min(
+        (
+            _descend(start, scaled, products, target, everywhere, 1e-13)
+            for start in (relative + 1e-3 * even, even)
+        ),
+        key=lambda fit: float(fit[1][0]),
+    )
+    squares = np.empty((len(weights), terms))
+    for rows, logs, valid in study.resampled(weights):
+        start = np.repeat(estimate + 1e-3 * even, len(logs), axis=0)
+        squares[rows], _ = _descend(start, scaled, products, 2 * logs, valid, 1e-8)
+    squares[0] = estimate[0]
+    residuals = study.log_errors - 0.5 * np.log(scaled @ squares[0])
+    return squares * unit, residuals
+
+
+def _descend(
+    start: Array,
+    X: Array,
+    products: Array,
+    target: Array,
+    valid: NDArray[np.bool_],
+    tolerance: float,
+) -> tuple[Array, Array]:
+    """Descend by Gauss-Newton steps from one start.
+
+    Linearised in A, each step is a nonnegative least-squares problem, whose solution is a
+    direction of descent for the step length.
+
+    Parameters
+    ----------
+    start : ndarray, shape (rows, terms)
+    X : ndarray, shape (shapes, terms)
+    products : ndarray, shape (shapes, terms^2)
+        Products of the columns of X.
+    target : ndarray, shape (rows, shapes)
+        Logs of squared errors, counted where `valid`.
+    tolerance : float
+        Relative decrease of the objective below which to stop.
+
+    Returns
+    -------
+    A : ndarray, shape (rows, terms)
+    objective : ndarray, shape (rows,)
+    """
+    terms = X.shape[1]
+    A = start.copy()
+    objective = _misfit(A @ X.T, target, valid)
+    for _ in range(_MAX_ITERATIONS):
+        model = A @ X.T
+        inverse = np.where(valid, 1.0 / model, 0.0)
+        aim = inverse * (1.0 - np.log(model) + target)
+        matrix = ((inverse**2) @ products).reshape(-1, terms, terms)
+        direction = _nonnegative(matrix, aim @ X) - A
+        change = direction @ X.T
+        before = objective
+        length = np.ones(len(A))
+        for _ in range(12):
+            trial = _misfit(model + length[:, None] * change, target, valid)
+            if (trial <= before).all():
+                break
+            length = np.where(trial <= before, length, 0.5 * length)
+        taken = trial <= before
+        A = A + np.where(taken, length, 0.0)[:, None] * direction
+        objective = np.where(taken, trial, before)
+        if np.all(before - objective <= tolerance * before):
+            break
+    return A, objective
+
+
+def _misfit(model: Array, target: Array, valid: NDArray[np.bool_]) -> Array:
+    """Sum of squared differences of logs; infinite where the model has no log."""
+    positive = model > 0
+    gap = np.where(valid, np.log(np.where(positive, model, 1.0)) - target, 0.0)
+    return np.where((positive | ~valid).all(axis=1), (gap**2).sum(axis=1), np.inf)
+
+
+def _nonnegative(matrix: Array, right: Array) -> Array:
+    """Minimise A' matrix A / 2 - right A over A >= 0, by trying every set of positive entries.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (rows, n, n)
+        Positive semi-definite; n is at most 5.
+    right : ndarray, shape (rows, n)
+
+    Returns
+    -------
+    ndarray, shape (rows, n)
+    """
+    rows, n = right.shape
+    best, lowest = np.zeros((rows, n)), np.zeros(rows)
+    # Where resampling makes columns equal, the smallest solution is as good as any.
+    ridge = 1e-12 * np.trace(matrix, axis1=1, axis2=2)[:, None, None] * np.eye(n) / n
+    regular = matrix + ridge
+    for size in range(1, n + 1):
+        for chosen in combinations(range(n), size):
+            index = np.array(chosen)
+            part = np.linalg.solve(regular[:, index[:, None], index], right[:, index, None])[..., 0]
+            # At the minimum over a subspace the objective is minus half of right A.
+            value = -0.5 * (right[:, index] * part).sum(axis=1)
+            accept = (part >= 0).all(axis=1) & (value < lowest)
+            lowest = np.where(accept, value, lowest)
+            candidate = np.zeros((rows, n))
+            candidate[:, index] = part
+            best[accept] = candidate[accept]
+    return best
+
+
+# --- best shapes for a budget ---------------------------------------------------------------------
+
+
+def _no_budget(theory: float, reason: str) -> Fit:
+    return {
+        "exponent": None,
+        "exponent_interval": None,
+        "theory": theory,
+        "points": [],
+        "reason": reason,
+    }
+
+
+def _budget_fit(study: _Study, weights: Array, theory: float) -> Fit:
+    """Fit the error of the best shape for each P = L M D as a power of P.
+
+    Shapes are put into bins of a quarter decade of P. A bin counts if its best shape has neither
+    the smallest nor the largest embedding dimension in the bin: at the edge of what was measured,
+    the best shape measured says nothing of the best there is.
+    """
+    parameters = study.sizes.astype(float).prod(axis=1)
+    embed_dims = study.sizes[:, SIZES.index("embed_dim")]
+    label = np.floor(_BINS_PER_DECADE * np.log10(parameters) + 1e-9).astype(int)
+    bins = [np.flatnonzero(label == value) for value in np.unique(label)]
+    bins = [members for members in bins if len(members) >= _MIN_SHAPES_IN_BIN]
+    if len(bins) < _MIN_VALUES:
+        return _no_budget(
+            theory,
+            f"only {len(bins)} bins of P hold {_MIN_SHAPES_IN_BIN} shapes or more; "
+            f"{_MIN_VALUES} needed",
+        )
+    log_parameters = np.log(parameters)
+    slopes = np.full(len(weights), np.nan)
+    for rows, logs, valid in study.resampled(weights):
+        open_ended = np.where(valid, logs, np.inf)
+        best = np.stack([m[open_ended[:, m].argmin(axis=1)] for m in bins], axis=1)
+        error = np.take_along_axis(open_ended, best, axis=1)
+        smallest = np.array([embed_dims[m].min() for m in bins])
+        largest = np.array([embed_dims[m].max() for m in bins])
+        counts = (embed_dims[best] > smallest) & (embed_dims[best] < largest) & np.isfinite(error)
+        slopes[rows] = _slopes(log_parameters[best], np.where(counts, error, 0.0), counts)
+        if rows.start == 0:
+            first = best[0][counts[0]]
+    points = [
+        {
+            "parameters": parameters[k],
+            "error": math.exp(study.log_errors[k]),
+            **{name: study.sizes[k, axis] for axis, name in enumerate(SIZES)},
+        }
+        for k in first
+    ]
+    if not np.isfinite(slopes[0]):
+        reason = (
+            f"in {len(first)} of {len(bins)} bins of P the best shape lies between the smallest "
+            f"and the largest D; {_MIN_VALUES} needed"
+        )
+        return {**_no_budget(theory, reason), "points": points}
+    x, y = log_parameters[first], study.log_errors[first]
+    line = stats.linregress(x, y)
+    interval, method = _budget_interval(slopes, float(line.stderr), len(x) - 2, study.seeds)
+    return {
+        "exponent": slopes[0],
+        "exponent_interval": interval,
+        "interval_method": method,
+        "theory": theory,
+        "points": points,
+        "bins": {"total": len(bins), "used": len(first)},
+        "residual": np.sqrt(np.mean((y - line.intercept - line.slope * x) ** 2)),
+    }
+
+
+def _slopes(x: Array, y: Array, counts: NDArray[np.bool_]) -> Array:
+    """Slopes of y on x (rows, bins) where they count; NaN with fewer than three."""
+    number = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    centred = np.where(counts, x - (x * counts).sum(axis=1, keepdims=True) / number, 0.0)
+    spread = (centred**2).sum(axis=1)
+    enough = (counts.sum(axis=1) >= _MIN_VALUES) & (spread > 0)
+    return np.where(enough, (centred * y).sum(axis=1) / np.where(enough, spread, 1.0), np.nan)
+
+
+def _budget_interval(
+    slopes: Array, stderr: float, degrees: int, seeds: int
+) -> tuple[list[float], str]:
+    """Take the wider end, on each side, of what seeds and what bins say.
+
+    Sizes that were measured at few values make the best errors wander about their law; this is no
+    matter of seeds, but shows in the residuals.
+    """
+    half = _t_quantile(degrees) * stderr
+    interval = [slopes[0] - half, slopes[0] + half]
+    by_seeds = _bootstrap_interval(slopes, seeds) if seeds > 1 else None
+    if by_seeds is None:
+        return interval, "t interval from the residuals of the bins"
+    return (
+        [min(interval[0], by_seeds[0]), max(interval[1], by_seeds[1])],
+        _WIDER.format("bins") + "; every resample chooses its best shapes anew",
+    )

@@ -1,0 +1,206 @@
+"""Stages ``errors`` and ``rates``: distances of all cells, and the laws fitted to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from resnet_limits.config import Experiment
+from resnet_limits.errors.distances import (
+    COMPARED,
+    NOT_RUN,
+    finite_distances,
+    limit_distances,
+    prepare,
+)
+from resnet_limits.errors.rates import SIZES, fit_rates
+from resnet_limits.problem import Problem, embedding_rows, make_problem
+
+logger = logging.getLogger(__name__)
+
+OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
+"""Opens the store of a kind and cell, such as ``("wide", {"depth": 8, "embed_dim": 32})``."""
+
+EARLY_STEP = 5
+"""Rates are fitted at this step, where it is kept, and at the last."""
+
+_CELL_KEYS = {"dmft": (), "mean_ode": ("embed_dim",), "wide": ("depth", "embed_dim")}
+_LIMIT_DEPTH_POINTS = 17
+# Small limits are kept in memory, because many networks are compared with each.
+_KEPT_BYTES = 64 * 2**20
+_KEPT_STORES = 8
+
+
+def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Dataset]:
+    """Measure the distances of all pairs that the experiment compares.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    open_store : callable
+        Gives the dataset of a kind and its cell; it is asked for what the pairs need.
+
+    Returns
+    -------
+    dict of str to Dataset
+        For each pair its cells, sorted by depth, width, embedding dimension and seed, with 0 for a
+        size that the pair does not depend on. Every cell of the experiment is there: a network
+        that diverged or was not run has a status and NaN from there on.
+    """
+    stores = _Stores(experiment, open_store)
+    tables: dict[str, list[xr.Dataset]] = {pair: [] for pair in experiment.pairs}
+    for pair, sizes, distances in (*_finite_cells(stores), *_limit_cells(stores)):
+        tables[pair].append(_cells(distances, sizes, experiment.seeds))
+    return {pair: _sorted(parts) for pair, parts in tables.items()}
+
+
+def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """Fit exponents and amplitudes to the distances.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    errors : mapping of str to Dataset
+        What `errors` returned, or the groups of its store.
+
+    Returns
+    -------
+    dict
+        JSON values: ``experiment``, ``steps`` and, for each pair, observable and step, the fit of
+        ``errors.rates.fit``.
+    """
+    last = experiment.saved_steps[-1]
+    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
+    return {
+        "experiment": experiment.experiment,
+        "steps": steps,
+        "pairs": fit_rates(
+            {pair: errors[pair] for pair in experiment.pairs}, steps, experiment.seed
+        ),
+    }
+
+
+# --- stores ---------------------------------------------------------------------------------------
+
+
+class _Stores:
+    """What the comparison reads, each limit and table of embedding rows once in a while."""
+
+    def __init__(self, experiment: Experiment, open_store: OpenStore) -> None:
+        self.experiment = experiment
+        self.open_store = open_store
+        self.opened = lru_cache(maxsize=_KEPT_STORES)(self._opened)
+        self.rows = lru_cache(maxsize=1)(self._rows)
+        self.prepared = lru_cache(maxsize=_KEPT_STORES)(self._prepared)
+        self._problem: Problem | None = None
+
+    def limit(self, kind: str, **sizes: int) -> xr.Dataset:
+        """Open a limit; sizes that it does not depend on are ignored."""
+        return self.opened(kind, *(sizes[name] for name in _CELL_KEYS[kind]))
+
+    def reference(self, kind: str, seeds: tuple[int, ...], **sizes: int) -> xr.Dataset:
+        """Open a limit that networks are compared with."""
+        # Standard errors depend on the embedding, also where the limit itself does not.
+        keys = dict.fromkeys((*_CELL_KEYS[kind], "embed_dim"))
+        return self.prepared(kind, seeds, *((name, sizes[name]) for name in keys))
+
+    def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
+        cell = dict(zip(_CELL_KEYS[kind], sizes, strict=True))
+        dataset = self.open_store(kind, cell)[list(COMPARED)]
+        return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
+
+    def _prepared(self, kind: str, seeds: tuple[int, ...], *sizes: tuple[str, int]) -> xr.Dataset:
+        named = dict(sizes)
+        return prepare(self.limit(kind, **named), seeds, self.rows(named["embed_dim"], seeds))
+
+    def _rows(self, embed_dim: int, seeds: tuple[int, ...]) -> NDArray[np.float64]:
+        """Embedding rows, shape (seeds, D, r)."""
+        if self._problem is None:
+            self._problem = make_problem(self.experiment)
+        root = self.experiment.seed
+        return np.stack([embedding_rows(self._problem, root, seed, embed_dim) for seed in seeds])
+
+
+def _seeds_of(dataset: xr.Dataset) -> tuple[int, ...]:
+    return tuple(int(seed) for seed in dataset["seed"].values)
+
+
+Found = tuple[str, dict[str, int], xr.Dataset]
+
+
+def _finite_cells(stores: _Stores) -> Iterator[Found]:
+    """Compare the networks of every shape with all limits at once."""
+    experiment = stores.experiment
+    kinds = [pair.partition("-")[2] for pair in experiment.pairs if pair.startswith("finite-")]
+    if not kinds:
+        return
+    # Shapes of one embedding dimension one after the other: they share rows and limits.
+    shapes = sorted(experiment.shapes, key=lambda shape: (shape.embed_dim, *shape))
+    for number, shape in enumerate(shapes, start=1):
+        finite = stores.open_store("finite", shape._asdict())
+        seeds, sizes = _seeds_of(finite), shape._asdict()
+        limits = {kind: stores.reference(kind, seeds, **sizes) for kind in kinds}
+        found = finite_distances(finite, limits, stores.rows(shape.embed_dim, seeds))
+        logger.info("distances of L%d_M%d_D%d: %d of %d shapes", *shape, number, len(shapes))
+        for kind in kinds:
+            yield f"finite-{kind}", sizes, found[kind]
+
+
+def _limit_cells(stores: _Stores) -> Iterator[Found]:
+    """Compare limits with each other."""
+    experiment = stores.experiment
+    if "wide-mean_ode" in experiment.pairs:
+        cells = sorted(experiment.wide_cells, key=lambda cell: (cell[1], cell[0]))
+        for number, (depth, embed_dim) in enumerate(cells, start=1):
+            wide = stores.limit("wide", depth=depth, embed_dim=embed_dim)
+            mean_ode = stores.limit("mean_ode", embed_dim=embed_dim)
+            s = np.array(experiment.depth_layers(depth)) / depth
+            rows = stores.rows(embed_dim, _seeds_of(wide))
+            found = limit_distances(wide, mean_ode, rows, s)
+            logger.info("distances of wide L%d_D%d: %d of %d", depth, embed_dim, number, len(cells))
+            yield "wide-mean_ode", {"depth": depth, "width": 0, "embed_dim": embed_dim}, found
+    if "mean_ode-dmft" in experiment.pairs:
+        points = experiment.save.depth_points
+        s = np.linspace(0.0, 1.0, _LIMIT_DEPTH_POINTS if points == "all" else points)
+        for embed_dim in experiment.embed_dims:
+            mean_ode = stores.limit("mean_ode", embed_dim=embed_dim)
+            rows = stores.rows(embed_dim, _seeds_of(mean_ode))
+            found = limit_distances(mean_ode, stores.limit("dmft"), rows, s)
+            logger.info("distances of mean_ode D%d", embed_dim)
+            yield "mean_ode-dmft", {"depth": 0, "width": 0, "embed_dim": embed_dim}, found
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _cells(distances: xr.Dataset, sizes: Mapping[str, int], seeds: Sequence[int]) -> xr.Dataset:
+    """Turn the seeds of one comparison into cells; seeds that are not there were not run."""
+    whole = distances.reindex(seed=list(seeds), fill_value={"status": np.int8(NOT_RUN)})
+    parameters = float(np.prod([sizes[name] for name in SIZES], dtype=float))
+    coords = {name: ("cell", np.full(len(seeds), sizes[name])) for name in SIZES}
+    coords["seed"] = ("cell", np.array(seeds))
+    coords["parameters"] = ("cell", np.full(len(seeds), parameters))
+    return whole.rename(seed="cell").drop_vars("cell").assign_coords(coords)
+
+
+def _sorted(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Put cells together over their common steps, sorted by size and seed."""
+    table = xr.concat(
+        parts,
+        "cell",
+        join="inner",
+        combine_attrs="drop",
+        data_vars="all",
+        coords="minimal",
+        compat="equals",
+    )
+    order = np.lexsort([table[name].values for name in ("seed", *reversed(SIZES))])
+    return table.isel(cell=order).transpose("cell", "step")
