@@ -67,11 +67,11 @@ class _StreamedProducts:
     def _add_up(partial: np.ndarray, total: np.ndarray) -> None:
         # A diverged network's infinities are found, and named, after the pass.
         with np.errstate(invalid="ignore", over="ignore"):
-            partial[:, :-1].sum(axis=0, out=total)
+            partial.sum(axis=0, out=total)
 
     def _partial(self, states: Tensor) -> np.ndarray:
         _, rows, embed_dim = states.shape
-        return np.empty((self.kernels.PARTS, rows + 1, embed_dim), dtype=states.numpy().dtype)
+        return np.empty((self.kernels.PARTS, rows, embed_dim), dtype=states.numpy().dtype)
 
     def project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
         for w, h, p in zip(weights.numpy(), states.numpy(), out.numpy(), strict=True):

@@ -19,7 +19,7 @@ Array = NDArray[np.floating]
 _AVAILABLE_THREADS: int = numba.get_num_threads()
 
 # Entries of d that are worked on at a time: the states' part of a tile stays in the first cache.
-_TILE = 512
+_TILE = 256
 # Weight rows that are worked on between two tasks on them.
 _BLOCK = 4
 # Sums over m are split in this many parts whatever the number of threads, so that results do not
@@ -39,144 +39,186 @@ def use_threads(threads: int) -> None:
 
 
 @njit(fastmath=_FAST)
-def _dots(w, u, x0, x1, x2, x3):
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = w.dtype.type(0)
-    for d in range(len(w)):
-        p = w[d]
-        q = u[d]
-        a0 += p * x0[d]
-        a1 += p * x1[d]
-        a2 += p * x2[d]
-        a3 += p * x3[d]
-        b0 += q * x0[d]
-        b1 += q * x1[d]
-        b2 += q * x2[d]
-        b3 += q * x3[d]
-    return a0, a1, a2, a3, b0, b1, b2, b3
-
-
-@njit(fastmath=_FAST)
-def _dot_pair(w, u, x):
-    a = b = w.dtype.type(0)
-    for d in range(len(w)):
-        a += w[d] * x[d]
-        b += u[d] * x[d]
-    return a, b
+def _dots(w0, w1, w2, w3, x0, x1, x2, x3):
+    """All products of four weight rows with four states, over one tile of d."""
+    zero = w0.dtype.type(0)
+    a0 = a1 = a2 = a3 = zero
+    b0 = b1 = b2 = b3 = zero
+    c0 = c1 = c2 = c3 = zero
+    e0 = e1 = e2 = e3 = zero
+    for d in range(len(w0)):
+        y0 = x0[d]
+        y1 = x1[d]
+        y2 = x2[d]
+        y3 = x3[d]
+        a = w0[d]
+        a0 += a * y0
+        a1 += a * y1
+        a2 += a * y2
+        a3 += a * y3
+        b = w1[d]
+        b0 += b * y0
+        b1 += b * y1
+        b2 += b * y2
+        b3 += b * y3
+        c = w2[d]
+        c0 += c * y0
+        c1 += c * y1
+        c2 += c * y2
+        c3 += c * y3
+        e = w3[d]
+        e0 += e * y0
+        e1 += e * y1
+        e2 += e * y2
+        e3 += e * y3
+    return ((a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (e0, e1, e2, e3))
 
 
 @njit(fastmath=_CHAIN)
-def _add_four(t, u, v0, v1, v2, v3, a0, a1, a2, a3, b0, b1, b2, b3):
-    for d in range(len(t)):
-        x0 = v0[d]
-        x1 = v1[d]
-        x2 = v2[d]
-        x3 = v3[d]
-        t[d] = t[d] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-        u[d] = u[d] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-
-
-@njit(fastmath=_CHAIN)
-def _add_one(t, u, v, a, b):
-    for d in range(len(t)):
-        t[d] += a * v[d]
-        u[d] += b * v[d]
+def _add(t0, t1, t2, t3, v0, v1, v2, v3, k0, k1, k2, k3):
+    """Add four vectors to each of four targets: ``t_i += sum_j k_i[j] v_j``."""
+    a0, a1, a2, a3 = k0
+    b0, b1, b2, b3 = k1
+    c0, c1, c2, c3 = k2
+    e0, e1, e2, e3 = k3
+    for d in range(len(t0)):
+        y0 = v0[d]
+        y1 = v1[d]
+        y2 = v2[d]
+        y3 = v3[d]
+        t0[d] = t0[d] + a0 * y0 + a1 * y1 + a2 * y2 + a3 * y3
+        t1[d] = t1[d] + b0 * y0 + b1 * y1 + b2 * y2 + b3 * y3
+        t2[d] = t2[d] + c0 * y0 + c1 * y1 + c2 * y2 + c3 * y3
+        t3[d] = t3[d] + e0 * y0 + e1 * y1 + e2 * y2 + e3 * y3
 
 
 @njit(fastmath=_FAST)
-def _project_pair(w, u, states, lo, hi, m, out):
-    """Add the products of two weight rows with all states, over one tile of d, to out."""
-    count = len(states)
+def _dot(w, x):
+    total = w.dtype.type(0)
+    for d in range(len(w)):
+        total += w[d] * x[d]
+    return total
+
+
+@njit(fastmath=_CHAIN)
+def _add_one(t, v, k):
+    for d in range(len(t)):
+        t[d] += k * v[d]
+
+
+@njit(fastmath=_CHAIN)
+def _add_to_one(t, v0, v1, v2, v3, k):
+    k0, k1, k2, k3 = k
+    for d in range(len(t)):
+        t[d] = t[d] + k0 * v0[d] + k1 * v1[d] + k2 * v2[d] + k3 * v3[d]
+
+
+@njit(fastmath=_FAST)
+def _project_four(weights, states, m, lo, hi, out):
+    """Add the products of four weight rows with all states, over one tile of d, to out."""
+    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
+    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
     n = 0
-    while n + 4 <= count:
-        a0, a1, a2, a3, b0, b1, b2, b3 = _dots(
-            w,
-            u,
+    while n + 4 <= len(states):
+        products = _dots(
+            w0,
+            w1,
+            w2,
+            w3,
             states[n, lo:hi],
             states[n + 1, lo:hi],
             states[n + 2, lo:hi],
             states[n + 3, lo:hi],
         )
-        out[n, m] += a0
-        out[n + 1, m] += a1
-        out[n + 2, m] += a2
-        out[n + 3, m] += a3
-        out[n, m + 1] += b0
-        out[n + 1, m + 1] += b1
-        out[n + 2, m + 1] += b2
-        out[n + 3, m + 1] += b3
+        for i in range(4):
+            row = products[i]
+            for j in range(4):
+                out[n + j, m + i] += row[j]
         n += 4
-    while n < count:
-        a, b = _dot_pair(w, u, states[n, lo:hi])
-        out[n, m] += a
-        out[n, m + 1] += b
+    while n < len(states):
+        x = states[n, lo:hi]
+        out[n, m] += _dot(w0, x)
+        out[n, m + 1] += _dot(w1, x)
+        out[n, m + 2] += _dot(w2, x)
+        out[n, m + 3] += _dot(w3, x)
         n += 1
 
 
 @njit(fastmath=_FAST)
-def _update_pair(w, u, coefficients, m, states, lo, hi, scale):
-    """Add scale * sum_n coefficients[n, m] states[n] to two weight rows."""
-    count = len(states)
+def _update_four(weights, coefficients, states, scale, m, lo, hi):
+    """Add scale * sum_n coefficients[n, m] states[n], over one tile of d, to four weight rows."""
+    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
+    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
+    c = coefficients
     n = 0
-    while n + 4 <= count:
-        _add_four(
-            w,
-            u,
+    while n + 4 <= len(states):
+        _add(
+            w0,
+            w1,
+            w2,
+            w3,
             states[n, lo:hi],
             states[n + 1, lo:hi],
             states[n + 2, lo:hi],
             states[n + 3, lo:hi],
-            scale * coefficients[n, m],
-            scale * coefficients[n + 1, m],
-            scale * coefficients[n + 2, m],
-            scale * coefficients[n + 3, m],
-            scale * coefficients[n, m + 1],
-            scale * coefficients[n + 1, m + 1],
-            scale * coefficients[n + 2, m + 1],
-            scale * coefficients[n + 3, m + 1],
+            (scale * c[n, m], scale * c[n + 1, m], scale * c[n + 2, m], scale * c[n + 3, m]),
+            (
+                scale * c[n, m + 1],
+                scale * c[n + 1, m + 1],
+                scale * c[n + 2, m + 1],
+                scale * c[n + 3, m + 1],
+            ),
+            (
+                scale * c[n, m + 2],
+                scale * c[n + 1, m + 2],
+                scale * c[n + 2, m + 2],
+                scale * c[n + 3, m + 2],
+            ),
+            (
+                scale * c[n, m + 3],
+                scale * c[n + 1, m + 3],
+                scale * c[n + 2, m + 3],
+                scale * c[n + 3, m + 3],
+            ),
         )
         n += 4
-    while n < count:
-        _add_one(
-            w,
-            u,
-            states[n, lo:hi],
-            scale * coefficients[n, m],
-            scale * coefficients[n, m + 1],
-        )
+    while n < len(states):
+        x = states[n, lo:hi]
+        _add_one(w0, x, scale * c[n, m])
+        _add_one(w1, x, scale * c[n, m + 1])
+        _add_one(w2, x, scale * c[n, m + 2])
+        _add_one(w3, x, scale * c[n, m + 3])
         n += 1
 
 
 @njit(fastmath=_FAST)
-def _expand_four(weights, m, lo, hi, coefficients, total, scratch):
+def _expand_four(weights, coefficients, m, lo, hi, total):
     """Add four weight rows, over one tile of d, times their coefficients to every state's sum."""
-    count = len(total)
-    v0 = weights[m, lo:hi]
-    v1 = weights[m + 1, lo:hi]
-    v2 = weights[m + 2, lo:hi]
-    v3 = weights[m + 3, lo:hi]
+    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
+    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
+    c = coefficients
     n = 0
-    while n < count:
-        # An odd last state is paired with a row that nobody reads.
-        paired = n + 1 < count
-        other = total[n + 1, lo:hi] if paired else scratch[lo:hi]
-        second = n + 1 if paired else n
-        _add_four(
+    while n + 4 <= len(total):
+        _add(
             total[n, lo:hi],
-            other,
-            v0,
-            v1,
-            v2,
-            v3,
-            coefficients[n, m],
-            coefficients[n, m + 1],
-            coefficients[n, m + 2],
-            coefficients[n, m + 3],
-            coefficients[second, m],
-            coefficients[second, m + 1],
-            coefficients[second, m + 2],
-            coefficients[second, m + 3],
+            total[n + 1, lo:hi],
+            total[n + 2, lo:hi],
+            total[n + 3, lo:hi],
+            w0,
+            w1,
+            w2,
+            w3,
+            (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3]),
+            (c[n + 1, m], c[n + 1, m + 1], c[n + 1, m + 2], c[n + 1, m + 3]),
+            (c[n + 2, m], c[n + 2, m + 1], c[n + 2, m + 2], c[n + 2, m + 3]),
+            (c[n + 3, m], c[n + 3, m + 1], c[n + 3, m + 2], c[n + 3, m + 3]),
         )
-        n += 2
+        n += 4
+    while n < len(total):
+        _add_to_one(
+            total[n, lo:hi], w0, w1, w2, w3, (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3])
+        )
+        n += 1
 
 
 @njit(fastmath=_FAST)
@@ -184,14 +226,14 @@ def _project_rows(weights, states, first, last, out):
     """Products of the weight rows first..last-1 with all states."""
     columns = weights.shape[1]
     m = first
-    while m + 2 <= last:
+    while m + 4 <= last:
         for lo in range(0, columns, _TILE):
-            hi = min(columns, lo + _TILE)
-            _project_pair(weights[m, lo:hi], weights[m + 1, lo:hi], states, lo, hi, m, out)
-        m += 2
-    if m < last:
+            _project_four(weights, states, m, lo, min(columns, lo + _TILE), out)
+        m += 4
+    while m < last:
         for n in range(len(states)):
-            out[n, m] += np.dot(weights[m], states[n])
+            out[n, m] += _dot(weights[m], states[n])
+        m += 1
 
 
 @njit(fastmath=_FAST)
@@ -199,32 +241,35 @@ def _update_rows(weights, coefficients, states, scale, first, last):
     """Take the gradient step of the weight rows first..last-1."""
     columns = weights.shape[1]
     m = first
-    while m + 2 <= last:
+    while m + 4 <= last:
         for lo in range(0, columns, _TILE):
-            hi = min(columns, lo + _TILE)
-            _update_pair(
-                weights[m, lo:hi], weights[m + 1, lo:hi], coefficients, m, states, lo, hi, scale
-            )
-        m += 2
-    if m < last:
+            _update_four(weights, coefficients, states, scale, m, lo, min(columns, lo + _TILE))
+        m += 4
+    while m < last:
         for n in range(len(states)):
-            weights[m] += scale * coefficients[n, m] * states[n]
+            _add_one(weights[m], states[n], scale * coefficients[n, m])
+        m += 1
 
 
 @njit(fastmath=_FAST)
-def _expand_rows(weights, coefficients, first, last, total, scratch):
+def _expand_rows(weights, coefficients, first, last, total):
     """Add the weight rows first..last-1 times their coefficients to every state's sum."""
     columns = weights.shape[1]
     m = first
     while m + 4 <= last:
         for lo in range(0, columns, _TILE):
-            hi = min(columns, lo + _TILE)
-            _expand_four(weights, m, lo, hi, coefficients, total, scratch)
+            _expand_four(weights, coefficients, m, lo, min(columns, lo + _TILE), total)
         m += 4
     while m < last:
         for n in range(len(total)):
-            total[n] += coefficients[n, m] * weights[m]
+            _add_one(total[n], weights[m], coefficients[n, m])
         m += 1
+
+
+@njit
+def _bound(part, rows):
+    """First row of a part: a multiple of four, so that only the last part has rows left over."""
+    return rows if part == PARTS else part * rows // PARTS // 4 * 4
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
@@ -282,14 +327,14 @@ def expand(weights: Array, coefficients: Array, partial: Array) -> None:
     ----------
     weights : ndarray, shape (m, d)
     coefficients : ndarray, shape (n, m)
-    partial : ndarray, shape (PARTS, n + 1, d)
-        Overwritten; ``partial[:, :n].sum(0)`` is the result, the last row is scratch.
+    partial : ndarray, shape (PARTS, n, d)
+        Overwritten; ``partial.sum(0)`` is the result.
     """
     rows = len(weights)
     for part in prange(PARTS):
         partial[part] = 0
-        first, last = part * rows // PARTS, (part + 1) * rows // PARTS
-        _expand_rows(weights, coefficients, first, last, partial[part, :-1], partial[part, -1])
+        first, last = _bound(part, rows), _bound(part + 1, rows)
+        _expand_rows(weights, coefficients, first, last, partial[part])
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
@@ -306,7 +351,7 @@ def expand_update(
     weights : ndarray, shape (m, d)
         Updated in place.
     coefficients : ndarray, shape (n, m)
-    partial : ndarray, shape (PARTS, n + 1, d)
+    partial : ndarray, shape (PARTS, n, d)
         As in :func:`expand`.
     states : ndarray, shape (n, d)
     scale : float
@@ -315,8 +360,8 @@ def expand_update(
     rows = len(weights)
     for part in prange(PARTS):
         partial[part] = 0
-        first, last = part * rows // PARTS, (part + 1) * rows // PARTS
+        first, last = _bound(part, rows), _bound(part + 1, rows)
         for start in range(first, last, _BLOCK):
             stop = min(last, start + _BLOCK)
-            _expand_rows(weights, coefficients, start, stop, partial[part, :-1], partial[part, -1])
+            _expand_rows(weights, coefficients, start, stop, partial[part])
             _update_rows(weights, coefficients, states, scale, start, stop)
