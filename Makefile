@@ -1,0 +1,56 @@
+# make run      install into .venv and run config/config.yaml (CONFIG=config/paper-tanh.yaml: another)
+# make test     install and run all tests
+# make help     the rest
+
+PYTHON ?= python3
+CONFIG ?= config/config.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint format unlock clean
+
+help: ## Say what can be made.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is there is kept.
+	@$(BIN)/snakemake --configfile $(CONFIG)
+
+test: $(VENV)/installed-dev ## Run all tests.
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: $(VENV)/installed-dev ## Format all sources.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile rules
+
+unlock: $(VENV)/installed ## Remove the lock that a killed run has left.
+	@$(BIN)/snakemake --configfile $(CONFIG) --unlock
+
+clean: ## Remove .venv and caches; results stay.
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+	    { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
+	    "allowed: Python 3.11 or newer, as in: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: nothing is installed again unless pyproject.toml has changed.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,300 @@
+# The experiment, and the functions that the other files use. These lines run before every dry run
+# and in every job on a cluster, so nothing here may import torch, xarray or zarr.
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from resnet_limits import provenance
+from resnet_limits.config import InputError, load_experiment
+from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells
+from snakemake.io import IOFile
+
+# --- the experiment -------------------------------------------------------------------------------
+
+
+def stop(message):
+    """End Snakemake with one line, as the command line does for bad input."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def experiment_file():
+    """Find the one file that holds the experiment.
+
+    Snakemake would lay the files and values it is given over one another: two grids would become
+    one that nobody asked for. So there is no default ``configfile:``, and values are refused.
+    """
+    values = set(workflow.config_settings.config) - {"experiment_file", "results"}
+    if values:
+        stop(
+            f"--config: {', '.join(sorted(values))}: values of an experiment stand in its file; "
+            "allowed: experiment_file, results"
+        )
+    files = [Path(file) for file in workflow.overwrite_configfiles]
+    if "experiment_file" in workflow.config_settings.config:
+        files.append(Path(config["experiment_file"]))
+    if len(files) > 1:
+        stop(f"{len(files)} experiment files are given; allowed: one")
+    file = files[0] if files else Path(workflow.basedir, "config", "config.yaml")
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+def read_experiment(file):
+    try:
+        experiment = load_experiment(file)
+    except InputError as error:
+        stop(error)
+    data = experiment.problem.data
+    if data.kind == "file" and not Path(data.path).exists():
+        stop(
+            f"{file}: problem.data.path: {data.path}: no such file; allowed: a readable file"
+        )
+    return experiment
+
+
+def share_with_scripts(file, root):
+    """Put the validated experiment into ``config``, from where jobs and captions read it.
+
+    Jobs must not read the file itself: it may have been edited since.
+    """
+    config.clear()
+    config.update(
+        EXPERIMENT.model_dump(mode="json"),
+        experiment_file=str(file.resolve()),
+        results=root,
+    )
+
+
+EXPERIMENT_FILE = experiment_file()
+EXPERIMENT = read_experiment(EXPERIMENT_FILE)
+PATHS = Paths(str(config.get("results", "results")), EXPERIMENT.experiment)
+share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
+
+FIGURES = (
+    "error_vs_shape",
+    "error_vs_parameters",
+    "three_terms",
+    "loss_curves",
+    "trajectories",
+    "histograms",
+    "rates_table",
+)
+FIGURE_FILES = [
+    PATHS.figures / f"{name}.{form}" for name in FIGURES for form in ("png", "svg")
+]
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def manifests(*kinds):
+    """Manifests of all results of some kinds that the experiment asks for."""
+    return [
+        PATHS.manifest(kind, **cell)
+        for kind in kinds
+        for cell in cells(kind, EXPERIMENT)
+    ]
+
+
+def log_file(job):
+    return PATHS.folder / "logs" / f"{job}.log"
+
+
+def benchmark_file(job):
+    return PATHS.folder / "benchmarks" / f"{job}.tsv"
+
+
+def report_source(name):
+    return Path(workflow.basedir, "workflow", "report", f"{name}.rst")
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def stage_key(stage):
+    """Give ``params`` the key that all results of a stage share: any change of it is a rerun.
+
+    The keys of single cells stay out of it, so that a bundle may lose or gain cells.
+    """
+    return provenance.stage_key(stage, EXPERIMENT)
+
+
+def goal(*files):
+    """Input of a target: its files, after a look at all results that are there already."""
+
+    def checked(wildcards):
+        for kind in KINDS:
+            for cell in cells(kind, EXPERIMENT):
+                refuse_foreign(kind, cell)
+        return files
+
+    return checked
+
+
+def refuse_foreign(kind, cell):
+    """Stop at a result that Snakemake takes for current though its manifest says otherwise.
+
+    Snakemake compares keys with its own records only. They are lost when results are moved, and
+    know nothing of results that something else has put there.
+    """
+    path = PATHS.manifest(kind, **cell)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["stage_key"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found == provenance.stage_key(kind, EXPERIMENT, **cell):
+        return
+    recorded = workflow.persistence.params(IOFile(str(path)))
+    if recorded is None or repr(stage_key(kind)) in recorded:
+        stop(
+            f"{path}: computed by other code or from other values, and Snakemake has no record of "
+            f"how; remove it, or all of {PATHS.folder / 'manifests'}: sound results are kept"
+        )
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+# What one core does in a second, and what a layer costs at least. Rough: these numbers set the size
+# and the limits of jobs, never a result.
+FLOPS, BANDWIDTH, LAYER_SECONDS = 1e10, 5e9, 2e-4
+# Time of one limit, per quadrature point and pair of (step, sample).
+PAIR_SECONDS = 2e-8
+# Weights of the seeds of one shape are in memory together as long as they take less than this.
+BATCH_MB = 2048
+
+
+def samples():
+    data = EXPERIMENT.problem.data
+    # A file is not opened for this.
+    return 100 if data.kind == "file" else data.samples
+
+
+def seconds(kind, cell):
+    """Estimate the time of one cell with all its seeds, on one core."""
+    steps, seeds = EXPERIMENT.training.steps, EXPERIMENT.sweep.seeds
+    if kind == "finite":
+        # theory.md: forward, backward and update take 12 L M D N operations a step, and read or
+        # write the weights three times.
+        weights = math.prod(cell.values())
+        work = weights * seeds * (12 * samples() / FLOPS + 48 / BANDWIDTH)
+        return steps * (work + cell["depth"] * LAYER_SECONDS)
+    if EXPERIMENT.model.unit.activation == "linear":
+        points = 1e2
+    else:
+        points = 3e4 * (1e-3 / EXPERIMENT.numerics.limit_tolerance) ** 1.33
+    solves = 1 if kind == "dmft" else seeds
+    return 0.05 * solves + solves * points * (steps * samples()) ** 2 * PAIR_SECONDS
+
+
+def megabytes(kind, cell):
+    """Estimate the peak memory of one cell."""
+    steps, seeds = EXPERIMENT.training.steps, EXPERIMENT.sweep.seeds
+    if kind != "finite":
+        return 2000
+    itemsize = {"float32": 4, "float64": 8}
+    word = itemsize[EXPERIMENT.numerics.precision] / 2**20
+    weights = 2 * math.prod(cell.values()) * word
+    together = min(seeds, max(1, BATCH_MB // weights))
+    states = 4 * cell["depth"] * samples() * (cell["embed_dim"] + cell["width"]) * word
+    kept = len(EXPERIMENT.saved_steps) * len(EXPERIMENT.depth_layers(cell["depth"]))
+    fields = 2 * seeds * kept * samples() * cell["embed_dim"]
+    fields *= 2 * itemsize[EXPERIMENT.save.dtype] / 2**20
+    return math.ceil(1000 + 1.2 * together * (weights + states) + fields)
+
+
+def mem_mb(kind, some_cells):
+    return max(megabytes(kind, cell) for cell in some_cells)
+
+
+def minutes(kind, some_cells):
+    """Give a job ten times what it is thought to need, and ten minutes."""
+    return 10 + math.ceil(sum(seconds(kind, cell) for cell in some_cells) / 6)
+
+
+def cores(kind, some_cells):
+    """One core, as many small jobs side by side are fastest; more for what cannot be side by side.
+
+    That is what takes more than a core's share of memory, and the DMFT limit, for which all other
+    limits wait.
+    """
+    if kind == "dmft":
+        return 1 + min(3, int(seconds(kind, {}) / 10))
+    return math.ceil(mem_mb(kind, some_cells) / 4000)
+
+
+# --- bundles --------------------------------------------------------------------------------------
+
+# Starting Python and importing torch takes about three seconds.
+BUNDLE_SECONDS, MOST_BUNDLES = 60, 64
+
+
+class Bundle(NamedTuple):
+    """Cells that one job computes; the name of its job."""
+
+    name: str
+    cells: list
+
+
+def bundles(kind):
+    """Share the cells of a kind among jobs of about equal cost.
+
+    Which cells share a job is nobody's business but the scheduler's: it appears in no file and in
+    no ``params``. Cells that the last complete sweep had are kept apart from new ones, so that a
+    new sweep value plans jobs for its own cells only.
+    """
+    finished = cells_of_last_sweep()
+    wanted = cells(kind, EXPERIMENT)
+    old = [cell for cell in wanted if cell_name(kind, **cell) in finished]
+    new = [cell for cell in wanted if cell_name(kind, **cell) not in finished]
+    parts = [part for group in (old, new) for part in split(kind, group)]
+    return [
+        Bundle(f"{kind}_{number:02d}", part)
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def cells_of_last_sweep():
+    """Names of the cells behind the last error tables.
+
+    This does not change while networks and limits are computed, so that a job on a cluster, which
+    reads this file again, finds the same bundles.
+    """
+    try:
+        manifest = json.loads(PATHS.manifest("errors").read_text(encoding="utf-8"))
+        return set(manifest["cells"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def split(kind, some_cells):
+    """Cut the cells, from dear to cheap, into parts of about equal cost.
+
+    Dear ones keep together because a job's memory is that of its largest cell.
+    """
+    costs = [(seconds(kind, cell), cell) for cell in some_cells]
+    total = sum(cost for cost, _ in costs)
+    # Two jobs already where it pays to use a second core.
+    count = max(math.ceil(total / BUNDLE_SECONDS), 2 if total > 6 else 1)
+    count = min(count, MOST_BUNDLES, len(some_cells))
+    parts = [[] for _ in range(count)]
+    before = 0.0
+    for cost, cell in sorted(costs, key=lambda item: (-item[0], *item[1].values())):
+        parts[min(count - 1, int(count * (before + cost / 2) / total))].append(cell)
+        before += cost
+    return [
+        sorted(part, key=lambda cell: tuple(cell.values())) for part in parts if part
+    ]
+
+
+def said(kind, bundle):
+    """Say how many cells a bundle has, and which are the first and the last."""
+    names = [cell_name(kind, **cell).partition("/")[2] for cell in bundle.cells]
+    return (
+        names[0]
+        if len(names) == 1
+        else f"{len(names)} cells, {names[0]} to {names[-1]}"
+    )

@@ -1,0 +1,45 @@
+rule measure_errors:
+    input:
+        manifests("problem", "dmft", "mean_ode", "wide", "finite"),
+    output:
+        manifest=PATHS.manifest("errors"),
+    log:
+        log_file("errors"),
+    benchmark:
+        benchmark_file("errors")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        key=stage_key("errors"),
+    message:
+        "Distances of every network to its limits"
+    script:
+        "../workflow/scripts/errors.py"
+
+
+rule fit_rates:
+    input:
+        errors=PATHS.manifest("errors"),
+    output:
+        rates=PATHS.store("rates"),
+        manifest=PATHS.manifest("rates"),
+    log:
+        log_file("rates"),
+    benchmark:
+        benchmark_file("rates")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        key=stage_key("rates"),
+    message:
+        "Exponents and amplitudes"
+    script:
+        "../workflow/scripts/rates.py"

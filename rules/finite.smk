@@ -1,0 +1,25 @@
+for bundle in bundles("finite"):
+
+    rule:
+        name:
+            bundle.name
+        input:
+            problem=PATHS.manifest("problem"),
+        output:
+            manifests=[PATHS.manifest("finite", **cell) for cell in bundle.cells],
+        log:
+            log_file(bundle.name),
+        benchmark:
+            benchmark_file(bundle.name)
+        conda:
+            "../workflow/envs/environment.yaml"
+        threads: cores("finite", bundle.cells)
+        resources:
+            mem_mb=mem_mb("finite", bundle.cells),
+            runtime=minutes("finite", bundle.cells),
+        params:
+            key=stage_key("finite"),
+        message:
+            f"Finite networks: {said('finite', bundle)}"
+        script:
+            "../workflow/scripts/finite.py"

@@ -1,0 +1,19 @@
+rule problem:
+    output:
+        manifest=PATHS.manifest("problem"),
+    log:
+        log_file("problem"),
+    benchmark:
+        benchmark_file("problem")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        key=stage_key("problem"),
+    message:
+        "Problem: data and loss"
+    script:
+        "../workflow/scripts/problem.py"

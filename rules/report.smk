@@ -1,0 +1,60 @@
+rule draw_figures:
+    input:
+        stores=manifests("problem", "dmft", "finite"),
+        errors=PATHS.manifest("errors"),
+        rates=PATHS.store("rates"),
+    output:
+        # The order is that of FIGURE_FILES: a picture for the report, and one for a paper.
+        [
+            (
+                report(
+                    file,
+                    caption=f"../workflow/report/{file.stem}.rst",
+                    category=EXPERIMENT.experiment,
+                    labels={"figure": file.stem.replace("_", " ")},
+                )
+                if file.suffix == ".png"
+                else file
+            )
+            for file in FIGURE_FILES
+        ],
+    log:
+        log_file("figures"),
+    benchmark:
+        benchmark_file("figures")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        key=stage_key("figures"),
+    message:
+        "Figures"
+    script:
+        "../workflow/scripts/figures.py"
+
+
+rule write_report:
+    input:
+        figures=FIGURE_FILES,
+        captions=[report_source(name) for name in ("workflow", *FIGURES)],
+    output:
+        report=PATHS.report,
+    log:
+        log_file("report"),
+    benchmark:
+        benchmark_file("report")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        key=stage_key("figures"),
+    message:
+        "Report"
+    script:
+        "../workflow/scripts/report.py"

@@ -1,0 +1,188 @@
+"""What the scripts share: one frame around a job, reading its inputs, publishing its results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# In an environment that Snakemake has made, the package is this checkout's.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))
+
+from resnet_limits import provenance
+from resnet_limits.config import Experiment, InputError, experiment_from_dict
+from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LOG = logging.getLogger("resnet_limits.workflow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One running job.
+
+    Attributes
+    ----------
+    stage : str
+        The stage it computes.
+    experiment : Experiment
+        What Snakemake planned, even if the file has been edited since.
+    paths : Paths
+        Places of the experiment's results.
+    outputs : frozenset of str
+        The files that Snakemake expects.
+    """
+
+    stage: str
+    experiment: Experiment
+    paths: Paths
+    outputs: frozenset[str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells whose manifests Snakemake expects of this job."""
+        return [
+            cell
+            for cell in cells(self.stage, self.experiment)
+            if str(self.paths.manifest(self.stage, **cell)) in self.outputs
+        ]
+
+    def open_store(self, kind: str, cell: Cell) -> xr.Dataset:
+        """Open a result lazily."""
+        from resnet_limits import store
+
+        return store.open_store(self.paths.store(kind, **cell))
+
+    def publish(self, dataset: Any, started: float, cell: Cell, **facts: Any) -> None:
+        """Write a result and its manifest."""
+        from resnet_limits.stages.publish import publish
+
+        publish(
+            dataset,
+            self.paths.store(self.stage, **cell),
+            kind=self.stage,
+            experiment=self.experiment,
+            key=provenance.stage_key(self.stage, self.experiment, **cell),
+            device="cpu",
+            seeds=() if self.stage in {"problem", "dmft"} else self.experiment.seeds,
+            started=started,
+            manifest=self.paths.manifest(self.stage, **cell),
+            facts=facts,
+        )
+
+    def publish_each(self, compute: Callable[[Cell], Any]) -> None:
+        """Compute and publish one cell after the other; one that fails does not stop the rest.
+
+        Raises
+        ------
+        RuntimeError
+            At the end, if any cell failed; what was finished is found again by the next run.
+        """
+        wanted = self.cells
+        failed = []
+        for number, cell in enumerate(wanted, start=1):
+            name = cell_name(self.stage, **cell)
+            if self._vouch_again(cell):
+                LOG.info("%s (%d of %d): found, sound", name, number, len(wanted))
+                continue
+            LOG.info("%s (%d of %d)", name, number, len(wanted))
+            started = time.monotonic()
+            try:
+                self.publish(compute(cell), started, cell)
+            except InputError:
+                raise
+            except Exception as error:
+                LOG.error("%s: %s: %s", name, type(error).__name__, error)
+                LOG.debug("Traceback", exc_info=True)
+                failed.append(name)
+        if failed:
+            raise RuntimeError(f"{len(failed)} of {len(wanted)} failed: {', '.join(failed)}")
+
+    def _vouch_again(self, cell: Cell) -> bool:
+        """Write the manifest of a result that is there, sound, and what is wanted.
+
+        Snakemake removes a job's manifests before it runs, also those of cells that are finished.
+        """
+        from resnet_limits import store
+
+        path = self.paths.store(self.stage, **cell)
+        key = provenance.stage_key(self.stage, self.experiment, **cell)
+        try:
+            dataset = store.open_store(path)
+        except store.StoreError:
+            return False
+        if dataset.attrs.get("stage_key") != key or store.check(path):
+            return False
+        store.write_manifest(
+            self.paths.manifest(self.stage, **cell),
+            path,
+            kind=self.stage,
+            stage_key=key,
+            status=store.status_counts(dataset),
+        )
+        return True
+
+
+@contextmanager
+def running(snakemake: Any, stage: str) -> Iterator[Job]:
+    """Frame a job: its log, the experiment, and one clear line if it fails.
+
+    Snakemake itself holds torch and numpy to the job's threads, through the environment.
+
+    Parameters
+    ----------
+    snakemake : Snakemake
+        The object that Snakemake puts into every script.
+    stage : str
+        The stage that the script computes.
+    """
+    _log_to(Path(snakemake.log[0]))
+    started = time.monotonic()
+    try:
+        yield _job(snakemake, stage)
+    except InputError as error:
+        LOG.error("%s", error)
+        sys.exit(2)
+    except Exception as error:
+        LOG.error("%s: %s", type(error).__name__, error)
+        LOG.debug("Traceback", exc_info=True)
+        sys.exit(1)
+    LOG.info("%s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    root = logging.getLogger()
+    # The terminal shows one line where the file has the whole traceback.
+    handlers = {
+        logging.DEBUG: logging.FileHandler(path, mode="w"),
+        logging.INFO: logging.StreamHandler(),
+    }
+    for level, handler in handlers.items():
+        handler.setLevel(level)
+        handler.setFormatter(form)
+        root.addHandler(handler)
+    logging.getLogger("resnet_limits").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+
+
+def _job(snakemake: Any, stage: str) -> Job:
+    values = {name: snakemake.config[name] for name in Experiment.model_fields}
+    experiment = experiment_from_dict(values, where=snakemake.config["experiment_file"])
+    if provenance.stage_key(stage, experiment) != snakemake.params.key:
+        # A result must carry the key of what computed it.
+        raise RuntimeError("code or data were edited after Snakemake planned this job; run again")
+    return Job(
+        stage,
+        experiment,
+        Paths(snakemake.config["results"], experiment.experiment),
+        frozenset(map(str, snakemake.output)),
+    )

@@ -1,0 +1,16 @@
+"""Measure the distances between finite networks and limits."""
+
+import time
+
+from _job import running
+
+with running(snakemake, "errors") as job:
+    import dask
+
+    from resnet_limits.stages import errors
+    from resnet_limits.stages.paths import KINDS, cell_name, cells
+
+    started = time.monotonic()
+    names = [cell_name(kind, **cell) for kind in KINDS for cell in cells(kind, job.experiment)]
+    with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
+        job.publish(errors.errors(job.experiment, job.open_store), started, {}, cells=names)

@@ -1,0 +1,9 @@
+"""Train finite networks of some shapes."""
+
+from _job import running
+
+with running(snakemake, "finite") as job:
+    from resnet_limits.config import Shape
+    from resnet_limits.stages import networks
+
+    job.publish_each(lambda cell: networks.finite(job.experiment, Shape(**cell)))

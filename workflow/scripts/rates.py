@@ -1,0 +1,13 @@
+"""Fit exponents and amplitudes to the distances."""
+
+import time
+
+from _job import running
+
+with running(snakemake, "rates") as job:
+    from resnet_limits import store
+    from resnet_limits.stages import errors
+
+    started = time.monotonic()
+    distances = store.open_groups(job.paths.store("errors"))
+    job.publish(errors.rates(job.experiment, distances), started, {})
