@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from resnet_limits.config import Experiment
+
+# The tests' arrays are small, and several processes run tests side by side: one thread each. Set
+# before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _TINY: dict[str, Any] = {
     "experiment": "tiny",

@@ -51,9 +51,6 @@ def solve(x, y, rate, steps, root, alpha=1.0, loss_weight=1.0, levels=6, coarses
     order, previous = 1, table[-1]
     while len(table) > 1:
         previous = table[-1]
-        table = [
-            fine + (fine - coarse) / (4**order - 1)
-            for coarse, fine in pairwise(table)
-        ]
+        table = [fine + (fine - coarse) / (4**order - 1) for coarse, fine in pairwise(table)]
         order += 1
     return table[0], np.abs(table[0] - previous).max()
