@@ -9,13 +9,18 @@ dc^T G dc with G = Phi^T Phi / D.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from resnet_limits import fields
 
@@ -37,6 +42,7 @@ COMPARED = ("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"
 """Variables of a limit store that are read."""
 
 _FIELD = ("seed", "step", "depth_point", "sample", "token", "coordinate")
+_GRAPH_BLOCKS = 128
 _WORK_ELEMENTS = 1 << 18
 """Elements of one temporary array inside a block: small enough for a core's cache."""
 
@@ -73,7 +79,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
     if not common.any():
         raise ValueError("the limit and the networks have no seed in common")
     seeded = seeded.sel(seed=wanted[common])
-    (stderr,) = dask.compute(_standard_errors(seeded, None, embedding[common]))
+    stderr = _compute(_standard_errors(seeded, None, embedding[common]))
     return seeded[["output", "hidden_coef"]].assign(stderr)
 
 
@@ -105,17 +111,23 @@ def finite_distances(
     """
     _check_embedding(embedding, finite.sizes["seed"], finite.sizes["coordinate"])
     (finite, *aligned), kept = _aligned([finite, *limits.values()])
-    by_name = dict(zip(limits, aligned, strict=True))
-    lazy = _field_errors(finite, by_name, embedding[kept])
-    for name, limit in by_name.items():
-        lazy[name]["output_rms"] = _rms(finite["output"] - limit["output"])
-        lazy[name] |= {v: limit[v] for v in VARIABLES if v in limit}
-    (computed,) = dask.compute(lazy)
+    parts: dict[str, list[xr.Dataset]] = {name: [] for name in limits}
+    for steps in _step_groups(finite["hidden"]):
+        by_name = {
+            name: limit.isel(step=steps) for name, limit in zip(limits, aligned, strict=True)
+        }
+        lazy = _field_errors(finite.isel(step=steps), by_name, embedding[kept])
+        for name, limit in by_name.items():
+            lazy[name]["output_rms"] = _rms(finite["output"] - limit["output"])
+            lazy[name] |= {v: limit[v] for v in VARIABLES if v in limit}
+        computed = _compute(lazy)
+        for name, variables in computed.items():
+            parts[name].append(_table(variables))
     valid = _valid(finite)
     status = ("seed", finite["status"].values.astype(np.int8))
     return {
-        name: _table(variables).where(valid).assign(status=status)
-        for name, variables in computed.items()
+        name: xr.concat(tables, "step").where(valid).assign(status=status)
+        for name, tables in parts.items()
     }
 
 
@@ -164,8 +176,21 @@ def limit_distances(
         "output_rms": _rms(one["output"] - two["output"]),
         **_standard_errors(one, two, rows),
     }
-    (computed,) = dask.compute(variables)
-    return _table(computed).assign(status=("seed", np.full(len(rows), OK, np.int8)))
+    return _table(_compute(variables)).assign(status=("seed", np.full(len(rows), OK, np.int8)))
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _compute(lazy: dict[str, Any]) -> dict[str, Any]:
+    """Compute everything in a dictionary at once."""
+    # Dask's threads share the cores; matrix products with threads of their own would wait for
+    # each other, and on a busy machine for much longer than they take.
+    with _libraries().limit(limits=1, user_api="blas"):
+        (computed,) = dask.compute(lazy)
+    return dict(computed)
 
 
 def _table(variables: Mapping[str, xr.DataArray]) -> xr.Dataset:
@@ -348,6 +373,16 @@ def _blocks(size: int, length: int) -> Iterator[slice]:
 
 
 # --- one pass over a finite store -----------------------------------------------------------------
+
+
+def _step_groups(hidden: xr.DataArray) -> list[slice]:
+    """Cut the steps between blocks, so that one graph does not describe too many blocks."""
+    lengths = hidden.chunksizes.get("step") or (hidden.sizes["step"],)
+    others = math.prod(len(sizes) for d, sizes in hidden.chunksizes.items() if d != "step")
+    per_group = max(1, _GRAPH_BLOCKS // others)
+    ends = np.cumsum(lengths)[per_group - 1 : -1 : per_group]
+    bounds = [0, *(int(end) for end in ends), hidden.sizes["step"]]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def _field_errors(

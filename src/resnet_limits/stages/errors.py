@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
     """
     stores = _Stores(experiment, open_store)
     tables: dict[str, list[xr.Dataset]] = {pair: [] for pair in experiment.pairs}
-    for pair, sizes, distances in (*_finite_cells(stores), *_limit_cells(stores)):
+    for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
         tables[pair].append(_cells(distances, sizes, experiment.seeds))
     return {pair: _sorted(parts) for pair, parts in tables.items()}
 

@@ -1,0 +1,545 @@
+"""Distances against plain NumPy, in bounded memory, and the tables of cells."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+from resnet_limits import store
+from resnet_limits.config import Experiment
+from resnet_limits.errors import distances
+from resnet_limits.errors.distances import DIVERGED, NOT_RUN, OK
+from resnet_limits.problem import embedding_rows, make_problem
+from resnet_limits.stages import errors as stage
+
+S, K, P, N, D, R, T = 3, 4, 5, 2, 7, 4, 2
+NODES = np.array([0.0, 0.2, 0.7, 1.0])
+POINTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+SIZES = {"sample": N, "embedding_direction": R, "target": T, "step": K, "node": len(NODES)}
+
+
+def limit(
+    rng: np.random.Generator,
+    *,
+    seeds: int | None = S,
+    tokens: int | None = None,
+    replicates: int = 3,
+    scale: float = 1.0,
+    **sizes: int,
+) -> xr.Dataset:
+    length = {**SIZES, "replicate": replicates, "seed": seeds, "token": tokens, **sizes}
+    lead = () if seeds is None else ("seed",)
+    rows = ("sample",) if tokens is None else ("sample", "token")
+
+    def variable(*dims: str) -> tuple[tuple[str, ...], np.ndarray]:
+        names = (*lead, *dims)
+        return names, scale * rng.normal(size=tuple(length[d] for d in names))  # type: ignore[misc]
+
+    direction = "embedding_direction"
+    return xr.Dataset(
+        {
+            "output": variable("step", *rows, "target"),
+            "output_replicate": variable("replicate", "step", *rows, "target"),
+            "hidden_coef": variable("step", "node", *rows, direction),
+            "hidden_coef_replicate": variable("replicate", "step", *rows, direction),
+        },
+        {
+            "node": NODES,
+            "step": np.arange(length["step"] or 0),
+            "replicate": np.arange(replicates),
+            **({"seed": np.arange(seeds)} if seeds is not None else {}),
+        },
+    )
+
+
+def network(
+    rng: np.random.Generator, *, tokens: int | None = None, dtype: str = "float32"
+) -> xr.Dataset:
+    rows = (N,) if tokens is None else (N, tokens)
+    names = ("sample",) if tokens is None else ("sample", "token")
+    return xr.Dataset(
+        {
+            "output": (("seed", "step", *names, "target"), rng.normal(size=(S, K, *rows, T))),
+            "hidden": (
+                ("seed", "step", "depth_point", *names, "coordinate"),
+                rng.normal(size=(S, K, P, *rows, D)).astype(dtype),
+            ),
+            "status": ("seed", np.zeros(S, np.int8)),
+            "diverged_step": ("seed", np.full(S, -1)),
+        },
+        {
+            "seed": np.arange(S),
+            "step": np.arange(K),
+            "layer": ("depth_point", np.arange(P)),
+            "s": ("depth_point", POINTS),
+        },
+    )
+
+
+def compare(
+    finite: xr.Dataset, limits: dict[str, xr.Dataset], phi: np.ndarray
+) -> dict[str, xr.Dataset]:
+    seeds = [int(seed) for seed in finite["seed"]]
+    prepared = {name: distances.prepare(ds, seeds, phi) for name, ds in limits.items()}
+    return distances.finite_distances(finite, prepared, phi)
+
+
+# --- brute force ----------------------------------------------------------------------------------
+
+
+def interpolated(coef: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(node, ..., r) to (points, ..., r), through the coefficients of the polynomial."""
+    basis = np.vander(points, len(NODES)) @ np.linalg.inv(np.vander(NODES))
+    return np.tensordot(basis, coef, axes=1)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def of_seed(ds: xr.Dataset, seed: int) -> xr.Dataset:
+    return ds.isel(seed=seed) if "seed" in ds.dims else ds
+
+
+def spread(replicates: np.ndarray) -> float:
+    """RMS standard error of the mean over the first axis."""
+    count = len(replicates)
+    if count == 1:
+        return 0.0
+    return rms(replicates.std(axis=0, ddof=1) / np.sqrt(count))
+
+
+def brute_force(finite: xr.Dataset, ds: xr.Dataset, phi: np.ndarray, k: int, step: int) -> list:
+    one, net = of_seed(ds, k).isel(step=step), finite.isel(seed=k, step=step)
+    H = interpolated(one["hidden_coef"].values, POINTS) @ phi[k].T
+    gap = net["hidden"].values.astype(float) - H
+    per_depth = np.abs(gap).reshape(P, -1).mean(axis=1)
+    return [
+        rms(gap[-1]),
+        per_depth.max(),
+        rms(net["output"].values - one["output"].values),
+        spread(one["hidden_coef_replicate"].values @ phi[k].T),
+        spread(one["output_replicate"].values),
+    ]
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        None,
+        {},
+        {"step": 1},
+        {"seed": 2, "step": 3, "depth_point": 2, "sample": 1, "coordinate": 3},
+    ],
+)
+def test_networks_against_brute_force(tokens: int | None, chunks: dict[str, int] | None) -> None:
+    rng = np.random.default_rng(1)
+    phi = rng.normal(size=(S, D, R))
+    finite = network(rng, tokens=tokens)
+    limits = {
+        "wide": limit(rng, tokens=tokens),
+        "mean_ode": limit(rng, tokens=tokens, replicates=1),
+        "dmft": limit(rng, seeds=None, tokens=tokens),
+    }
+    lazy = finite if chunks is None else finite.chunk(chunks)
+    sources = limits if chunks is None else {k: v.chunk(step=2) for k, v in limits.items()}
+    found = compare(lazy, sources, phi)
+    assert set(found) == set(limits)
+    for name, ds in limits.items():
+        assert found[name].sizes == {"seed": S, "step": K}
+        assert found[name]["status"].dtype == np.int8
+        for k in range(S):
+            for step in range(K):
+                expected = brute_force(finite, ds, phi, k, step)
+                actual = [found[name][v].values[k, step] for v in distances.VARIABLES]
+                np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+@pytest.mark.parametrize("chunks", [None, {"step": 1, "seed": 2, "node": 3, "replicate": 1}])
+def test_limits_against_brute_force(tokens: int | None, chunks: dict[str, int] | None) -> None:
+    rng = np.random.default_rng(2)
+    phi = rng.normal(size=(S, D, R))
+    one, two = limit(rng, tokens=tokens), limit(rng, seeds=None, tokens=tokens)
+    sources = [ds if chunks is None else ds.chunk(_fitting(ds, chunks)) for ds in (one, two)]
+    for first, second in (sources, sources[::-1]):
+        found = distances.limit_distances(first, second, phi, POINTS)
+        assert (found["status"] == OK).all()
+        for k in range(S):
+            for step in range(K):
+                a, b = (of_seed(ds, k).isel(step=step) for ds in (one, two))
+                coef = a["hidden_coef"].values - b["hidden_coef"].values
+                gap = interpolated(coef, POINTS) @ phi[k].T
+                replicates = a["hidden_coef_replicate"].values - b["hidden_coef_replicate"].values
+                outputs = a["output_replicate"].values - b["output_replicate"].values
+                expected = [
+                    rms(gap[-1]),
+                    np.abs(gap).reshape(P, -1).mean(axis=1).max(),
+                    rms(a["output"].values - b["output"].values),
+                    spread(replicates @ phi[k].T),
+                    spread(outputs),
+                ]
+                actual = [found[v].values[k, step] for v in distances.VARIABLES]
+                np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-14)
+
+
+def _fitting(ds: xr.Dataset, chunks: dict[str, int]) -> dict[str, int]:
+    return {d: size for d, size in chunks.items() if d in ds.dims}
+
+
+def test_a_wrong_embedding_gives_another_distance() -> None:
+    rng = np.random.default_rng(3)
+    phi, finite, ds = rng.normal(size=(S, D, R)), network(rng), limit(rng)
+    right, wrong = (compare(finite, {"wide": ds}, rows)["wide"] for rows in (phi, phi[::-1]))
+    assert (abs(right["hidden_rms"] - wrong["hidden_rms"]) > 1e-3).any()
+
+
+def test_a_network_that_follows_the_limit_is_at_no_distance() -> None:
+    rng = np.random.default_rng(4)
+    phi, ds = rng.normal(size=(S, D, R)), limit(rng)
+    finite = network(rng, dtype="float64")
+    for k in range(S):
+        for step in range(K):
+            coef = ds["hidden_coef"].values[k, step]
+            finite["hidden"].values[k, step] = interpolated(coef, POINTS) @ phi[k].T
+    finite["output"].values[:] = ds["output"].values
+    found = compare(finite, {"wide": ds}, phi)["wide"]
+    assert float(found["hidden_rms"].max()) < 1e-12
+    assert float(found["hidden_max_mean_abs"].max()) < 1e-12
+    assert float(found["output_rms"].max()) == 0
+
+
+def test_a_limit_is_at_no_distance_from_itself() -> None:
+    rng = np.random.default_rng(5)
+    ds = limit(rng)
+    found = distances.limit_distances(ds, ds, rng.normal(size=(S, D, R)), POINTS)
+    assert all(float(found[name].max()) == 0 for name in distances.VARIABLES)
+
+
+def test_triangle_inequality_through_a_third() -> None:
+    rng = np.random.default_rng(6)
+    phi, finite = rng.normal(size=(S, D, R)), network(rng)
+    ode, dmft = limit(rng), limit(rng, seeds=None)
+    found = compare(finite, {"ode": ode, "dmft": dmft}, phi)
+    between = distances.limit_distances(ode, dmft, phi, POINTS)
+    for name in ("hidden_rms", "hidden_max_mean_abs", "output_rms"):
+        assert (found["dmft"][name] <= found["ode"][name] + between[name] + 1e-12).all()
+
+
+def test_paired_scramblings_are_more_accurate_than_each_limit() -> None:
+    rng = np.random.default_rng(7)
+    one = limit(rng, replicates=8)
+    two = one + 1e-3 * limit(rng, replicates=8)
+    phi = rng.normal(size=(S, D, R))
+    paired = distances.limit_distances(one, two, phi, POINTS)["hidden_rms_stderr"]
+    alone = distances.prepare(one, range(S), phi)["hidden_rms_stderr"]
+    assert float((paired / alone).max()) < 1e-2
+
+
+def test_claimed_standard_error_is_the_scatter_of_repeated_limits() -> None:
+    rng = np.random.default_rng(8)
+    phi = rng.normal(size=(1, D, R))
+    truth = rng.normal(size=(K, N, R))
+    means, claimed = [], []
+    for _ in range(200):
+        ds = limit(rng, seeds=1, replicates=8, scale=0.3)
+        ds["hidden_coef_replicate"] += xr.DataArray(
+            truth, dims=("step", "sample", ds["hidden_coef"].dims[-1])
+        )
+        means.append(ds["hidden_coef_replicate"].values[0].mean(axis=0) @ phi[0].T)
+        claimed.append(distances.prepare(ds, [0], phi)["hidden_rms_stderr"].values[0])
+    scatter = np.sqrt((np.std(means, axis=0) ** 2).mean(axis=(1, 2)))
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(claimed), axis=0)), scatter, rtol=0.1)
+
+
+# --- seeds and steps ------------------------------------------------------------------------------
+
+
+def test_diverged_and_absent_runs_are_named_and_nan() -> None:
+    rng = np.random.default_rng(9)
+    phi, finite = rng.normal(size=(S, D, R)), network(rng)
+    finite["status"].values[:] = [OK, DIVERGED, NOT_RUN]
+    finite["diverged_step"].values[:] = [-1, 2, -1]
+    # The diverging step itself may still hold numbers, however large.
+    finite["hidden"].values[1, 2] *= 1e9
+    finite["hidden"].values[1, 3:] = finite["hidden"].values[2] = np.nan
+    finite["output"].values[1, 3:] = finite["output"].values[2] = np.nan
+    found = compare(finite, {"dmft": limit(rng, seeds=None)}, phi)["dmft"]
+    for name in distances.VARIABLES:
+        finite_values = np.isfinite(found[name].values)
+        np.testing.assert_array_equal(finite_values.sum(axis=1), [K, 2, 0])
+        assert finite_values[1, :2].all()
+    np.testing.assert_array_equal(found["status"], [OK, DIVERGED, NOT_RUN])
+
+
+def test_common_seeds_and_steps_are_compared() -> None:
+    rng = np.random.default_rng(10)
+    phi, finite, ds = rng.normal(size=(S, D, R)), network(rng), limit(rng)
+    whole = compare(finite, {"wide": ds}, phi)["wide"]
+    part = compare(finite.isel(step=[1, 3]), {"wide": ds.isel(seed=[2, 0])}, phi)["wide"]
+    np.testing.assert_array_equal(part["seed"], [0, 2])
+    np.testing.assert_array_equal(part["step"], [1, 3])
+    xr.testing.assert_allclose(part, whole.sel(seed=[0, 2], step=[1, 3]))
+    other = ds.isel(seed=[1, 2], step=[0, 3])
+    between = distances.limit_distances(ds, other, phi, POINTS)
+    assert between.sizes == {"seed": 2, "step": 2}
+    assert float(between["hidden_rms"].max()) == 0
+
+
+@pytest.mark.parametrize("dim", ["seed", "step"])
+def test_stores_with_nothing_in_common_are_refused(dim: str) -> None:
+    rng = np.random.default_rng(11)
+    ds, phi = limit(rng), rng.normal(size=(S, D, R))
+    moved = ds.assign_coords({dim: ds[dim] + 100})
+    with pytest.raises(ValueError, match=f"no {dim} in common"):
+        distances.limit_distances(ds, moved, phi, POINTS)
+    with pytest.raises(ValueError, match=f"no {dim} in common"):
+        compare(network(rng), {"wide": moved}, phi)
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    rng = np.random.default_rng(12)
+    ds, phi = limit(rng), rng.normal(size=(S, D, R))
+    with pytest.raises(ValueError, match="cannot be paired"):
+        distances.limit_distances(ds, limit(rng, replicates=4), phi, POINTS)
+    with pytest.raises(ValueError, match="seeds"):
+        distances.limit_distances(limit(rng, seeds=None), limit(rng, seeds=None), phi, POINTS)
+    for rows in (phi[:2], phi[0]):
+        with pytest.raises(ValueError, match="embedding of shape"):
+            distances.limit_distances(ds, ds, rows, POINTS)
+    prepared = {"wide": distances.prepare(ds, range(S), phi)}
+    with pytest.raises(ValueError, match="embedding of shape"):
+        distances.finite_distances(network(rng), prepared, phi[:, : D - 1])
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+WIDE, STEPS, DEPTHS = 8192, 48, 16
+
+
+def generated(read: Callable[[tuple[int, ...]], None]) -> xr.Dataset:
+    """A network of 144 MiB in blocks of 1 MiB, made when they are read."""
+    rng = np.random.default_rng(13)
+    base = rng.normal(size=(1, 1, DEPTHS, 2, WIDE)).astype(np.float32)
+
+    def block(block_info: dict[Any, Any]) -> np.ndarray:
+        read(tuple(block_info[None]["chunk-location"]))
+        return base + np.float32(0.0)
+
+    hidden = da.map_blocks(
+        block,
+        chunks=((1,) * S, (1,) * STEPS, (DEPTHS,), (2,), (WIDE,)),
+        dtype=np.float32,
+        meta=np.empty((0,) * 5, np.float32),
+    )
+    return xr.Dataset(
+        {
+            "output": (("seed", "step", "sample", "target"), np.zeros((S, STEPS, 2, T))),
+            "hidden": (("seed", "step", "depth_point", "sample", "coordinate"), hidden),
+            "status": ("seed", np.zeros(S, np.int8)),
+            "diverged_step": ("seed", np.full(S, -1)),
+        },
+        {
+            "seed": np.arange(S),
+            "step": np.arange(STEPS),
+            "layer": ("depth_point", np.arange(DEPTHS)),
+            "s": ("depth_point", np.arange(DEPTHS) / (DEPTHS - 1)),
+        },
+    )
+
+
+def test_every_block_is_read_once_and_memory_is_bounded() -> None:
+    rng = np.random.default_rng(14)
+    reads: Counter[tuple[int, ...]] = Counter()
+    finite = generated(lambda place: reads.update([place]))
+    phi = rng.normal(size=(S, WIDE, R))
+    limits = {
+        "wide": limit(rng, step=STEPS),
+        "mean_ode": limit(rng, step=STEPS),
+        "dmft": limit(rng, seeds=None, step=STEPS),
+    }
+    block = DEPTHS * 2 * WIDE * 4
+    assert finite["hidden"].nbytes == S * STEPS * block
+    with dask.config.set(scheduler="synchronous"):
+        prepared = {name: distances.prepare(ds, range(S), phi) for name, ds in limits.items()}
+        tracemalloc.start()
+        try:
+            found = distances.finite_distances(finite, prepared, phi)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(reads) == S * STEPS
+    assert set(reads.values()) == {1}
+    assert all(np.isfinite(ds["hidden_rms"]).all() for ds in found.values())
+    # A block, temporaries of a fixed size, and the graph of a limited number of blocks.
+    assert peak < 24 * 2**20 < finite["hidden"].nbytes / 5
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+
+class Results:
+    """Made-up stores for the cells of an experiment."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.problem = make_problem(experiment)
+        self.opened: list[tuple[str, tuple[int, ...]]] = []
+        self.missing_seeds = 0
+
+    def __call__(self, kind: str, cell: dict[str, int]) -> xr.Dataset:
+        self.opened.append((kind, tuple(cell.values())))
+        rng = np.random.default_rng([len(kind), *cell.values()])
+        seeds, steps = len(self.experiment.seeds), self.experiment.training.steps
+        samples, targets = self.problem.y.shape
+        if kind != "finite":
+            return limit(
+                rng,
+                seeds=None if kind == "dmft" else seeds,
+                step=steps,
+                sample=samples,
+                target=targets,
+                embedding_direction=self.problem.embedding_dims,
+            ).chunk()
+        layers = np.array(self.experiment.depth_layers(cell["depth"]))
+        kept = list(self.experiment.saved_steps)
+        shape = (seeds, len(kept), len(layers), samples, cell["embed_dim"])
+        ds = xr.Dataset(
+            {
+                "output": (
+                    ("seed", "step", "sample", "target"),
+                    rng.normal(size=(seeds, len(kept), samples, targets)),
+                ),
+                "hidden": (
+                    ("seed", "step", "depth_point", "sample", "coordinate"),
+                    rng.normal(size=shape).astype(np.float32),
+                ),
+                "status": ("seed", np.full(seeds, OK, np.int8)),
+                "diverged_step": ("seed", np.full(seeds, -1)),
+            },
+            {
+                "seed": np.arange(seeds),
+                "step": kept,
+                "layer": ("depth_point", layers),
+                "s": ("depth_point", layers / cell["depth"]),
+            },
+        )
+        if cell == {"depth": 2, "width": 8, "embed_dim": 16}:
+            ds["status"].values[1], ds["diverged_step"].values[1] = DIVERGED, 1
+            ds["hidden"].values[1, 1:] = ds["output"].values[1, 1:] = np.nan
+        return ds.isel(seed=slice(seeds - self.missing_seeds)).chunk()
+
+
+def coords(ds: xr.Dataset) -> list[tuple[int, ...]]:
+    names = ("depth", "width", "embed_dim", "seed")
+    return [tuple(map(int, row)) for row in np.stack([ds[name].values for name in names], axis=1)]
+
+
+def test_every_cell_of_every_pair_in_order(
+    tiny_experiment: Callable[..., Experiment], tmp_path: Any
+) -> None:
+    experiment = tiny_experiment(sweep={"grid": {"depth": [4, 2], "embed_dim": [16, 4]}})
+    tables = stage.errors(experiment, Results(experiment))
+    assert tuple(tables) == experiment.pairs
+    grid = [(L, 8, e, k) for L in (2, 4) for e in (4, 16) for k in (0, 1)]
+    for pair in ("finite-wide", "finite-mean_ode", "finite-dmft"):
+        assert coords(tables[pair]) == grid
+        np.testing.assert_array_equal(
+            tables[pair]["parameters"], [L * M * e for L, M, e, _ in grid]
+        )
+        status = tables[pair]["status"]
+        assert [grid[k] for k in np.flatnonzero(status != OK)] == [(2, 8, 16, 1)]
+        values = tables[pair]["hidden_rms"].values[grid.index((2, 8, 16, 1))]
+        np.testing.assert_array_equal(np.isfinite(values), [True, False, False])
+    assert coords(tables["wide-mean_ode"]) == [(L, 0, e, k) for L, _, e, k in grid]
+    assert coords(tables["mean_ode-dmft"]) == [(0, 0, e, k) for e in (4, 16) for k in (0, 1)]
+    assert (tables["mean_ode-dmft"]["parameters"] == 0).all()
+    store.write(tables, tmp_path / "errors.zarr", "errors")
+    for pair, read in store.open_groups(tmp_path / "errors.zarr").items():
+        xr.testing.assert_equal(read.load(), tables[pair])
+
+
+def test_cells_hold_the_distances_of_their_own_stores(
+    tiny_experiment: Callable[..., Experiment],
+) -> None:
+    experiment = tiny_experiment()
+    results = Results(experiment)
+    tables = stage.errors(experiment, results)
+    L, M, e = 4, 8, 16
+    finite = results("finite", {"depth": L, "width": M, "embed_dim": e})
+    phi = np.stack([embedding_rows(results.problem, experiment.seed, k, e) for k in (0, 1)])
+    limits = {
+        "wide": results("wide", {"depth": L, "embed_dim": e}),
+        "mean_ode": results("mean_ode", {"embed_dim": e}),
+        "dmft": results("dmft", {}),
+    }
+    expected = {f"finite-{kind}": ds for kind, ds in compare(finite, limits, phi).items()}
+    s = np.array(experiment.depth_layers(L)) / L
+    expected["wide-mean_ode"] = distances.limit_distances(
+        limits["wide"], limits["mean_ode"], phi, s
+    )
+    expected["mean_ode-dmft"] = distances.limit_distances(
+        limits["mean_ode"], limits["dmft"], phi, np.linspace(0, 1, 3)
+    )
+    for pair, ds in expected.items():
+        table = tables[pair]
+        here = (table["embed_dim"] == e) & table["depth"].isin([0, L])
+        for name in distances.VARIABLES:
+            np.testing.assert_allclose(table[name].values[here.values], ds[name].values, rtol=1e-12)
+
+
+def test_only_what_the_pairs_need_is_opened(tiny_experiment: Callable[..., Experiment]) -> None:
+    experiment = tiny_experiment(sweep={"pairs": ["mean_ode-dmft"]})
+    results = Results(experiment)
+    assert set(stage.errors(experiment, results)) == {"mean_ode-dmft"}
+    assert sorted(results.opened) == [("dmft", ()), ("mean_ode", (4,)), ("mean_ode", (16,))]
+    experiment = tiny_experiment(sweep={"pairs": ["finite-dmft"]})
+    results = Results(experiment)
+    stage.errors(experiment, results)
+    assert Counter(kind for kind, _ in results.opened) == {"finite": 4, "dmft": 1}
+
+
+def test_seeds_that_a_store_lacks_are_not_run(tiny_experiment: Callable[..., Experiment]) -> None:
+    experiment = tiny_experiment(sweep={"pairs": ["finite-mean_ode"]})
+    results = Results(experiment)
+    results.missing_seeds = 1
+    table = stage.errors(experiment, results)["finite-mean_ode"]
+    absent = table["seed"] == 1
+    assert (table["status"] == xr.where(absent, NOT_RUN, OK)).all()
+    assert table["status"].dtype == np.int8
+    assert (np.isnan(table["hidden_rms"]) == absent).all()
+
+
+def test_kept_steps_only(tiny_experiment: Callable[..., Experiment]) -> None:
+    experiment = tiny_experiment(save={"steps": [0, 2]})
+    tables = stage.errors(experiment, Results(experiment))
+    np.testing.assert_array_equal(tables["finite-dmft"]["step"], [0, 2])
+    np.testing.assert_array_equal(tables["wide-mean_ode"]["step"], [0, 1, 2])
+    assert stage.rates(experiment, tables)["steps"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "saved", "expected"),
+    [(15, "all", [5, 14]), (6, "all", [5]), (5, "all", [4]), (15, [0, 9], [9])],
+)
+def test_steps_of_the_rates(
+    tiny_experiment: Callable[..., Experiment], steps: int, saved: Any, expected: list[int]
+) -> None:
+    experiment = tiny_experiment(
+        training={"steps": steps},
+        save={"steps": saved},
+        sweep={"pairs": ["mean_ode-dmft"], "grid": {"embed_dim": [4, 8, 16]}},
+    )
+    found = stage.rates(experiment, stage.errors(experiment, Results(experiment)))
+    assert found["steps"] == expected
+    assert list(found["pairs"]["mean_ode-dmft"]["output"]) == [str(k) for k in expected]
+    assert found["experiment"] == "tiny"

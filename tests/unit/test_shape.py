@@ -1,0 +1,191 @@
+"""The best shape for a budget, against an exhaustive search."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_limits.config import InputError
+from resnet_limits.errors.rates import POWERS, variable_values
+from resnet_limits.errors.shape import MAX_BUDGET, PAIR, best_shape
+
+HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
+OUTPUT = {"1/L": 0.3, "D/(LM)": 0.15, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.9}
+
+
+def rates(amplitudes: dict[str, float], observable: str = "hidden", width: int = 1) -> dict:
+    fit = {
+        "terms": {name: {"amplitude": a, "detected": a > 0} for name, a in amplitudes.items()},
+        "sizes": {"depth": [2, 100], "width": [width, 50], "embed_dim": [4, 64]},
+    }
+    return {"pairs": {PAIR: {observable: {"5": fit, "14": fit}}}}
+
+
+def law(amplitudes: dict[str, float], L: int, M: int, D: int) -> float:
+    sizes = np.array([[L, M, D]])
+    return math.sqrt(
+        sum((a * variable_values(name, sizes)[0]) ** 2 for name, a in amplitudes.items())
+    )
+
+
+def exhaustive(amplitudes: dict[str, float], budget: int, width: int) -> float:
+    shapes = np.array(
+        [
+            (budget // (D * M), M, D)
+            for D in range(1, budget // width + 1)
+            for M in range(width, budget // D + 1)
+        ]
+    )
+    squares = [(a * variable_values(name, shapes)) ** 2 for name, a in amplitudes.items()]
+    return math.sqrt(np.min(np.sum(squares, axis=0)))
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("budget", [5, 97, 1000, 4321])
+@pytest.mark.parametrize(
+    ("observable", "amplitudes"),
+    [
+        ("hidden", HIDDEN),
+        ("hidden", {"1/L": 20.0, "sqrt(D/(LM))": 0.1, "1/sqrt(D)": 0.3}),
+        ("hidden", {"1/L": 0.5, "sqrt(D/(LM))": 0.05, "1/sqrt(D)": 5.0}),
+        ("output", OUTPUT),
+    ],
+)
+def test_no_shape_is_better(
+    observable: str, amplitudes: dict[str, float], budget: int, width: int
+) -> None:
+    best = best_shape(rates(amplitudes, observable, width), budget, observable)
+    shape = best["depth"], best["width"], best["embed_dim"]
+    assert best["parameters"] == math.prod(shape) <= budget
+    assert best["width"] >= width
+    assert best["predicted_error"] == pytest.approx(law(amplitudes, *shape))
+    assert best["predicted_error"] == pytest.approx(exhaustive(amplitudes, budget, width))
+    assert math.hypot(*best["terms"].values()) == pytest.approx(best["predicted_error"])
+
+
+@pytest.mark.parametrize(("observable", "amplitudes"), [("hidden", HIDDEN), ("output", OUTPUT)])
+def test_large_budgets_follow_the_theory(observable: str, amplitudes: dict[str, float]) -> None:
+    found = [
+        best_shape(rates(amplitudes, observable), budget, observable)
+        for budget in (1e9, 1e12, 1e15, MAX_BUDGET)
+    ]
+    for one, two in itertools.pairwise(found):
+        growth = math.log(two["parameters"] / one["parameters"])
+        rate = math.log(two["predicted_error"] / one["predicted_error"]) / growth
+        share = math.log(two["embed_dim"] / one["embed_dim"]) / growth
+        # Hidden: P^(-1/6) and D ~ P^(1/3). Output: P^(-1/5) and D ~ P^(2/5).
+        error_power, size_power = (-1 / 6, 1 / 3) if observable == "hidden" else (-1 / 5, 2 / 5)
+        assert rate == pytest.approx(error_power, abs=0.005)
+        assert share == pytest.approx(size_power, abs=0.01)
+        assert two["parameters"] <= MAX_BUDGET
+
+
+def test_neighbours_of_a_large_shape_are_not_better() -> None:
+    best = best_shape(rates(HIDDEN, width=8), 1e10)
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        D = round(best["embed_dim"] * factor)
+        L = int(1e10 / (8 * D))
+        assert law(HIDDEN, L, 8, D) >= best["predicted_error"] * (1 - 1e-9)
+
+
+def test_a_shallower_shape_that_loses_little() -> None:
+    best = best_shape(rates(HIDDEN), 1e8)
+    shallower = best["shallower"]
+    shape = [shallower[name] for name in ("depth", "width", "embed_dim")]
+    assert math.prod(shape) <= 1e8
+    assert shallower["depth"] < best["depth"] / 100
+    assert shallower["predicted_error"] == pytest.approx(law(HIDDEN, *shape))
+    assert shallower["predicted_error"] <= 1.01 * best["predicted_error"]
+    shape[0] //= 2
+    assert law(HIDDEN, *shape) > 1.01 * best["predicted_error"]
+
+
+def test_without_a_depth_term_depth_and_width_are_alike() -> None:
+    amplitudes = {**HIDDEN, "1/L": 0.0}
+    best = best_shape(rates(amplitudes), 1e9)
+    assert 0.9 < best["depth"] / best["width"] < 1.1
+    assert best["shallower"] is None
+    assert "1/L is left out: not detected" in best["note"]
+    assert best["predicted_error"] == pytest.approx(
+        best_shape(rates(HIDDEN), 1e9)["predicted_error"], rel=1e-3
+    )
+
+
+def test_a_term_the_sum_hides_is_taken_from_its_own_pair() -> None:
+    hidden = rates({**HIDDEN, "1/L": 0.0})
+    hidden["pairs"]["wide-mean_ode"] = {
+        "hidden": {"14": {"amplitude_at_theory": 0.5, "theory": 1.0}}
+    }
+    best = best_shape(hidden, 1e4)
+    assert "1/L as measured by wide-mean_ode" in best["note"]
+    assert best["predicted_error"] == best_shape(rates(HIDDEN), 1e4)["predicted_error"]
+    # A power law in D/(LM) with another exponent does not measure that term.
+    output = rates({**OUTPUT, "D/(LM)": 0.0}, "output")
+    output["pairs"]["finite-wide"] = {"output": {"14": {"amplitude_at_theory": 0.5, "theory": 1.0}}}
+    assert "D/(LM) is left out" in best_shape(output, 1e4, "output")["note"]
+
+
+def test_extrapolation_is_said() -> None:
+    note = best_shape(rates(HIDDEN, width=8), 1e9)["note"]
+    assert "D = " in note
+    assert "outside the measured 4 to 64" in note
+    assert "within the measured ranges" in best_shape(rates(HIDDEN, width=8), 3000)["note"]
+    unknown = rates(HIDDEN)
+    for fit in unknown["pairs"][PAIR]["hidden"].values():
+        fit.pop("sizes", None)
+    assert "not known" in best_shape(unknown, 3000)["note"]
+
+
+def test_steps_by_number_and_last() -> None:
+    both = rates(HIDDEN)
+    both["pairs"][PAIR]["hidden"]["5"] = rates({**HIDDEN, "1/L": 5.0})["pairs"][PAIR]["hidden"]["5"]
+    last = best_shape(both, 1e3)
+    assert last == best_shape(both, 1e3, step="14") == best_shape(both, 1e3, step=14)
+    assert best_shape(both, 1e3, step="5")["predicted_error"] > last["predicted_error"]
+
+
+@pytest.mark.parametrize("budget", [0, 0.5, -3, math.nan, math.inf, 1e19, "many", None, True])
+def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    with pytest.raises(InputError, match=r"budget.*allowed") as caught:
+        best_shape(rates(HIDDEN), budget)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_below_the_smallest_width_is_refused() -> None:
+    with pytest.raises(InputError, match=r"budget: 7 parameters.*allowed: 8"):
+        best_shape(rates(HIDDEN, width=8), 7)
+
+
+def without_terms(reason: str) -> dict[str, Any]:
+    return {"pairs": {PAIR: {"hidden": {"14": {"terms": None, "reason": reason}}}}}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({}, "no fits of the pair"),
+        ({"pairs": None}, "no fits of the pair"),
+        ({"pairs": {"finite-wide": {}}}, "no fits of the pair"),
+        ({"pairs": {PAIR: {"output": {"14": {}}}}}, "no fit of 'hidden'.*output"),
+        (without_terms("no cell is left to fit"), "no cell is left to fit"),
+        ({"pairs": {PAIR: {"hidden": {"14": {"terms": {"1/L": None}}}}}}, "no amplitude"),
+        (rates(dict.fromkeys(HIDDEN, 0.0)), "no amplitude above zero"),
+    ],
+)
+def test_rates_without_a_fit_are_refused(content: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        best_shape(content, 1e6)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_step_is_refused() -> None:
+    with pytest.raises(InputError, match="at step 7; allowed: last, 5, 14"):
+        best_shape(rates(HIDDEN), 1e6, step="7")
+
+
+def test_all_variables_are_known() -> None:
+    assert set(HIDDEN) | set(OUTPUT) <= set(POWERS)
