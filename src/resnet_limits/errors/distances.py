@@ -79,7 +79,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
     if not common.any():
         raise ValueError("the limit and the networks have no seed in common")
     seeded = seeded.sel(seed=wanted[common])
-    stderr = _compute(_standard_errors(seeded, None, embedding[common]))
+    stderr = _compute(_standard_errors(seeded, None, _gram(embedding[common], wanted[common])))
     return seeded[["output", "hidden_coef"]].assign(stderr)
 
 
@@ -113,12 +113,13 @@ def finite_distances(
     (finite, *aligned), kept = _aligned([finite, *limits.values()])
     parts: dict[str, list[xr.Dataset]] = {name: [] for name in limits}
     for steps in _step_groups(finite["hidden"]):
+        part = finite.isel(step=steps)
         by_name = {
             name: limit.isel(step=steps) for name, limit in zip(limits, aligned, strict=True)
         }
-        lazy = _field_errors(finite.isel(step=steps), by_name, embedding[kept])
+        lazy = _field_errors(part, by_name, embedding[kept])
         for name, limit in by_name.items():
-            lazy[name]["output_rms"] = _rms(finite["output"] - limit["output"])
+            lazy[name]["output_rms"] = _rms(part["output"] - limit["output"])
             lazy[name] |= {v: limit[v] for v in VARIABLES if v in limit}
         computed = _compute(lazy)
         for name, variables in computed.items():
@@ -165,16 +166,17 @@ def limit_distances(
     seeds = seeded["seed"].values
     (one, two), kept = _aligned([_with_seeds(limit, seeds) for limit in (first, second)])
     rows = embedding[kept]
+    gram = _gram(rows, seeds[kept])
 
     def difference(depths: Array) -> xr.DataArray:
         return fields.coefficients(one, depths) - fields.coefficients(two, depths)
 
     end = difference(np.ones(1)).isel(s=0, drop=True)
     variables = {
-        "hidden_rms": _root(_mean_square(end, _gram(rows))),
+        "hidden_rms": _root(_mean_square(end, gram)),
         "hidden_max_mean_abs": _max_mean_abs(difference(np.asarray(s, float)), rows),
         "output_rms": _rms(one["output"] - two["output"]),
-        **_standard_errors(one, two, rows),
+        **_standard_errors(one, two, gram),
     }
     return _table(_compute(variables)).assign(status=("seed", np.full(len(rows), OK, np.int8)))
 
@@ -211,11 +213,12 @@ def _check_embedding(embedding: Array, seeds: int, embed_dim: int | None = None)
 
 
 def _with_seeds(limit: xr.Dataset, seeds: NDArray[np.int64]) -> xr.Dataset:
-    """Take what is compared of a limit; one without seeds is the same for all."""
+    """Take what is compared of a limit; the fields of one without seeds are the same for all."""
     compared = limit[list(COMPARED)]
     if "seed" in limit.dims:
         return compared
-    return compared.expand_dims(seed=seeds)
+    fields_of_all = compared[["output", "hidden_coef"]].expand_dims(seed=seeds)
+    return compared.assign(fields_of_all)
 
 
 def _aligned(datasets: Sequence[xr.Dataset]) -> tuple[list[xr.Dataset], NDArray[np.intp]]:
@@ -257,30 +260,34 @@ def _inner(array: xr.DataArray) -> list[str]:
     return [str(d) for d in array.dims if d in ("sample", "token", "target", "coordinate")]
 
 
-def _rms(difference: xr.DataArray) -> xr.DataArray:
-    return _root((difference**2).mean(_inner(difference), skipna=False))
+def _rms(difference: xr.DataArray, *also: str) -> xr.DataArray:
+    return _root((difference**2).mean([*_inner(difference), *also], skipna=False))
 
 
 def _root(squares: xr.DataArray) -> xr.DataArray:
     return squares**0.5
 
 
-def _gram(rows: Array) -> xr.DataArray:
+def _gram(rows: Array, seeds: NDArray[np.int64]) -> xr.DataArray:
     """G = Phi^T Phi / D for each seed."""
     gram = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
-    return xr.DataArray(gram, dims=("seed", "embedding_direction", "other"))
+    dims = ("seed", "embedding_direction", "other_direction")
+    return xr.DataArray(gram, dims=dims, coords={"seed": seeds})
 
 
 def _mean_square(coefs: xr.DataArray, gram: xr.DataArray) -> xr.DataArray:
-    """Mean over coordinates, samples and tokens of (Phi c)^2 = c^T G c."""
-    image = xr.dot(coefs, gram, dim="embedding_direction").rename(other="embedding_direction")
-    product = (image * coefs).sum("embedding_direction", skipna=False)
+    """Mean over coordinates, samples, tokens and replicates of (Phi c)^2, as trace of G c c^T."""
+    inner = [*_inner(coefs), *(d for d in ("replicate",) if d in coefs.dims)]
+    other = coefs.rename(embedding_direction="other_direction")
+    count = math.prod(coefs.sizes[d] for d in inner)
+    moments = xr.dot(coefs, other, dim=inner) / count
+    product = xr.dot(moments, gram, dim=["embedding_direction", "other_direction"])
     # Rounding may leave a difference of nothing slightly below zero.
-    return product.mean(_inner(product), skipna=False).clip(min=0.0)
+    return product.clip(min=0.0)
 
 
 def _standard_errors(
-    one: xr.Dataset, two: xr.Dataset | None, rows: Array
+    one: xr.Dataset, two: xr.Dataset | None, gram: xr.DataArray
 ) -> dict[str, xr.DataArray]:
     """RMS standard errors of a limit, or of a difference of limits, from its scramblings."""
     hidden, output = one["hidden_coef_replicate"], one["output_replicate"]
@@ -292,16 +299,13 @@ def _standard_errors(
             )
         hidden = hidden - two["hidden_coef_replicate"]
         output = output - two["output_replicate"]
-    count = one.sizes["replicate"]
     # A single replicate is an exact cubature, and its deviation from itself is zero.
-    share = 1.0 / (count * max(1, count - 1))
-    gram = _gram(rows)
-    by_replicate = _mean_square(hidden - hidden.mean("replicate"), gram)
+    share = 1.0 / max(1, one.sizes["replicate"] - 1)
+    squares = _mean_square(hidden - hidden.mean("replicate"), gram)
     spread = output - output.mean("replicate")
-    squares = (spread**2).mean(_inner(spread))
     return {
-        "hidden_rms_stderr": _root(share * by_replicate.sum("replicate")),
-        "output_rms_stderr": _root(share * squares.sum("replicate")),
+        "hidden_rms_stderr": _root(share * squares),
+        "output_rms_stderr": _rms(share**0.5 * spread, "replicate") * xr.ones_like(gram["seed"]),
     }
 
 
