@@ -31,9 +31,10 @@ FIRST_NODES = 4
 CUBATURE_NODES = 8
 MAX_NODES = 32
 _FIRST_POINTS = 1 << 9
-# Share of the tolerance that is left to the depth error, and the scramblings that estimate it.
+# Share of the tolerance that is left to the depth error, and the scramblings by which the pilot
+# estimates it (later solves look with one, which is enough to see that it has not grown).
 _DEPTH_SHARE = 0.1
-_CHECK_REPLICATES = 4
+_PILOT_REPLICATES = 4
 # Singular values of the Gram root below this share of the largest are directions that D < r rows
 # of embedding do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
@@ -181,11 +182,16 @@ class Limits:
         )
 
     def _depth_error(
-        self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
+        self,
+        root: Array,
+        grid: Callable[[int], DepthGrid],
+        plan: Plan,
+        name: str,
+        replicates: int = 1,
     ) -> Array:
         """RMS change of the outputs at each step when two nodes are added, on fewer points."""
         points = max(_FIRST_POINTS, plan.points // 16)
-        small = replace(plan, points=points, replicates=min(plan.replicates, _CHECK_REPLICATES))
+        small = replace(plan, points=points, replicates=min(plan.replicates, replicates))
         coarse, fine = (
             self._trajectory(root, grid, replace(small, nodes=nodes), name).output.mean(axis=0)
             for nodes in (plan.nodes, plan.nodes + 2)
@@ -197,23 +203,19 @@ class Limits:
         self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
     ) -> LimitSolution:
         trajectory = self._trajectory(root, grid, plan, name)
-        return self._solution(trajectory, root, grid, plan, name)
+        depth_error = self._depth_error(root, grid, plan, name)
+        return self._solution(trajectory, root, grid(plan.nodes).knots, depth_error, plan)
 
     def _solution(
-        self,
-        trajectory: Trajectory,
-        root: Array,
-        grid: Callable[[int], DepthGrid],
-        plan: Plan,
-        name: str,
+        self, trajectory: Trajectory, root: Array, knots: Array, depth_error: Array, plan: Plan
     ) -> LimitSolution:
         inverse = np.linalg.pinv(root, rcond=_RANK_TOLERANCE, hermitian=True)
         return LimitSolution(
             trajectory=trajectory,
             hidden_coef=trajectory.hidden @ inverse,
             backward_coef=trajectory.backward @ inverse,
-            knots=grid(plan.nodes).knots,
-            depth_error=self._depth_error(root, grid, plan, name),
+            knots=knots,
+            depth_error=depth_error,
             plan=plan,
         )
 
@@ -261,13 +263,13 @@ class Limits:
             plan, trajectory = self._enough_points(tolerance, root_seed)
         first_nodes = plan.nodes
         while True:
-            error = self._depth_error(root, grid, plan, name)
+            error = self._depth_error(root, grid, plan, name, _PILOT_REPLICATES)
             worst = float(np.sqrt(np.mean(error**2)))
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, worst)
             if worst <= _DEPTH_SHARE * tolerance:
                 if plan.nodes > first_nodes:
                     trajectory = self._trajectory(root, grid, plan, name)
-                return plan, self._solution(trajectory, root, grid, plan, name)
+                return plan, self._solution(trajectory, root, grid(plan.nodes).knots, error, plan)
             if plan.nodes >= MAX_NODES:
                 raise LimitError(
                     f"dmft: the depth error is still {worst:.1e} with {plan.nodes} nodes, above "

@@ -174,6 +174,23 @@ class _FixedPoint:
         )
 
 
+class _Forecast:
+    """Extrapolation of a sequence by the polynomial through its last three members."""
+
+    def __init__(self) -> None:
+        self.last: list[Tensor] = []
+
+    def add(self, state: Tensor) -> None:
+        self.last = [*self.last[-2:], state]
+
+    def next(self) -> Tensor:
+        weights = ((), (1.0,), (-1.0, 2.0), (1.0, -3.0, 3.0))[len(self.last)]
+        return sum(
+            (weight * state for weight, state in zip(weights, self.last, strict=True)),
+            start=torch.zeros(()),
+        )
+
+
 def solve(
     dynamics: Dynamics,
     root: Array,
@@ -234,20 +251,21 @@ def solve(
     nodes_shape = (grid.nodes, replicates, len(root), rows)
 
     outputs, hiddens, backwards, losses = [], [], [], []
-    guesses: list[Tensor] = []
-    lag = torch.zeros(nodes_shape, dtype=dtype, device=device)
+    # Both passes start from their change over depth, carried on from the steps before.
+    hidden_change, backward_change = _Forecast(), _Forecast()
     for step in range(dynamics.steps):
         start = embedding @ inputs
-        guess = 2.0 * guesses[-1] - guesses[-2] if len(guesses) == 2 else start.expand(nodes_shape)
+        guess = (start + hidden_change.next()).expand(nodes_shape)
         w, slope = hidden_pass.solve(start, guess, units.forward_drift, step)
-        guesses = [*guesses[-1:], w]
+        hidden_change.add(w - start)
         end = start + torch.einsum("k,kbrn->brn", total, slope)
         output = (unembedding.transpose(-1, -2) @ end).transpose(-1, -2)
         gradient = dynamics.loss.gradient(output, targets)
         z_end = unembedding @ gradient.transpose(-1, -2)
         units.settle(w)
-        z, z_slope = backward_pass.solve(z_end, z_end + lag, units.backward_drift, step)
-        lag = z - z_end
+        guess = (z_end + backward_change.next()).expand(nodes_shape)
+        z, z_slope = backward_pass.solve(z_end, guess, units.backward_drift, step)
+        backward_change.add(z - z_end)
         knots = start + torch.einsum("jk,kbrn->jbrn", forward_knots, slope)
         z_knots = z_end + torch.einsum("jk,kbrn->jbrn", backward_knots, z_slope)
         outputs.append(output)
