@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -107,7 +108,8 @@ def benchmark_file(job):
 
 
 def report_source(name):
-    return Path(workflow.basedir, "workflow", "report", f"{name}.rst")
+    folder = os.path.relpath(Path(workflow.basedir, "workflow", "report"))
+    return Path(folder, f"{name}.rst")
 
 
 # --- keys -----------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 rule draw_figures:
     input:
-        stores=manifests("problem", "dmft", "finite"),
+        # Stands for all stores behind it; thousands of files would be slow to keep record of.
         errors=PATHS.manifest("errors"),
         rates=PATHS.store("rates"),
     output:

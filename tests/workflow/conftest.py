@@ -1,0 +1,39 @@
+"""Trees that the tests of the workflow share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from trees import PARTS, ROOT, Tree
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Copy the workflow. Not to be edited: take a copy."""
+    path = tmp_path_factory.mktemp("workflow") / "source"
+    path.mkdir()
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, path / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(source, path / name)
+    return Tree(path)
+
+
+@pytest.fixture(scope="session")
+def finished_tree(
+    source_tree: Tree,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_values: Callable[..., dict[str, Any]],
+) -> Tree:
+    """Run a tiny experiment to its end. Not to be edited: take a copy."""
+    tree = source_tree.copy(tmp_path_factory.mktemp("workflow") / "finished")
+    tree.write_experiment(tiny_values())
+    done = tree.run("--configfile", "experiment.yaml")
+    assert done.returncode == 0, done.stdout
+    return tree

@@ -1,0 +1,151 @@
+"""What the workflow reads, and how it shares cells among jobs."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from trees import ROOT
+
+from resnet_limits.stages.figures import FIGURES
+
+COMMON = ROOT / "rules" / "common.smk"
+
+
+def load_common(*files: Path, **values: Any) -> dict[str, Any]:
+    """Run the functions of the workflow as plain Python, as Snakemake would with these options."""
+    workflow = SimpleNamespace(
+        config_settings=SimpleNamespace(config=values),
+        overwrite_configfiles=[str(file) for file in files],
+        basedir=str(ROOT),
+    )
+    names: dict[str, Any] = {"workflow": workflow, "config": dict(values)}
+    exec(compile(COMMON.read_text(encoding="utf-8"), str(COMMON), "exec"), names)
+    return names
+
+
+@pytest.fixture
+def common(tmp_path: Path, tiny_values: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    def build(**overrides: Any) -> dict[str, Any]:
+        file = tmp_path / "experiment.yaml"
+        file.write_text(yaml.safe_dump(tiny_values(**overrides)), encoding="utf-8")
+        return load_common(file, results=str(tmp_path / "results"))
+
+    return build
+
+
+def _grid(*sizes: int) -> dict[str, Any]:
+    return {"grid": {"depth": list(sizes), "width": list(sizes), "embed_dim": list(sizes)}}
+
+
+@pytest.mark.parametrize("kind", ["mean_ode", "wide", "finite"])
+@pytest.mark.parametrize("sizes", [(4,), (4, 8), (10, 20, 40, 80, 160, 320)])
+def test_every_cell_is_in_exactly_one_bundle(
+    kind: str, sizes: tuple[int, ...], common: Callable[..., Any]
+) -> None:
+    names = common(sweep=_grid(*sizes))
+    bundles = names["bundles"](kind)
+    found = [tuple(cell.values()) for bundle in bundles for cell in bundle.cells]
+    wanted = [tuple(cell.values()) for cell in names["cells"](kind, names["EXPERIMENT"])]
+    assert sorted(found) == sorted(wanted)
+    assert len({bundle.name for bundle in bundles}) == len(bundles) <= names["MOST_BUNDLES"]
+    assert all(bundle.cells for bundle in bundles)
+
+
+def test_many_cells_make_tens_of_jobs_of_like_cost(common: Callable[..., Any]) -> None:
+    names = common(sweep=_grid(*range(20, 300, 20)), training={"steps": 15})
+    bundles = names["bundles"]("finite")
+    costs = [sum(names["seconds"]("finite", cell) for cell in b.cells) for b in bundles]
+    dearest = max(names["seconds"]("finite", cell) for b in bundles for cell in b.cells)
+    assert 10 <= len(bundles) <= 64
+    assert max(costs) <= sum(costs) / len(costs) + dearest
+    # Three seconds to start Python are then little.
+    assert sum(costs) / len(costs) >= 30
+
+
+def test_small_experiments_are_one_job_a_kind(common: Callable[..., Any]) -> None:
+    names = common()
+    assert [len(names["bundles"](kind)) for kind in ("mean_ode", "wide", "finite")] == [1, 1, 1]
+
+
+def test_new_cells_do_not_share_jobs_with_those_of_the_last_sweep(
+    common: Callable[..., Any],
+) -> None:
+    names = common(sweep=_grid(4, 8))
+    old = [names["cell_name"]("finite", **c) for c in names["cells"]("finite", names["EXPERIMENT"])]
+    manifest = names["PATHS"].manifest("errors")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"cells": old}), encoding="utf-8")
+    names = common(sweep=_grid(4, 8, 12))
+    for bundle in names["bundles"]("finite"):
+        known = {names["cell_name"]("finite", **cell) in old for cell in bundle.cells}
+        assert len(known) == 1
+
+
+def test_large_networks_ask_for_their_memory_and_for_cores(common: Callable[..., Any]) -> None:
+    names = common()
+    small, large = ([{"depth": 50, "width": size, "embed_dim": size}] for size in (100, 4000))
+    weights = 2 * 50 * 4000**2 * 8 / 2**20
+    assert weights < names["mem_mb"]("finite", large) < 3 * weights
+    assert names["cores"]("finite", large) > names["cores"]("finite", small) == 1
+
+
+def test_figures_are_those_of_the_package_and_have_captions() -> None:
+    assignments = {
+        node.targets[0].id: node.value
+        for node in ast.parse(COMMON.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert ast.literal_eval(assignments["FIGURES"]) == FIGURES
+    for name in ("workflow", *FIGURES):
+        assert (ROOT / "workflow" / "report" / f"{name}.rst").is_file()
+
+
+def test_jobs_get_the_experiment_of_one_file(common: Callable[..., Any]) -> None:
+    names = common(seed=7)
+    assert names["EXPERIMENT"].seed == 7
+    shared = {name: names["config"][name] for name in names["EXPERIMENT"].model_dump()}
+    assert shared == names["EXPERIMENT"].model_dump(mode="json")
+
+
+def test_default_experiment_is_the_quickstart() -> None:
+    assert load_common()["EXPERIMENT"].experiment == "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("files", "values", "message"),
+    [
+        ((), {"seed": 1}, "--config: seed: values of an experiment stand in its file"),
+        (("config/config.yaml", "config/digits.yaml"), {}, "2 experiment files are given"),
+        (("config/digits.yaml",), {"experiment_file": "config/config.yaml"}, "2 experiment files"),
+        (("absent.yaml",), {}, "absent.yaml: no such file"),
+    ],
+)
+def test_unclear_options_are_one_line(
+    files: tuple[str, ...],
+    values: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_common(*(Path(file) for file in files), **values)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_data_file_is_one_line(
+    common: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        common(problem={"data": {"kind": "file", "path": "absent.npz"}})
+    assert ended.value.code == 2
+    assert "absent.npz: no such file; allowed: a readable file\n" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""What Snakemake plans after each kind of change, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trees import Tree, planned
+
+Values = Callable[..., dict[str, Any]]
+
+PACKAGE = "src/resnet_limits"
+FIGURES = {"draw_figures": 1, "write_report": 1, "all": 1}
+RATES = {"fit_rates": 1, **FIGURES}
+ERRORS = {"measure_errors": 1, **RATES}
+NETWORKS = {"finite": 1, **ERRORS}
+LIMITS = {"dmft": 1, "mean_ode": 1, "wide": 1, **ERRORS}
+GRID: dict[str, Any] = {"depth": [2, 4], "width": [8], "embed_dim": [4, 16]}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a user does between two runs, and the jobs that follow from it."""
+
+    make: Callable[[Tree, Values], object]
+    jobs: dict[str, int]
+    arguments: tuple[str, ...] = ()
+
+
+def edit(file: str, text: str = "EDITED = 1") -> Callable[[Tree, Values], object]:
+    return lambda tree, values: tree.append(file, text)
+
+
+def experiment(**overrides: Any) -> Callable[[Tree, Values], object]:
+    return lambda tree, values: tree.write_experiment(values(**overrides))
+
+
+def touch_all(tree: Tree, values: Values) -> None:
+    tree.append(f"{PACKAGE}/stages/networks.py", "# a remark")
+    for name in ("Snakefile", "rules", "workflow", "src", "results", "experiment.yaml"):
+        path = tree.path / name
+        for file in [path, *path.rglob("*")]:
+            os.utime(file)
+
+
+def move_results(tree: Tree, values: Values) -> None:
+    shutil.move(tree.path / "results", tree.path / "moved results")
+
+
+CHANGES = {
+    "every file touched, one with a comment": Change(touch_all, {}),
+    "results moved": Change(move_results, {}, ("--config", "results=moved results")),
+    "style of the figures": Change(edit(f"{PACKAGE}/figures/style.py"), FIGURES),
+    "caption": Change(
+        edit("workflow/report/three_terms.rst", "More."), {"write_report": 1, "all": 1}
+    ),
+    "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), ERRORS),
+    "dense engine": Change(edit(f"{PACKAGE}/networks/dense.py"), NETWORKS),
+    "quadrature": Change(edit(f"{PACKAGE}/limits/quadrature.py"), LIMITS),
+    "learning rate": Change(experiment(training={"learning_rate": 0.25}), {"finite": 1, **LIMITS}),
+    "width added": Change(
+        experiment(sweep={"grid": {**GRID, "width": [8, 16]}}), {"finite": 1, **ERRORS}
+    ),
+    "embedding dimension added": Change(
+        experiment(sweep={"grid": {**GRID, "embed_dim": [4, 8, 16]}}),
+        {"finite": 1, "mean_ode": 1, "wide": 1, **ERRORS},
+    ),
+    "depth removed": Change(experiment(sweep={"grid": {**GRID, "depth": [4]}}), ERRORS),
+}
+
+
+@pytest.fixture(scope="module")
+def plans(
+    finished_tree: Tree, tiny_values: Values, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, int]]:
+    """Plan after every change, each in its own copy, several at a time."""
+    folder = tmp_path_factory.mktemp("plans")
+
+    def plan(number: int, change: Change) -> dict[str, int]:
+        tree = finished_tree.copy(folder / str(number))
+        change.make(tree, tiny_values)
+        arguments = ("--dry-run", "--configfile", "experiment.yaml", *change.arguments)
+        return planned(tree.run(*arguments).stdout)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        jobs = pool.map(plan, range(len(CHANGES)), CHANGES.values())
+        return dict(zip(CHANGES, jobs, strict=True))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_change_plans_exactly_what_follows_from_it(
+    name: str, plans: dict[str, dict[str, int]]
+) -> None:
+    assert plans[name] == CHANGES[name].jobs
+
+
+def test_quickstart_is_a_few_jobs_and_needs_no_heavy_library(
+    source_tree: Tree, tmp_path: Path
+) -> None:
+    for name in ("torch", "xarray", "zarr"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} at planning')")
+    done = source_tree.run("--dry-run", before=[tmp_path])
+    assert done.returncode == 0, done.stdout
+    plan = planned(done.stdout)
+    assert plan == {
+        "problem": 1,
+        "dmft": 1,
+        "mean_ode": plan["mean_ode"],
+        "wide": plan["wide"],
+        "finite": 2,
+        **ERRORS,
+    }
+    assert plan["mean_ode"] <= 3
+    assert plan["wide"] <= 3
+
+
+def test_lint_is_clean(source_tree: Tree) -> None:
+    done = source_tree.run("--lint")
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,133 @@
+"""Real runs: to the end, again, killed, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trees import Tree, planned
+
+from resnet_limits import store
+from resnet_limits.config import experiment_from_dict
+from resnet_limits.stages.figures import FIGURES
+from resnet_limits.stages.paths import Paths, cells
+
+Values = Callable[..., dict[str, Any]]
+
+
+def test_every_result_is_there_and_sound(finished_tree: Tree, tiny_values: Values) -> None:
+    experiment = experiment_from_dict(tiny_values())
+    paths = Paths(finished_tree.path / "results", "tiny")
+    for kind in ("problem", "dmft", "mean_ode", "wide", "finite", "errors"):
+        for cell in cells(kind, experiment):
+            manifest = paths.manifest(kind, **cell)
+            assert store.check(paths.store(kind, **cell), manifest=manifest) == []
+    assert json.loads(paths.store("rates").read_text())["experiment"] == "tiny"
+    names = {path.name for path in paths.figures.iterdir()}
+    assert names == {f"{name}.{form}" for name in FIGURES for form in ("png", "svg")}
+
+
+def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
+    folder = finished_tree.path / "results" / "tiny"
+    logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log")}
+    assert {path.stem for path in (folder / "benchmarks").glob("*.tsv")} == set(logs)
+    assert {"problem", "dmft", "finite_01", "errors", "rates", "figures", "report"} <= set(logs)
+    assert all("done in" in text for text in logs.values())
+
+
+def test_report_shows_every_figure_with_a_caption_and_works_offline(finished_tree: Tree) -> None:
+    page = (finished_tree.path / "results/tiny/report.html").read_text(encoding="utf-8")
+    assert all(f"{name}.png" in page for name in FIGURES)
+    assert page.count("data:image/png") >= len(FIGURES)
+    assert "<p>" in page.partition('"caption"')[2]
+    assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
+
+
+def test_second_run_does_nothing(finished_tree: Tree) -> None:
+    done = finished_tree.run("--configfile", "experiment.yaml")
+    assert done.returncode == 0
+    assert planned(done.stdout) == {}
+
+
+def _modified(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.zarr")}
+
+
+def test_killed_run_is_continued_where_it_was(
+    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+) -> None:
+    tree = finished_tree.copy(tmp_path / "tree")
+    grid = {"depth": [2, 4], "width": [8, 12, 16, 20], "embed_dim": [4, 16]}
+    tree.write_experiment(tiny_values(sweep={"grid": grid}))
+    arguments = ("networks", "--configfile", "experiment.yaml")
+    stores = tree.path / "results/tiny/finite"
+    manifests = tree.path / "results/tiny/manifests/finite"
+    before = _modified(stores)
+
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            tree.command(*arguments),
+            cwd=tree.path,
+            env=tree.environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(manifests.glob("*.json"))) <= len(before) + 1:
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    survivors = _modified(stores)
+    vouched = {path.stem for path in manifests.glob("*.json")}
+    assert vouched <= {name.removesuffix(".zarr") for name in survivors}
+    for name in survivors:
+        assert store.check(stores / name) == []
+
+    refused = tree.run(*arguments)
+    assert refused.returncode != 0
+    assert "--unlock" in refused.stdout
+    assert tree.run(*arguments, "--unlock").returncode == 0
+    # One finished result of the first run is not vouched for either.
+    (manifests / "L2_M8_D4.json").unlink()
+    done = tree.run(*arguments)
+    assert done.returncode == 0, done.stdout
+    after = _modified(stores)
+    assert len(after) == len({path.stem for path in manifests.glob("*.json")}) == 16
+    # Nothing that was finished is computed again.
+    assert {name: after[name] for name in survivors} == survivors
+    assert {name: survivors[name] for name in before} == before
+    assert not list(stores.glob(".*"))
+
+
+def test_bad_input_is_one_line(source_tree: Tree, tiny_values: Values, tmp_path: Path) -> None:
+    tree = source_tree.copy(tmp_path / "tree")
+    tree.write_experiment(tiny_values(sweep={"grid": {"width": [-8]}}))
+    done = tree.run("--dry-run", "--configfile", "experiment.yaml")
+    assert done.returncode == 2
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Using")]
+    assert len(lines) == 1, done.stdout
+    assert lines[0].startswith("error: experiment.yaml: sweep.grid.width.0: got -8")
+
+
+def test_foreign_result_is_refused(
+    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+) -> None:
+    """Results without Snakemake's records, computed from other values, are never taken for ours."""
+    tree = finished_tree.copy(tmp_path / "tree")
+    (tree.path / ".snakemake").rename(tree.path / "lost")
+    tree.write_experiment(tiny_values(training={"learning_rate": 0.25}))
+    done = tree.run("--dry-run", "--configfile", "experiment.yaml")
+    assert done.returncode == 2
+    assert "dmft.json: computed by other code or from other values" in done.stdout
