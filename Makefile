@@ -16,7 +16,7 @@ help: ## Say what can be made.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is there is kept.
-	@$(BIN)/snakemake --configfile $(CONFIG)
+	@$(BIN)/snakemake --config experiment_file="$(CONFIG)"
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@$(BIN)/python -m pytest
@@ -34,7 +34,7 @@ format: $(VENV)/installed-dev ## Format all sources.
 	$(BIN)/snakefmt Snakefile rules
 
 unlock: $(VENV)/installed ## Remove the lock that a killed run has left.
-	@$(BIN)/snakemake --configfile $(CONFIG) --unlock
+	@$(BIN)/snakemake --unlock --config experiment_file="$(CONFIG)"
 
 clean: ## Remove .venv and caches; results stay.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

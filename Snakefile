@@ -1,9 +1,10 @@
 """Residual networks against their infinite-size limit: from an experiment file to a report.
 
-    snakemake                                           config/config.yaml, the quickstart
-    snakemake --configfile config/paper-tanh.yaml       another experiment
-    snakemake networks                                  a part: limits, networks, errors, figures
-    snakemake --config results=/data/results            another folder of results
+    snakemake                                               config/config.yaml, the quickstart
+    snakemake --configfile config/paper-tanh.yaml           another experiment
+    snakemake --config experiment_file=config/digits.yaml   the same, with clearer errors
+    snakemake --config results=elsewhere                    another folder of results
+    snakemake networks                                      a part: limits, networks, errors, figures
 
 An experiment is read from exactly one file: Snakemake's way of merging configuration files and
 values of the command line would make experiments that stand in no file.

@@ -36,7 +36,7 @@ def experiment_file():
         )
     files = [Path(file) for file in workflow.overwrite_configfiles]
     if "experiment_file" in workflow.config_settings.config:
-        files.append(Path(config["experiment_file"]))
+        files.append(Path(str(config["experiment_file"])))
     if len(files) > 1:
         stop(f"{len(files)} experiment files are given; allowed: one")
     file = files[0] if files else Path(workflow.basedir, "config", "config.yaml")
@@ -128,34 +128,43 @@ def goal(*files):
 
     def checked(wildcards):
         for kind in KINDS:
-            for cell in cells(kind, EXPERIMENT):
-                refuse_foreign(kind, cell)
+            for bundle in bundles(kind):
+                refuse_foreign(kind, bundle.cells)
         return files
 
     return checked
 
 
-def refuse_foreign(kind, cell):
+def refuse_foreign(kind, some_cells):
     """Stop at a result that Snakemake takes for current though its manifest says otherwise.
 
-    Snakemake compares keys with its own records only. They are lost when results are moved, and
-    know nothing of results that something else has put there.
+    Snakemake compares a job's keys with its own records, and only where it has one of every file.
+    They are lost when results are moved, and know nothing of what something else has put there.
     """
-    path = PATHS.manifest(kind, **cell)
+    found = {}
+    for cell in some_cells:
+        path = PATHS.manifest(kind, **cell)
+        if path.exists():
+            found[path] = key_of(path) == provenance.stage_key(kind, EXPERIMENT, **cell)
+    if all(found.values()):
+        return
+    records = {path: workflow.persistence.params(IOFile(str(path))) for path in found}
+    for path, is_current in found.items():
+        if not is_current and (
+            None in records.values() or repr(stage_key(kind)) in records[path]
+        ):
+            stop(
+                f"{path}: computed by other code or from other values, and Snakemake has no record "
+                f"of how; remove it, or all of {PATHS.folder / 'manifests'}: sound results are kept"
+            )
+
+
+def key_of(path):
+    """Key in a manifest; None if it is not one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["stage_key"]
-    except FileNotFoundError:
-        return
+        return json.loads(path.read_text(encoding="utf-8"))["stage_key"]
     except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found == provenance.stage_key(kind, EXPERIMENT, **cell):
-        return
-    recorded = workflow.persistence.params(IOFile(str(path)))
-    if recorded is None or repr(stage_key(kind)) in recorded:
-        stop(
-            f"{path}: computed by other code or from other values, and Snakemake has no record of "
-            f"how; remove it, or all of {PATHS.folder / 'manifests'}: sound results are kept"
-        )
+        return None
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from trees import ROOT
 
+from resnet_limits import provenance
 from resnet_limits.stages.figures import FIGURES
 
 COMMON = ROOT / "rules" / "common.smk"
@@ -149,3 +150,52 @@ def test_missing_data_file_is_one_line(
         common(problem={"data": {"kind": "file", "path": "absent.npz"}})
     assert ended.value.code == 2
     assert "absent.npz: no such file; allowed: a readable file\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first_record", "second_record", "refused"),
+    [
+        ("other", "other", False),  # Snakemake sees the change itself
+        (None, "other", True),
+        ("current", "current", True),
+        ("other", None, True),  # with one record missing, Snakemake compares none
+    ],
+)
+def test_results_that_snakemake_wrongly_takes_for_current_are_refused(
+    first_record: str | None,
+    second_record: str | None,
+    refused: bool,
+    common: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first result is stale, the second is not."""
+    names = common()
+    experiment, paths = names["EXPERIMENT"], names["PATHS"]
+    first, second = (
+        (paths.manifest("mean_ode", embed_dim=size), {"embed_dim": size}) for size in (4, 16)
+    )
+    keys = ["0" * 32, provenance.stage_key("mean_ode", experiment, **second[1])]
+    for (path, _), key in zip((first, second), keys, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
+    current = provenance.stage_key("mean_ode", experiment)
+    params = {"other": ["'1'"], "current": [repr(current)], None: None}
+    records = {str(first[0]): params[first_record], str(second[0]): params[second_record]}
+    names["workflow"].persistence = SimpleNamespace(params=lambda path: records[str(path)])
+    check = names["goal"]("result")
+    if not refused:
+        assert check(None) == ("result",)
+        return
+    with pytest.raises(SystemExit):
+        check(None)
+    assert f"{first[0]}: computed by other code" in capsys.readouterr().err
+
+
+def test_current_results_need_no_record(common: Callable[..., Any]) -> None:
+    names = common()
+    path = names["PATHS"].manifest("dmft")
+    path.parent.mkdir(parents=True)
+    key = provenance.stage_key("dmft", names["EXPERIMENT"])
+    path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
+    names["workflow"].persistence = SimpleNamespace(params=lambda path: None)
+    assert names["goal"]("result")(None) == ("result",)
