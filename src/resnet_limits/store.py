@@ -144,6 +144,14 @@ _ROTATION = Variable(
 )
 
 
+_ENDING = {
+    "status": Variable(("seed",), "int8", "how the run ended", units=None, attrs=_STATUS_ATTRS),
+    "diverged_step": Variable(
+        ("seed",), "int", "first step with a diverged value; -1 if there is none", None
+    ),
+}
+
+
 def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, ...]) -> Schema:
     seed = ("seed",) if seeded else ()
     out = ("sample", "token?", "target")
@@ -183,6 +191,7 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
                 ("step",), "estimated error of the output that comes from the depth grid"
             ),
             "input_rotation": _ROTATION,
+            **(_ENDING if seeded else {}),
         },
         {
             "step": _STEP,
@@ -240,12 +249,7 @@ SCHEMAS: dict[str, Schema] = {
             "loss": Variable(("seed", "step"), "float64", "loss, averaged over samples (tokens)"),
             "hidden": Variable(_FIELD, "float", "residual stream, h_k^l"),
             "backward": Variable(_FIELD, "float", "backward field, b_k^l = D d loss_i / d h^l"),
-            "status": Variable(
-                ("seed",), "int8", "how the run ended", units=None, attrs=_STATUS_ATTRS
-            ),
-            "diverged_step": Variable(
-                ("seed",), "int", "first step with a diverged value; -1 if there is none", None
-            ),
+            **_ENDING,
         },
         {
             "seed": _SEED,

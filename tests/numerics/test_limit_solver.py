@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.config import experiment_from_dict
+from resnet_limits.dynamics import Dynamics, make_dynamics
 from resnet_limits.limits import models, quadrature
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.quadrature import Directions
 from resnet_limits.limits.solver import LimitError
-from resnet_limits.problem import Loss
+from resnet_limits.problem import (
+    Loss,
+    embedding_rows,
+    gram_root,
+    limit_gram_root,
+    make_problem,
+)
 from resnet_limits.units import Perceptron
 
 
@@ -224,3 +231,46 @@ def test_sobol_points_have_the_moments_of_normals_and_nest():
     np.testing.assert_allclose(joint.T @ joint / len(joint), np.eye(8), atol=0.02)
     assert torch.equal(long.in_vectors[:, :256], short.in_vectors[:, :256])
     assert not torch.equal(long.in_vectors[0], long.in_vectors[1])
+
+
+def test_divergence_of_one_embedding_is_named_and_keeps_what_was_before():
+    """The DMFT limit is stable here; the embedding of one seed, ten times as large, is not."""
+    dynamics = make("linear", steps=8, rate_in=0.1, rate_out=0.1)
+    limits = Limits(dynamics, np.eye(4))
+    plan = Plan("cubature", 0, 1, 8, 0)
+    stable = limits.mean_ode(np.eye(4), plan).trajectory
+    unstable = limits.mean_ode(10.0 * np.eye(4), plan).trajectory
+    assert stable.diverged_step == -1
+    assert np.isfinite(stable.hidden).all()
+    first = unstable.diverged_step
+    assert 0 < first < 8
+    for states in (unstable.output, unstable.loss, unstable.hidden, unstable.backward):
+        assert np.isfinite(states[:, :first]).all()
+        assert np.isnan(states[:, first:]).all()
+    with pytest.raises(LimitError, match=rf"dmft: the limit itself diverges at step {first}"):
+        Limits(dynamics, 10.0 * np.eye(4)).dmft(plan)
+
+
+def test_stiff_depth_is_solved_where_plain_iteration_is_lost(monkeypatch):
+    """At a rate that this embedding hardly bears, powers of the drift outgrow rounding."""
+    experiment = experiment_from_dict(
+        {
+            "experiment": "stiff",
+            "problem": {
+                "data": {"kind": "linear_teacher", "inputs": 3, "targets": 3, "seed": 58},
+            },
+            "model": {"unit": {"kind": "perceptron", "activation": "linear"}},
+            "training": {"steps": 11, "learning_rate": 1.0},
+            "sweep": {"shapes": [[1, 1, 4]], "seeds": 4},
+        }
+    )
+    problem = make_problem(experiment)
+    limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem))
+    root = gram_root(problem, embedding_rows(problem, 0, 3, 4))
+    plan = Plan("cubature", 0, 1, 8, 0)
+    solved = limits.mean_ode(root, plan).trajectory
+    assert solved.diverged_step == -1
+    assert np.isfinite(solved.output).all()
+    monkeypatch.setattr("resnet_limits.limits.solver.PICARD_ITERATIONS", 10_000)
+    with pytest.raises(LimitError, match=r"did not converge at step \d+"):
+        limits.mean_ode(root, plan)

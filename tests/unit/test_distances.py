@@ -50,6 +50,7 @@ def limit(
             "output_replicate": variable("replicate", "step", *rows, "target"),
             "hidden_coef": variable("step", "node", *rows, direction),
             "hidden_coef_replicate": variable("replicate", "step", *rows, direction),
+            **({"status": ("seed", np.full(seeds, OK, np.int8))} if seeds is not None else {}),
         },
         {
             "node": NODES,
@@ -543,3 +544,18 @@ def test_steps_of_the_rates(
     assert found["steps"] == expected
     assert list(found["pairs"]["mean_ode-dmft"]["output"]) == [str(k) for k in expected]
     assert found["experiment"] == "tiny"
+
+
+def test_a_diverged_limit_is_a_diverged_comparison() -> None:
+    rng = np.random.default_rng(4)
+    one, two, phi = limit(rng), limit(rng, seeds=None), rng.normal(size=(S, 5, R))
+    for name in ("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"):
+        one[name] = one[name].where((one["seed"] != 1) | (one["step"] < 2))
+    one["status"].values[1] = DIVERGED
+    found = distances.limit_distances(one, two, phi, POINTS)
+    np.testing.assert_array_equal(found["status"], [DIVERGED if k == 1 else OK for k in range(S)])
+    for name in distances.VARIABLES:
+        np.testing.assert_array_equal(np.isnan(found[name].values[1]), np.arange(K) >= 2)
+        assert np.isfinite(found[name].values[0]).all()
+    prepared = distances.prepare(one, range(S), phi)
+    assert prepared["status"].values.tolist() == found["status"].values.tolist()

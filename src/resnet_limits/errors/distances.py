@@ -47,6 +47,11 @@ _WORK_ELEMENTS = 1 << 18
 """Elements of one temporary array inside a block: small enough for a core's cache."""
 
 
+def compared(limit: xr.Dataset) -> xr.Dataset:
+    """Take the variables of a limit that comparisons read; of one with seeds also the status."""
+    return limit[[*COMPARED, *(["status"] if "seed" in limit.dims else [])]]
+
+
 def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dataset:
     """Make a limit ready to be compared with networks.
 
@@ -80,7 +85,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
         raise ValueError("the limit and the networks have no seed in common")
     seeded = seeded.sel(seed=wanted[common])
     stderr = _compute(_standard_errors(seeded, None, _gram(embedding[common], wanted[common])))
-    return seeded[["output", "hidden_coef"]].assign(stderr)
+    return seeded[["output", "hidden_coef", "status"]].assign(stderr)
 
 
 def finite_distances(
@@ -125,10 +130,9 @@ def finite_distances(
         for name, variables in computed.items():
             parts[name].append(_table(variables))
     valid = _valid(finite)
-    status = ("seed", finite["status"].values.astype(np.int8))
     return {
-        name: xr.concat(tables, "step").where(valid).assign(status=status)
-        for name, tables in parts.items()
+        name: xr.concat(parts[name], "step").where(valid).assign(status=_ending(finite, limit))
+        for name, limit in zip(limits, aligned, strict=True)
     }
 
 
@@ -178,7 +182,7 @@ def limit_distances(
         "output_rms": _rms(one["output"] - two["output"]),
         **_standard_errors(one, two, gram),
     }
-    return _table(_compute(variables)).assign(status=("seed", np.full(len(rows), OK, np.int8)))
+    return _table(_compute(variables)).assign(status=_ending(one, two))
 
 
 @cache
@@ -214,11 +218,11 @@ def _check_embedding(embedding: Array, seeds: int, embed_dim: int | None = None)
 
 def _with_seeds(limit: xr.Dataset, seeds: NDArray[np.int64]) -> xr.Dataset:
     """Take what is compared of a limit; the fields of one without seeds are the same for all."""
-    compared = limit[list(COMPARED)]
+    taken = compared(limit)
     if "seed" in limit.dims:
-        return compared
-    fields_of_all = compared[["output", "hidden_coef"]].expand_dims(seed=seeds)
-    return compared.assign(fields_of_all)
+        return taken
+    fields_of_all = taken[["output", "hidden_coef"]].expand_dims(seed=seeds)
+    return taken.assign(fields_of_all).assign(status=("seed", np.full(len(seeds), OK, np.int8)))
 
 
 def _aligned(datasets: Sequence[xr.Dataset]) -> tuple[list[xr.Dataset], NDArray[np.intp]]:
@@ -243,6 +247,12 @@ def _aligned(datasets: Sequence[xr.Dataset]) -> tuple[list[xr.Dataset], NDArray[
             for ds in aligned
         ]
     return aligned, kept
+
+
+def _ending(one: xr.Dataset, two: xr.Dataset) -> xr.DataArray:
+    """Status (seed) of a comparison: that of the side that did not end well."""
+    first, second = one["status"].load(), two["status"].load()
+    return first.where(first != OK, second).astype(np.int8)
 
 
 def _valid(finite: xr.Dataset) -> xr.DataArray:

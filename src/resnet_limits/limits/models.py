@@ -199,6 +199,16 @@ class Limits:
         error: Array = np.sqrt(np.mean((fine - coarse) ** 2, axis=(1, 2)))
         return error
 
+    def _reference(self, plan: Plan) -> Trajectory:
+        """Solve the DMFT limit, which everything else is measured against."""
+        trajectory = self._trajectory(self.limit_root, depth.continuous, plan, "dmft")
+        if trajectory.diverged_step >= 0:
+            raise LimitError(
+                f"dmft: the limit itself diverges at step {trajectory.diverged_step}: the "
+                "learning rate or the residual scale is too large for these data"
+            )
+        return trajectory
+
     def _solve(
         self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
     ) -> LimitSolution:
@@ -220,8 +230,17 @@ class Limits:
         )
 
     def dmft(self, plan: Plan) -> LimitSolution:
-        """Solve the DMFT limit: L, M and D to infinity."""
-        return self._solve(self.limit_root, depth.continuous, plan, "dmft")
+        """Solve the DMFT limit: L, M and D to infinity.
+
+        Raises
+        ------
+        LimitError
+            If it diverges; the message names the step.
+        """
+        root, grid = self.limit_root, depth.continuous
+        depth_error = self._depth_error(root, grid, plan, "dmft")
+        knots = grid(plan.nodes).knots
+        return self._solution(self._reference(plan), root, knots, depth_error, plan)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
         """Solve the Mean ODE: L and M to infinity, with the Gram root of a sampled embedding."""
@@ -258,7 +277,7 @@ class Limits:
         root, grid, name = self.limit_root, depth.continuous, "dmft"
         if self.dynamics.unit.is_linear:
             plan = Plan(quadrature.CUBATURE, 0, 1, CUBATURE_NODES, root_seed)
-            trajectory = self._trajectory(root, grid, plan, name)
+            trajectory = self._reference(plan)
         else:
             plan, trajectory = self._enough_points(tolerance, root_seed)
         first_nodes = plan.nodes
@@ -268,7 +287,7 @@ class Limits:
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, worst)
             if worst <= _DEPTH_SHARE * tolerance:
                 if plan.nodes > first_nodes:
-                    trajectory = self._trajectory(root, grid, plan, name)
+                    trajectory = self._reference(plan)
                 return plan, self._solution(trajectory, root, grid(plan.nodes).knots, error, plan)
             if plan.nodes >= MAX_NODES:
                 raise LimitError(
@@ -281,7 +300,7 @@ class Limits:
     def _enough_points(self, tolerance: float, root_seed: int) -> tuple[Plan, Trajectory]:
         plan = Plan(quadrature.SOBOL, _FIRST_POINTS, REPLICATES, FIRST_NODES, root_seed)
         while True:
-            trajectory = self._trajectory(self.limit_root, depth.continuous, plan, "dmft")
+            trajectory = self._reference(plan)
             error = standard_error(trajectory.output)
             worst = float(np.sqrt(np.mean(error**2)))
             logger.info(

@@ -22,7 +22,11 @@ from resnet_limits.limits.quadrature import UnitSample
 
 logger = logging.getLogger(__name__)
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 300
+PICARD_ITERATIONS = 60
+ANDERSON_MEMORY = 20
+# A hidden state that has grown by this factor is called diverged, as in finite networks.
+GROWTH_LIMIT = 1e6
 # Elements of one temporary array: small enough for a core's cache, large enough to hide calls.
 _CHUNK_ELEMENTS = 1 << 17
 # Activations are kept over a backward pass up to this many (2 GiB of them and of pre-activations
@@ -32,6 +36,10 @@ _KEPT_ELEMENTS = 1 << 27
 
 class LimitError(RuntimeError):
     """The limit could not be solved; nothing of it may be saved."""
+
+
+class _UnboundedError(Exception):
+    """The dynamics themselves have no bounded state."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Trajectory:
         Hidden state w and backward state z at the depth grid's knots.
     loss : ndarray, shape (replicates, K)
         Training loss.
+    diverged_step : int
+        First step at which the dynamics have no bounded state; NaN from there on. -1 if none.
     iterations : int
         Fixed-point iterations of the whole solve, both passes together.
     """
@@ -54,6 +64,7 @@ class Trajectory:
     hidden: Array
     backward: Array
     loss: Array
+    diverged_step: int
     iterations: int
 
 
@@ -135,10 +146,11 @@ class _Units:
 
 
 class _FixedPoint:
-    """Picard iteration of ``state = start + accumulate @ drift(state)`` over the depth grid.
+    """Fixed point of ``state = start + accumulate @ drift(state)`` over the depth grid.
 
-    The map is a Volterra operator: it converges faster than any geometric series, and its speed
-    does not depend on the number of nodes.
+    The map is a Volterra operator, so plain (Picard) iteration converges faster than any geometric
+    series, whatever the number of nodes. Where its norm is so large that the powers grow beyond
+    rounding before they fall, Anderson's acceleration takes over.
     """
 
     def __init__(self, accumulate: Tensor, tolerance: float, name: str):
@@ -147,31 +159,62 @@ class _FixedPoint:
         self.name = name
         self.iterations = 0
 
-    def add_up(self, start: Tensor, slope: Tensor) -> Tensor:
-        return start + torch.einsum("jk,kbrn->jbrn", self.accumulate, slope)
-
     def solve(
         self, start: Tensor, guess: Tensor, drift: Callable[[Tensor], Tensor], step: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the state at the nodes and its drift, or raise LimitError."""
+        """Return the state at the nodes and its drift."""
         state, change, size = guess, np.inf, 1.0
-        for _ in range(MAX_ITERATIONS):
+        anderson = _Anderson()
+        for iteration in range(MAX_ITERATIONS):
             self.iterations += 1
             slope = drift(state)
-            new = self.add_up(start, slope)
+            new = start + torch.einsum("jk,kbrn->jbrn", self.accumulate, slope)
             change, size = float((new - state).abs().max()), float(new.abs().max())
-            state = new
-            if not np.isfinite(change + size):
-                raise LimitError(
-                    f"{self.name}: the state is no longer finite at step {step}; the learning "
-                    "rate or the residual scale is too large for these data"
-                )
             if change <= self.tolerance * max(1.0, size):
-                return state, slope
+                return new, slope
+            if iteration == PICARD_ITERATIONS:
+                state = guess
+            elif iteration > PICARD_ITERATIONS:
+                state = anderson.next(state, new)
+            else:
+                state = new
+            if not np.isfinite(change + size):
+                raise _UnboundedError
         raise LimitError(
             f"{self.name}: the fixed point over depth did not converge at step {step}: it still "
             f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations"
         )
+
+
+class _Anderson:
+    """Anderson acceleration, each replicate for itself.
+
+    The next state is the combination of the last ones whose images are nearest to themselves.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+
+    def next(self, state: Tensor, image: Tensor) -> Tensor:
+        def flat(tensor: Tensor) -> Tensor:
+            return tensor.transpose(0, 1).flatten(1)
+
+        x, residual = flat(state), flat(image - state)
+        self.states = [*self.states[-ANDERSON_MEMORY:], x]
+        self.residuals = [*self.residuals[-ANDERSON_MEMORY:], residual]
+        if len(self.states) == 1:
+            return image
+        steps = torch.stack(self.states, -1).diff(dim=-1)
+        changes = torch.stack(self.residuals, -1).diff(dim=-1)
+        # A ridge at the level of rounding stands in for pivoting, which batches on a GPU lack.
+        gram = changes.transpose(-1, -2) @ changes
+        scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+        ridge = 1e-14 * scale * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        weights = torch.linalg.solve(gram + ridge, changes.transpose(-1, -2) @ residual[..., None])
+        new = x + residual - ((steps + changes) @ weights)[..., 0]
+        shape = state.transpose(0, 1).shape
+        return new.view(shape).transpose(0, 1)
 
 
 class _Forecast:
@@ -226,8 +269,7 @@ def solve(
     Raises
     ------
     LimitError
-        If a state becomes non-finite or a fixed point over depth does not converge; the message
-        names the step.
+        If a fixed point over depth does not converge; the message names the step.
     """
 
     def put(array: Array) -> Tensor:
@@ -253,24 +295,30 @@ def solve(
     outputs, hiddens, backwards, losses = [], [], [], []
     # Both passes start from their change over depth, carried on from the steps before.
     hidden_change, backward_change = _Forecast(), _Forecast()
+    diverged_step = -1
     for step in range(dynamics.steps):
         start = embedding @ inputs
-        guess = (start + hidden_change.next()).expand(nodes_shape)
-        w, slope = hidden_pass.solve(start, guess, units.forward_drift, step)
+        try:
+            guess = (start + hidden_change.next()).expand(nodes_shape)
+            w, slope = hidden_pass.solve(start, guess, units.forward_drift, step)
+            end = start + torch.einsum("k,kbrn->brn", total, slope)
+            if float(end.abs().max()) > GROWTH_LIMIT * float(start.abs().max()):
+                raise _UnboundedError
+            output = (unembedding.transpose(-1, -2) @ end).transpose(-1, -2)
+            gradient = dynamics.loss.gradient(output, targets)
+            z_end = unembedding @ gradient.transpose(-1, -2)
+            units.settle(w)
+            guess = (z_end + backward_change.next()).expand(nodes_shape)
+            z, z_slope = backward_pass.solve(z_end, guess, units.backward_drift, step)
+        except _UnboundedError:
+            diverged_step = step
+            break
         hidden_change.add(w - start)
-        end = start + torch.einsum("k,kbrn->brn", total, slope)
-        output = (unembedding.transpose(-1, -2) @ end).transpose(-1, -2)
-        gradient = dynamics.loss.gradient(output, targets)
-        z_end = unembedding @ gradient.transpose(-1, -2)
-        units.settle(w)
-        guess = (z_end + backward_change.next()).expand(nodes_shape)
-        z, z_slope = backward_pass.solve(z_end, guess, units.backward_drift, step)
         backward_change.add(z - z_end)
-        knots = start + torch.einsum("jk,kbrn->jbrn", forward_knots, slope)
         z_knots = z_end + torch.einsum("jk,kbrn->jbrn", backward_knots, z_slope)
         outputs.append(output)
         losses.append(dynamics.loss.value(output, targets))
-        hiddens.append(knots)
+        hiddens.append(start + torch.einsum("jk,kbrn->jbrn", forward_knots, slope))
         backwards.append(z_knots)
         if step + 1 < dynamics.steps:
             units.update(z)
@@ -280,7 +328,8 @@ def solve(
         logger.debug("%s: step %d of %d", name, step + 1, dynamics.steps)
 
     def take(states: list[Tensor], *axes: int) -> Array:
-        stacked: Array = torch.stack(states).permute(*axes).double().cpu().numpy()
+        lost = [torch.full_like(states[0], torch.nan)] * (dynamics.steps - len(states))
+        stacked: Array = torch.stack(states + lost).permute(*axes).double().cpu().numpy()
         return stacked
 
     return Trajectory(
@@ -288,5 +337,6 @@ def solve(
         hidden=take(hiddens, 2, 0, 1, 4, 3),
         backward=take(backwards, 2, 0, 1, 4, 3),
         loss=take(losses, 1, 0),
+        diverged_step=diverged_step,
         iterations=hidden_pass.iterations + backward_pass.iterations,
     )

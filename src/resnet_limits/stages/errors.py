@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
-    COMPARED,
     NOT_RUN,
+    compared,
     finite_distances,
     limit_distances,
     prepare,
@@ -115,7 +115,7 @@ class _Stores:
 
     def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
         cell = dict(zip(_CELL_KEYS[kind], sizes, strict=True))
-        dataset = self.open_store(kind, cell)[list(COMPARED)]
+        dataset = compared(self.open_store(kind, cell))
         return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
 
     def _prepared(self, kind: str, seeds: tuple[int, ...], *sizes: tuple[str, int]) -> xr.Dataset:

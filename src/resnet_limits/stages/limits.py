@@ -125,12 +125,25 @@ def _each_seed(
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
     used = list(experiment.seeds) if seeds is None else list(seeds)
-    parts = []
+    parts, first = [], []
     for seed in used:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
-        parts.append(_dataset(problem, solve(root, seed), device))
-    joined = xr.concat(parts, dim="seed", combine_attrs="identical")
-    return joined.assign_coords(seed=used)
+        solution = solve(root, seed)
+        parts.append(_dataset(problem, solution, device))
+        first.append(solution.trajectory.diverged_step)
+    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=used)
+    diverged = np.array(first) >= 0
+    if diverged.any():
+        logger.warning(
+            "D=%d: the limit of %d of %d seeds diverges, the first at step %d; NaN from there on",
+            embed_dim,
+            diverged.sum(),
+            len(used),
+            np.array(first)[diverged].min(),
+        )
+    return joined.assign(
+        status=("seed", diverged.astype(np.int8)), diverged_step=("seed", np.array(first))
+    )
 
 
 def mean_ode(
