@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,3 +201,24 @@ def test_current_results_need_no_record(common: Callable[..., Any]) -> None:
     path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
     names["workflow"].persistence = SimpleNamespace(params=lambda path: None)
     assert names["goal"]("result")(None) == ("result",)
+
+
+def test_environment_of_jobs_has_the_packages_of_the_project() -> None:
+    names = {
+        "dask-core": "dask",
+        "matplotlib-base": "matplotlib",
+        "pytorch": "torch",
+        "snakemake-minimal": "snakemake",
+    }
+    file = ROOT / "workflow" / "envs" / "environment.yaml"
+    found = {}
+    for line in yaml.safe_load(file.read_text(encoding="utf-8"))["dependencies"]:
+        name, bounds = line.split(" ", 1)
+        found[names.get(name, name)] = bounds
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {"python": project["requires-python"]}
+    for line in project["dependencies"]:
+        name, _, bounds = re.fullmatch(r"([a-z-]+)(\[\w+\])?(.*)", line).groups()
+        wanted[name] = bounds
+    del wanted["typer"]  # of the command line, which no job uses
+    assert found == wanted
