@@ -19,7 +19,7 @@ run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is
 	@$(BIN)/snakemake --config experiment_file="$(CONFIG)"
 
 test: $(VENV)/installed-dev ## Run all tests.
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
 	$(BIN)/ruff format --check .

@@ -366,33 +366,36 @@ def _interval(value: Any) -> str:
 
 
 def _rates_table(fitted: dict[str, Any]) -> Iterator[str]:
-    """One line for each fit, in columns."""
-    heading = ("pair", "of", "step", "variable", "exponent [95 %]", "theory", "amplitude", "cells")
-    rows = [heading]
+    """One line for each fitted power, and for each term of a sum, in columns."""
+    rows = [("pair", "of", "step", "variable", "exponent [95 %]", "theory", "amplitude", "cells")]
     for pair, observables in fitted["pairs"].items():
         for observable, steps in observables.items():
             for step, fit in (steps or {}).items():
                 found = fit or {}
                 count = found.get("cells") or {}
-                if found.get("exponent") is None:
-                    exponent = found.get("reason", "no fit")
-                else:
-                    exponent = _number(found["exponent"]) + _interval(
-                        found.get("exponent_interval")
+                cells = f"{count.get('used', 0)}/{count.get('total', 0)}"
+                for variable, exponent, theory, amplitude in _fitted_lines(found):
+                    rows.append(
+                        (pair, observable, str(step), variable, exponent, theory, amplitude, cells)
                     )
-                rows.append(
-                    (
-                        pair,
-                        observable,
-                        str(step),
-                        str(found.get("variable", "-")),
-                        str(exponent),
-                        _number(found.get("theory")),
-                        _number(found.get("amplitude")),
-                        f"{count.get('used', 0)}/{count.get('total', 0)}",
-                    )
-                )
     yield from _columns(rows)
+
+
+def _fitted_lines(fit: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Variable, exponent, theory and amplitude of all that one fit found."""
+    terms, budget = fit.get("terms") or {}, fit.get("fixed_budget") or {}
+    if fit.get("exponent") is not None:
+        exponent = _number(fit["exponent"]) + _interval(fit.get("exponent_interval"))
+        amplitude = _number(fit.get("amplitude"))
+        yield str(fit.get("variable", "-")), exponent, _number(fit.get("theory")), amplitude
+    elif not terms:
+        yield str(fit.get("variable", "-")), str(fit.get("reason", "no fit")), "-", "-"
+    for name, term in terms.items():
+        amplitude = _number(term.get("amplitude")) + _interval(term.get("amplitude_interval"))
+        yield f"{name}, term", "-", "-", amplitude
+    if budget:
+        exponent = _number(budget.get("exponent")) + _interval(budget.get("exponent_interval"))
+        yield "P, best shapes", exponent, _number(budget.get("theory")), "-"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import xarray as xr
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _PLAN = "plan_"
 
 
+# Kept from cell to cell of a job: the quadrature's points are the same for all.
+@lru_cache(maxsize=1)
 def _prepare(experiment: Experiment) -> tuple[Problem, Limits, str]:
     problem = make_problem(experiment)
     device = devices.choose(experiment.numerics.device)
