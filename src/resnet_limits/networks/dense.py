@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,85 +25,114 @@ from resnet_limits.dynamics import Dynamics
 _STREAMED_FROM = 300 * 300
 
 
-class _BatchedProducts:
-    """Products with one layer's weights, all seeds in one batched matrix product.
+@dataclass(frozen=True)
+class _Arrays:
+    """What one layer works on; all but the weights are places in the network's own arrays.
 
-    Weights are ``(S, m, D)``, states ``(S, rows, D)`` and coefficients ``(S, rows, m)``.
+    Weights are ``(S, m, D)``, states ``(S, rows, D)`` and coefficients ``(S, rows, m)``, with m the
+    number of units times their in- or out-vectors; tensors, or for one seed at a time, without S,
+    numpy's views of them.
     """
 
-    def project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
-        """``out[n, m] = sum_d weights[m, d] states[n, d]``."""
-        torch.bmm(states, weights.transpose(1, 2), out=out)
-
-    def expand(self, weights: Tensor, coefficients: Tensor) -> Tensor:
-        """``sum_m coefficients[n, m] weights[m, d]``."""
-        return torch.bmm(coefficients, weights)
-
-    def project_update(
-        self, weights: Tensor, states: Tensor, out: Tensor, coefficients: Tensor, scale: float
-    ) -> None:
-        """``project``, then ``weights += scale * coefficients^T states``."""
-        self.project(weights, states, out)
-        weights.baddbmm_(coefficients.transpose(1, 2), states, alpha=scale)
-
-    def expand_update(
-        self, weights: Tensor, coefficients: Tensor, states: Tensor, scale: float
-    ) -> Tensor:
-        """``expand``, then ``weights += scale * coefficients^T states``."""
-        total = self.expand(weights, coefficients)
-        weights.baddbmm_(coefficients.transpose(1, 2), states, alpha=scale)
-        return total
+    incoming: Any
+    outgoing: Any
+    h: Any
+    next_h: Any
+    p: Any
+    g: Any
+    r: Any
+    dp: Any
+    b: Any
+    next_b: Any
 
 
-class _StreamedProducts:
-    """The same products on the CPU, seed by seed, each reading the weights once."""
+class _Layer(Protocol):
+    """The four products of a layer with its weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrays: _Arrays) -> None: ...
+
+    def read(self, scale: float) -> None:
+        """``p = scale * I^T h``."""
+
+    def write(self, gain: float) -> None:
+        """``next_h = h + gain * O g``."""
+
+    def read_back(self, scale: float, step: float | None) -> None:
+        """``r = scale * O^T next_b``; then, with a step, ``O += step * next_b g^T``."""
+
+    def write_back(self, gain: float, step: float | None) -> None:
+        """``b = next_b + gain * I dp``; then, with a step, ``I += step * h dp^T``."""
+
+
+class _BatchedLayer:
+    """The products as matrix products, all seeds in one batch."""
+
+    def __init__(self, arrays: _Arrays) -> None:
+        self.at = arrays
+
+    def read(self, scale: float) -> None:
+        at = self.at
+        torch.bmm(at.h, at.incoming.transpose(1, 2), out=at.p)
+        at.p.mul_(scale)
+
+    def write(self, gain: float) -> None:
+        at = self.at
+        torch.baddbmm(at.h, at.g, at.outgoing, alpha=gain, out=at.next_h)
+
+    def read_back(self, scale: float, step: float | None) -> None:
+        at = self.at
+        torch.bmm(at.next_b, at.outgoing.transpose(1, 2), out=at.r)
+        at.r.mul_(scale)
+        if step is not None:
+            at.outgoing.baddbmm_(at.g.transpose(1, 2), at.next_b, alpha=step)
+
+    def write_back(self, gain: float, step: float | None) -> None:
+        at = self.at
+        torch.baddbmm(at.next_b, at.dp, at.incoming, alpha=gain, out=at.b)
+        if step is not None:
+            at.incoming.baddbmm_(at.dp.transpose(1, 2), at.h, alpha=step)
+
+
+class _StreamedLayer:
+    """The products on the CPU, seed by seed, each reading the weights once."""
+
+    def __init__(self, arrays: _Arrays) -> None:
         # Compiled code and its loading are for large shapes only.
         from resnet_limits.networks import kernels
 
-        self.kernels = kernels
         kernels.use_threads(torch.get_num_threads())
+        self.kernels = kernels
+        self.dtype = arrays.h.numpy().dtype.type
+        names = [field.name for field in fields(arrays)]
+        self.seeds = [
+            _Arrays(**{name: getattr(arrays, name)[seed].numpy() for name in names})
+            for seed in range(len(arrays.h))
+        ]
+        self.partial = np.empty((kernels.PARTS, *arrays.h.shape[1:]), dtype=self.dtype)
 
-    @staticmethod
-    def _add_up(partial: np.ndarray, total: np.ndarray) -> None:
-        # A diverged network's infinities are found, and named, after the pass.
-        with np.errstate(invalid="ignore", over="ignore"):
-            partial.sum(axis=0, out=total)
+    def read(self, scale: float) -> None:
+        for at in self.seeds:
+            self.kernels.project(at.incoming, at.h, self.dtype(scale), at.p)
 
-    def _partial(self, states: Tensor) -> np.ndarray:
-        _, rows, embed_dim = states.shape
-        return np.empty((self.kernels.PARTS, rows, embed_dim), dtype=states.numpy().dtype)
+    def write(self, gain: float) -> None:
+        for at in self.seeds:
+            self.kernels.expand(at.outgoing, at.g, at.h, self.dtype(gain), self.partial, at.next_h)
 
-    def project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
-        for w, h, p in zip(weights.numpy(), states.numpy(), out.numpy(), strict=True):
-            self.kernels.project(w, h, p)
+    def read_back(self, scale: float, step: float | None) -> None:
+        for at in self.seeds:
+            arguments = (at.outgoing, at.next_b, self.dtype(scale), at.r)
+            if step is None:
+                self.kernels.project(*arguments)
+            else:
+                self.kernels.project_update(*arguments, at.g, self.dtype(step))
 
-    def expand(self, weights: Tensor, coefficients: Tensor) -> Tensor:
-        total = coefficients.new_empty((*coefficients.shape[:2], weights.shape[2]))
-        partial = self._partial(total)
-        for w, c, t in zip(weights.numpy(), coefficients.numpy(), total.numpy(), strict=True):
-            self.kernels.expand(w, c, partial)
-            self._add_up(partial, t)
-        return total
-
-    def project_update(
-        self, weights: Tensor, states: Tensor, out: Tensor, coefficients: Tensor, scale: float
-    ) -> None:
-        arrays = (weights, states, out, coefficients)
-        for w, h, p, c in zip(*(array.numpy() for array in arrays), strict=True):
-            self.kernels.project_update(w, h, p, c, w.dtype.type(scale))
-
-    def expand_update(
-        self, weights: Tensor, coefficients: Tensor, states: Tensor, scale: float
-    ) -> Tensor:
-        total = torch.empty_like(states)
-        partial = self._partial(states)
-        arrays = (weights, coefficients, states, total)
-        for w, c, h, t in zip(*(array.numpy() for array in arrays), strict=True):
-            self.kernels.expand_update(w, c, partial, h, w.dtype.type(scale))
-            self._add_up(partial, t)
-        return total
+    def write_back(self, gain: float, step: float | None) -> None:
+        for at in self.seeds:
+            arguments = (at.incoming, at.dp, at.next_b, self.dtype(gain), self.partial, at.b)
+            if step is None:
+                self.kernels.expand(*arguments)
+            else:
+                self.kernels.expand_update(*arguments, at.h, self.dtype(step))
 
 
 class DenseNetwork:
@@ -166,34 +197,44 @@ class DenseNetwork:
         ).to(device)
         self.hidden = room(depth + 1, batch, rows, embed_dim)
         self.backward = room(depth + 1, batch, rows, embed_dim)
-        self.preactivation = room(depth, batch, rows, width * a)
-        self.activation = room(depth, batch, rows, width * c)
-        self.cotangent = room(batch, rows, width * c)
+        p, g = room(depth, batch, rows, width * a), room(depth, batch, rows, width * c)
+        r, dp = room(batch, rows, width * c), room(batch, rows, width * a)
         streamed = self.incoming.device.type == "cpu" and width * embed_dim >= _STREAMED_FROM
-        self.products = _StreamedProducts() if streamed else _BatchedProducts()
+        layer_type: type[_Layer] = _StreamedLayer if streamed else _BatchedLayer
+        self.layers = [
+            layer_type(
+                _Arrays(
+                    incoming=self.incoming[layer],
+                    outgoing=self.outgoing[layer],
+                    h=self.hidden[layer],
+                    next_h=self.hidden[layer + 1],
+                    p=p[layer],
+                    g=g[layer],
+                    r=r,
+                    dp=dp,
+                    b=self.backward[layer],
+                    next_b=self.backward[layer + 1],
+                )
+            )
+            for layer in range(depth)
+        ]
+        # The same arrays as the unit wants them, (S, M, vectors, rows).
+        self.p = [self._by_unit(layer, a) for layer in p]
+        self.g = [self._by_unit(layer, c) for layer in g]
+        self.r, self.dp = self._by_unit(r, c), self._by_unit(dp, a)
 
     def _by_unit(self, states: Tensor, vectors: int) -> Tensor:
-        """View ``(S, rows, M x vectors)`` as the unit wants it, ``(S, M, vectors, rows)``."""
         return states.view(*states.shape[:2], self.shape.width, vectors).permute(0, 2, 3, 1)
-
-    @staticmethod
-    def _by_row(states: Tensor) -> Tensor:
-        """Bring ``(S, M, vectors, rows)`` back to ``(S, rows, M x vectors)``."""
-        return states.permute(0, 3, 1, 2).flatten(2, 3).contiguous()
 
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
         depth, width, embed_dim = self.shape
         gain = self.dynamics.residual_scale / (depth * width)
         self.hidden[0] = self.inputs @ self.embedding.transpose(1, 2)
-        for layer in range(depth):
-            h, p = self.hidden[layer], self.preactivation[layer]
-            self.products.project(self.incoming[layer], h, p)
-            p /= embed_dim
-            g = self.unit.forward(self._by_unit(p, self.unit.in_vectors))
-            self.activation[layer] = self._by_row(g)
-            change = self.products.expand(self.outgoing[layer], self.activation[layer])
-            torch.add(h, change, alpha=gain, out=self.hidden[layer + 1])
+        for layer, p, g in zip(self.layers, self.p, self.g, strict=True):
+            layer.read(1.0 / embed_dim)
+            g.copy_(self.unit.forward(p))
+            layer.write(gain)
         return (self.hidden[depth] @ self.unembedding) / embed_dim
 
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
@@ -206,33 +247,17 @@ class DenseNetwork:
         update : bool
             Whether to update the weights.
         """
-        dynamics, products, unit = self.dynamics, self.products, self.unit
+        dynamics = self.dynamics
         depth, width, embed_dim = self.shape
         gain = dynamics.residual_scale / (depth * width)
         step = -1.0 / (dynamics.residual_scale * gradient.shape[1])
+        step_in = step * dynamics.rate_in if update else None
+        step_out = step * dynamics.rate_out if update else None
         torch.bmm(gradient, self.unembedding.transpose(1, 2), out=self.backward[depth])
-        r = self.cotangent
-        for layer in reversed(range(depth)):
-            b, h = self.backward[layer + 1], self.hidden[layer]
-            p, g = self.preactivation[layer], self.activation[layer]
-            incoming, outgoing = self.incoming[layer], self.outgoing[layer]
-            if update:
-                products.project_update(outgoing, b, r, g, step * dynamics.rate_out)
-            else:
-                products.project(outgoing, b, r)
-            r /= embed_dim
-            cotangents = self._by_row(
-                unit.backward(
-                    self._by_unit(p, unit.in_vectors),
-                    self._by_unit(g, unit.out_vectors),
-                    self._by_unit(r, unit.out_vectors),
-                )
-            )
-            if update:
-                change = products.expand_update(incoming, cotangents, h, step * dynamics.rate_in)
-            else:
-                change = products.expand(incoming, cotangents)
-            torch.add(b, change, alpha=gain, out=self.backward[layer])
+        for layer, p, g in zip(self.layers[::-1], self.p[::-1], self.g[::-1], strict=True):
+            layer.read_back(1.0 / embed_dim, step_out)
+            self.dp.copy_(self.unit.backward(p, g, self.r))
+            layer.write_back(gain, step_in)
         if update and dynamics.rate_embedding:
             scale = step * dynamics.rate_embedding
             self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)

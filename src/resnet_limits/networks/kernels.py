@@ -273,30 +273,34 @@ def _bound(part, rows):
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def project(weights: Array, states: Array, out: Array) -> None:
-    """Compute ``out[n, m] = sum_d weights[m, d] states[n, d]``.
+def project(weights: Array, states: Array, scale: float, out: Array) -> None:
+    """Compute ``out[n, m] = scale * sum_d weights[m, d] states[n, d]``.
 
     Parameters
     ----------
     weights : ndarray, shape (m, d)
     states : ndarray, shape (n, d)
+    scale : float
+        Of the weights' dtype, as all scales here.
     out : ndarray, shape (n, m)
         Overwritten.
     """
     rows = len(weights)
-    out[:] = 0
     for block in prange((rows + _BLOCK - 1) // _BLOCK):
         first = block * _BLOCK
-        _project_rows(weights, states, first, min(rows, first + _BLOCK), out)
+        last = min(rows, first + _BLOCK)
+        out[:, first:last] = 0
+        _project_rows(weights, states, first, last, out)
+        out[:, first:last] *= scale
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def project_update(
-    weights: Array, states: Array, out: Array, coefficients: Array, scale: float
+    weights: Array, states: Array, scale: float, out: Array, coefficients: Array, step: float
 ) -> None:
     """Compute the products of :func:`project`, then step the weights, in one reading.
 
-    ``weights[m, d] += scale * sum_n coefficients[n, m] states[n, d]``; the products are with the
+    ``weights[m, d] += step * sum_n coefficients[n, m] states[n, d]``; the products are with the
     weights as they were.
 
     Parameters
@@ -304,46 +308,71 @@ def project_update(
     weights : ndarray, shape (m, d)
         Updated in place.
     states : ndarray, shape (n, d)
+    scale : float
     out : ndarray, shape (n, m)
         Overwritten.
     coefficients : ndarray, shape (n, m)
-    scale : float
-        Of the weights' dtype.
+    step : float
     """
     rows = len(weights)
-    out[:] = 0
     for block in prange((rows + _BLOCK - 1) // _BLOCK):
         first = block * _BLOCK
         last = min(rows, first + _BLOCK)
+        out[:, first:last] = 0
         _project_rows(weights, states, first, last, out)
-        _update_rows(weights, coefficients, states, scale, first, last)
+        out[:, first:last] *= scale
+        _update_rows(weights, coefficients, states, step, first, last)
+
+
+@njit(fastmath=_FAST)
+def _gather(partial, base, gain, out):
+    for n in range(len(out)):
+        for d in range(out.shape[1]):
+            total = partial[0, n, d]
+            for part in range(1, PARTS):
+                total += partial[part, n, d]
+            out[n, d] = base[n, d] + gain * total
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def expand(weights: Array, coefficients: Array, partial: Array) -> None:
-    """Compute partial sums of ``sum_m coefficients[n, m] weights[m, d]``.
+def expand(
+    weights: Array, coefficients: Array, base: Array, gain: float, partial: Array, out: Array
+) -> None:
+    """Compute ``out[n, d] = base[n, d] + gain * sum_m coefficients[n, m] weights[m, d]``.
 
     Parameters
     ----------
     weights : ndarray, shape (m, d)
     coefficients : ndarray, shape (n, m)
+    base : ndarray, shape (n, d)
+    gain : float
     partial : ndarray, shape (PARTS, n, d)
-        Overwritten; ``partial.sum(0)`` is the result.
+        Scratch.
+    out : ndarray, shape (n, d)
+        Overwritten.
     """
     rows = len(weights)
     for part in prange(PARTS):
         partial[part] = 0
         first, last = _bound(part, rows), _bound(part + 1, rows)
         _expand_rows(weights, coefficients, first, last, partial[part])
+    _gather(partial, base, gain, out)
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def expand_update(
-    weights: Array, coefficients: Array, partial: Array, states: Array, scale: float
+    weights: Array,
+    coefficients: Array,
+    base: Array,
+    gain: float,
+    partial: Array,
+    out: Array,
+    states: Array,
+    step: float,
 ) -> None:
     """Compute the sums of :func:`expand`, then step the weights, in one reading.
 
-    ``weights[m, d] += scale * sum_n coefficients[n, m] states[n, d]``; the sums are with the
+    ``weights[m, d] += step * sum_n coefficients[n, m] states[n, d]``; the sums are with the
     weights as they were.
 
     Parameters
@@ -351,11 +380,14 @@ def expand_update(
     weights : ndarray, shape (m, d)
         Updated in place.
     coefficients : ndarray, shape (n, m)
+    base : ndarray, shape (n, d)
+    gain : float
     partial : ndarray, shape (PARTS, n, d)
-        As in :func:`expand`.
+        Scratch.
+    out : ndarray, shape (n, d)
+        Overwritten.
     states : ndarray, shape (n, d)
-    scale : float
-        Of the weights' dtype.
+    step : float
     """
     rows = len(weights)
     for part in prange(PARTS):
@@ -364,4 +396,5 @@ def expand_update(
         for start in range(first, last, _BLOCK):
             stop = min(last, start + _BLOCK)
             _expand_rows(weights, coefficients, start, stop, partial[part])
-            _update_rows(weights, coefficients, states, scale, start, stop)
+            _update_rows(weights, coefficients, states, step, start, stop)
+    _gather(partial, base, gain, out)
