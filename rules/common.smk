@@ -172,8 +172,11 @@ def key_of(path):
 # What one core does in a second, and what a layer costs at least. Rough: these numbers set the size
 # and the limits of jobs, never a result.
 FLOPS, BANDWIDTH, LAYER_SECONDS = 1e10, 5e9, 2e-4
-# Time of one limit, per quadrature point and pair of (step, sample).
-PAIR_SECONDS = 2e-8
+# A limit's evaluation of one activation and its derivative, and how often it evaluates a depth node
+# at each step, all iterations of both passes together.
+ACTIVATION_SECONDS, ITERATIONS = 1e-8, 10
+# Nodes in depth that most limits take; a network of fewer layers has a node for each.
+NODES = 4
 # Weights of the seeds of one shape are in memory together as long as they take less than this.
 BATCH_MB = 2048
 
@@ -182,6 +185,16 @@ def samples():
     data = EXPERIMENT.problem.data
     # A file is not opened for this.
     return 100 if data.kind == "file" else data.samples
+
+
+def directions():
+    """Estimate r, the embedding directions of the limits: rank of the inputs plus targets."""
+    data = EXPERIMENT.problem.data
+    if data.kind == "file":
+        return 100
+    if data.kind == "digits":
+        return min(64, data.samples) + data.classes
+    return min(data.inputs, data.samples) + data.targets
 
 
 def seconds(kind, cell):
@@ -193,12 +206,15 @@ def seconds(kind, cell):
         weights = math.prod(cell.values())
         work = weights * seeds * (12 * samples() / FLOPS + 48 / BANDWIDTH)
         return steps * (work + cell["depth"] * LAYER_SECONDS)
-    if EXPERIMENT.model.unit.activation == "linear":
-        points = 1e2
+    if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
+        points = 4 * directions()
     else:
         points = 3e4 * (1e-3 / EXPERIMENT.numerics.limit_tolerance) ** 1.33
+    # Layers are summed at a few nodes, however many there are.
+    layers = ITERATIONS * min(NODES, cell.get("depth", NODES))
+    evaluation = 4 * directions() / FLOPS + ACTIVATION_SECONDS
     solves = 1 if kind == "dmft" else seeds
-    return 0.05 * solves + solves * points * (steps * samples()) ** 2 * PAIR_SECONDS
+    return solves * (0.05 + steps * samples() * points * layers * evaluation)
 
 
 def megabytes(kind, cell):

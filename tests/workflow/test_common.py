@@ -72,6 +72,29 @@ def test_many_cells_make_tens_of_jobs_of_like_cost(common: Callable[..., Any]) -
     assert sum(costs) / len(costs) >= 30
 
 
+def test_wide_limits_are_summed_over_nodes_not_layers(common: Callable[..., Any]) -> None:
+    seconds = common()["seconds"]
+    costs = {depth: seconds("wide", {"depth": depth, "embed_dim": 16}) for depth in (1, 4, 10_000)}
+    assert costs[1] < costs[4] == costs[10_000] == seconds("mean_ode", {"embed_dim": 16})
+
+
+def test_cost_of_a_limit_grows_with_its_quadrature(common: Callable[..., Any]) -> None:
+    costs = [
+        common(numerics={"limit_tolerance": tolerance})["seconds"]("dmft", {})
+        for tolerance in (1e-2, 1e-3, 1e-4)
+    ]
+    assert 5 * costs[0] < 5 * costs[1] < costs[2]
+    assert common(model={"unit": {"activation": "linear"}})["seconds"]("dmft", {}) < costs[0]
+
+
+def test_a_unit_need_not_have_an_activation(common: Callable[..., Any]) -> None:
+    names = common()
+    tanh = names["seconds"]("dmft", {})
+    model = names["EXPERIMENT"].model.model_copy(update={"unit": SimpleNamespace(kind="other")})
+    names["EXPERIMENT"] = names["EXPERIMENT"].model_copy(update={"model": model})
+    assert names["seconds"]("dmft", {}) == tanh
+
+
 def test_small_experiments_are_one_job_a_kind(common: Callable[..., Any]) -> None:
     names = common()
     assert [len(names["bundles"](kind)) for kind in ("mean_ode", "wide", "finite")] == [1, 1, 1]
