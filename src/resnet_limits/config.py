@@ -358,7 +358,7 @@ class NumericsConfig(_Section):
     """Precision, device, and how exact the limits are."""
 
     precision: Literal["float64", "float32"] = Field(
-        "float64", description="Floating-point type of the finite networks."
+        "float64", description="Floating-point type of the networks' and the limits' arithmetic."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes CUDA where there is a device."
@@ -563,8 +563,12 @@ class _SchemaWalker:
         return node, False
 
     def keys(self, node: Mapping[str, Any]) -> list[str]:
-        """Keys of a section."""
-        return list(self._deref(node).get("properties", {}))
+        """Keys of a section, also of one that may be left out."""
+        node = self._deref(node)
+        found = list(node.get("properties", {}))
+        for option in node.get("anyOf", []):
+            found += self.keys(option)
+        return found
 
     def allowed(self, node: Mapping[str, Any]) -> str:
         """Say in words what a schema accepts."""

@@ -292,6 +292,11 @@ def test_import_brings_in_nothing_heavy() -> None:
         ({"trainig": {}}, "trainig: unknown key (did you mean training?)", "experiment, seed,"),
         ({"save__step": "all"}, "save.step: unknown key", "depth_points, steps, dtype"),
         ({"problem__data__noise": 1}, "problem.data.noise: unknown key", "kind, samples,"),
+        (
+            {"sweep__grid__widht": [8]},
+            "sweep.grid.widht: unknown key (did you mean width?)",
+            "depth, width, embed_dim",
+        ),
         ({"sweep__grid__width": [8, -3]}, "sweep.grid.width.1: got -3", "from 1 to 1000000000"),
         ({"sweep__grid__width": [2.5]}, "sweep.grid.width.0: got 2.5", "an integer from 1"),
         ({"sweep__grid__width": [True]}, "sweep.grid.width.0: got True", "an integer from 1"),
