@@ -93,6 +93,13 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
     )
 
 
+def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
+    """Add the basis of the inputs' span in which the embedding directions are meant, if any."""
+    if problem.input_rotation is None:
+        return dataset
+    return dataset.assign(input_rotation=(("input", "rank"), problem.input_rotation))
+
+
 def _plan_of(dmft: xr.Dataset) -> Plan:
     names = Plan.__dataclass_fields__
     return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
@@ -113,7 +120,7 @@ def dmft(experiment: Experiment) -> xr.Dataset:
     """
     problem, limits, device = _prepare(experiment)
     _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
-    dataset = _dataset(problem, solution, device)
+    dataset = _with_rotation(problem, _dataset(problem, solution, device))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
     return dataset
 
@@ -144,7 +151,8 @@ def _each_seed(
             len(used),
             np.array(first)[diverged].min(),
         )
-    return joined.assign(
+    # Added here and not to the parts, where joining would repeat it for every seed.
+    return _with_rotation(problem, joined).assign(
         status=("seed", diverged.astype(np.int8)), diverged_step=("seed", np.array(first))
     )
 
