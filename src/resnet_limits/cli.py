@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnet_limits.config import (
+    ENGINES,
     Experiment,
     InputError,
     Shape,
@@ -254,7 +255,10 @@ def train(
     embed_dim: EmbedDim,
     out: Out,
     seeds: Seeds = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="auto, dense or implicit.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help=f"{' or '.join(ENGINES)}; the experiment's if left out."),
+    ] = None,
 ) -> None:
     """Train the finite networks of one shape, all seeds in one batch."""
     _check_out(out)
@@ -410,7 +414,9 @@ def shape(
         Path, typer.Argument(metavar="RATES", help="rates.json of an experiment.")
     ],
     budget: Annotated[float, typer.Option("--budget", help="Parameters to spend, P = L M D.")],
-    observable: Annotated[str, typer.Option("--of", help="hidden or output.")] = "hidden",
+    observable: Annotated[
+        str, typer.Option("--of", help="hidden, hidden_max_mean_abs or output.")
+    ] = "hidden",
     step: Annotated[str, typer.Option("--step", help="A step in RATES, or last.")] = "last",
 ) -> None:
     """Print the depth, width and embedding dimension that spend a budget best."""
@@ -427,8 +433,20 @@ def shape(
     from resnet_limits.errors.shape import best_shape
 
     best = best_shape(fitted, budget, observable=observable, step=step)
+    notes = str(best.pop("note", "")).split("; ")
     for name, value in best.items():
-        typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        typer.echo(f"{name}: {_said(value)}")
+    for note in filter(None, notes):
+        typer.echo(f"note: {note}")
+
+
+def _said(value: Any) -> str:
+    """Write a number, a name, or a mapping of them as people read it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items())
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # --- looking --------------------------------------------------------------------------------------

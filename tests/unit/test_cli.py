@@ -16,7 +16,7 @@ import yaml
 
 from resnet_limits import cli, provenance, stages, store
 from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main
-from resnet_limits.config import InputError
+from resnet_limits.config import ENGINES, InputError
 
 SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
 FIT = {
@@ -316,7 +316,15 @@ def test_shape(monkeypatch, tmp_path, capsys):
 
     def best_shape(rates, budget, observable="hidden", step="last"):
         assert rates["pairs"]
-        return {"depth": 3, "error": budget / 3, "of": observable, "step": step}
+        return {
+            "depth": 3,
+            "predicted_error": budget / 3,
+            "of": observable,
+            "step": step,
+            "terms": {"1/L": 1 / 3, "1/sqrt(D)": 2.0},
+            "shallower": {"depth": 2, "predicted_error": 0.1} if step == "5" else None,
+            "note": "as measured; extrapolated",
+        }
 
     module.best_shape = best_shape
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -324,12 +332,29 @@ def test_shape(monkeypatch, tmp_path, capsys):
     file.write_text(json.dumps(RATES))
     assert run(f"shape --budget 1e6 {file}", capsys) == (
         DONE,
-        ["depth: 3", "error: 333333", "of: hidden", "step: last"],
+        [
+            "depth: 3",
+            "predicted_error: 333333",
+            "of: hidden",
+            "step: last",
+            "terms: 1/L 0.333333, 1/sqrt(D) 2",
+            "shallower: none",
+            "note: as measured",
+            "note: extrapolated",
+        ],
         [],
     )
     code, output, _ = run(f"shape --budget 1e6 --of output --step 5 {file}", capsys)
     assert code == DONE
-    assert output[2:] == ["of: output", "step: 5"]
+    assert output[2:4] == ["of: output", "step: 5"]
+    assert output[5] == "shallower: depth 2, predicted_error 0.1"
+
+
+def test_help_offers_the_engines_of_the_experiment_file(capsys):
+    code, output, _ = run("train --help", capsys)
+    assert code == DONE
+    assert " or ".join(ENGINES) in " ".join(" ".join(output).split())
+    assert "implicit" not in " ".join(output)
 
 
 # --- bad input ------------------------------------------------------------------------------------
