@@ -472,7 +472,7 @@ def collect(
 
 @lru_cache(maxsize=1)
 def git_state() -> str:
-    """Commit of the running sources, with ``-dirty`` if they were edited since.
+    """Commit of the running sources, with ``-dirty`` if they were edited or added to since.
 
     Returns
     -------
@@ -483,7 +483,7 @@ def git_state() -> str:
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return "unknown"
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no", ".")
+    changes = _git("status", "--porcelain", "--untracked-files=all", "*.py")
     if commit is None or changes is None:
         return "unknown"
     return commit + ("-dirty" if changes else "")

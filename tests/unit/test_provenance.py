@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import shutil
 import subprocess
 import time
 
@@ -338,9 +340,15 @@ def git_state(monkeypatch):
     provenance.git_state.cache_clear()
 
 
-def test_git_state(git_state, tmp_path):
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_state(git_state, tmp_path, monkeypatch):
+    # Variables that git sets for its hooks would lead it to another repository.
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+
     def git(*arguments):
         identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        identity += ("-c", "commit.gpgSign=false")
         done = subprocess.run(
             ["git", "-C", str(tmp_path), *identity, *arguments],
             check=True,
@@ -359,6 +367,13 @@ def test_git_state(git_state, tmp_path):
     git("commit", "-q", "-m", "m")
     assert git_state(tmp_path) == git("rev-parse", "HEAD")
     source.write_text("x = 1\n")
+    assert git_state(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    git("checkout", "-q", "__init__.py")
+    assert git_state(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "notes.txt").write_text("no source")
+    assert git_state(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "models" / "new.py").write_text("")
     assert git_state(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
 
 
