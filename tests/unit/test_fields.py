@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_limits import fields
@@ -34,6 +34,7 @@ def limit(seeds: int | None = 2, tokens: int | None = None) -> xr.Dataset:
     )
 
 
+@settings(deadline=None)
 @given(
     degree=st.integers(0, 7),
     coefficients=st.lists(st.floats(-3, 3), min_size=8, max_size=8),
