@@ -97,10 +97,11 @@ class _StreamedLayer:
     """The products on the CPU, seed by seed, each reading the weights once."""
 
     def __init__(self, arrays: _Arrays) -> None:
+        threads = torch.get_num_threads()
         # Compiled code and its loading are for large shapes only.
         from resnet_limits.networks import kernels
 
-        kernels.use_threads(torch.get_num_threads())
+        kernels.use_threads(threads)
         self.kernels = kernels
         self.dtype = arrays.h.numpy().dtype.type
         names = [field.name for field in fields(arrays)]
@@ -108,6 +109,7 @@ class _StreamedLayer:
             _Arrays(**{name: getattr(arrays, name)[seed].numpy() for name in names})
             for seed in range(len(arrays.h))
         ]
+
         self.partial = np.empty((kernels.PARTS, *arrays.h.shape[1:]), dtype=self.dtype)
 
     def read(self, scale: float) -> None:

@@ -4,13 +4,14 @@ Matrix libraries reach a fraction of the memory bandwidth on products as thin as
 samples, and read a layer three times where the backward pass and the update need it once. These
 kernels, compiled for the processor at hand, do the work row by row while the row is in the nearest
 cache. Weights are ``(m, d)``, states ``(n, d)`` and coefficients ``(n, m)``, all C-contiguous and
-of one dtype; threads split m, and sums over threads are taken in a fixed order.
+of one dtype. Threads split m; sums over m are taken in the same order whatever their number.
 """
 
 from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 
@@ -19,12 +20,12 @@ Array = NDArray[np.floating]
 _AVAILABLE_THREADS: int = numba.get_num_threads()
 
 # Entries of d that are worked on at a time: the states' part of a tile stays in the first cache.
-_TILE = 256
+_TILE = 512
 # Weight rows that are worked on between two tasks on them.
 _BLOCK = 4
-# Sums over m are split in this many parts whatever the number of threads, so that results do not
-# depend on it.
-PARTS = 8
+# Sums over m are split in this many parts, each the work of one thread. More parts would feed more
+# threads and cost more to add up.
+PARTS = 4
 
 # These let sums be vectorised; NaN and infinity keep their meaning, which the detection of
 # divergence needs.
@@ -36,6 +37,8 @@ _CHAIN = {"contract", "nsz"}
 def use_threads(threads: int) -> None:
     """Use up to this many threads from now on."""
     numba.set_num_threads(min(threads, _AVAILABLE_THREADS))
+    # Both libraries may share one OpenMP, whose number of threads numba has set to its own.
+    torch.set_num_threads(threads)
 
 
 @njit(fastmath=_FAST)
@@ -237,17 +240,17 @@ def _project_rows(weights, states, first, last, out):
 
 
 @njit(fastmath=_FAST)
-def _update_rows(weights, coefficients, states, scale, first, last):
+def _update_rows(weights, coefficients, states, step, first, last):
     """Take the gradient step of the weight rows first..last-1."""
     columns = weights.shape[1]
     m = first
     while m + 4 <= last:
         for lo in range(0, columns, _TILE):
-            _update_four(weights, coefficients, states, scale, m, lo, min(columns, lo + _TILE))
+            _update_four(weights, coefficients, states, step, m, lo, min(columns, lo + _TILE))
         m += 4
     while m < last:
         for n in range(len(states)):
-            _add_one(weights[m], states[n], scale * coefficients[n, m])
+            _add_one(weights[m], states[n], step * coefficients[n, m])
         m += 1
 
 
@@ -270,6 +273,14 @@ def _expand_rows(weights, coefficients, first, last, total):
 def _bound(part, rows):
     """First row of a part: a multiple of four, so that only the last part has rows left over."""
     return rows if part == PARTS else part * rows // PARTS // 4 * 4
+
+
+@njit(fastmath=_FAST)
+def _gather(partial, base, gain, out):
+    for n in range(len(out)):
+        out[n] = base[n]
+        for part in range(PARTS):
+            _add_one(out[n], partial[part, n], gain)
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
@@ -322,16 +333,6 @@ def project_update(
         _project_rows(weights, states, first, last, out)
         out[:, first:last] *= scale
         _update_rows(weights, coefficients, states, step, first, last)
-
-
-@njit(fastmath=_FAST)
-def _gather(partial, base, gain, out):
-    for n in range(len(out)):
-        for d in range(out.shape[1]):
-            total = partial[0, n, d]
-            for part in range(1, PARTS):
-                total += partial[part, n, d]
-            out[n, d] = base[n, d] + gain * total
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
