@@ -170,6 +170,8 @@ class _FixedPoint:
             slope = drift(state)
             new = start + torch.einsum("jk,kbrn->jbrn", self.accumulate, slope)
             change, size = float((new - state).abs().max()), float(new.abs().max())
+            if not np.isfinite(change + size):
+                raise _UnboundedError
             if change <= self.tolerance * max(1.0, size):
                 return new, slope
             if iteration == PICARD_ITERATIONS:
@@ -178,8 +180,6 @@ class _FixedPoint:
                 state = anderson.next(state, new)
             else:
                 state = new
-            if not np.isfinite(change + size):
-                raise _UnboundedError
         raise LimitError(
             f"{self.name}: the fixed point over depth did not converge at step {step}: it still "
             f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations"
@@ -207,11 +207,15 @@ class _Anderson:
             return image
         steps = torch.stack(self.states, -1).diff(dim=-1)
         changes = torch.stack(self.residuals, -1).diff(dim=-1)
-        # A ridge at the level of rounding stands in for pivoting, which batches on a GPU lack.
         gram = changes.transpose(-1, -2) @ changes
-        scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
-        ridge = 1e-14 * scale * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(gram + ridge, changes.transpose(-1, -2) @ residual[..., None])
+        # A ridge at the level of rounding: changes that have become dependent, or have ended in a
+        # replicate that has converged before the others, are no obstacle.
+        rounding = torch.finfo(gram.dtype)
+        ridge = 50 * rounding.eps * gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+        ridge = ridge.clamp_min(rounding.tiny)[:, None, None]
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        right = changes.transpose(-1, -2) @ residual[..., None]
+        weights = torch.linalg.solve(gram + ridge * eye, right)
         new = x + residual - ((steps + changes) @ weights)[..., 0]
         shape = state.transpose(0, 1).shape
         return new.view(shape).transpose(0, 1)
