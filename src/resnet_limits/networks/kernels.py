@@ -117,6 +117,52 @@ def _add_to_one(t, v0, v1, v2, v3, k):
 
 
 @njit(fastmath=_FAST)
+def _dots_pair(w0, w1, w2, w3, x0, x1):
+    """All products of four weight rows with two states, over one tile of d."""
+    a0 = a1 = b0 = b1 = c0 = c1 = e0 = e1 = w0.dtype.type(0)
+    for d in range(len(w0)):
+        y0 = x0[d]
+        y1 = x1[d]
+        a0 += w0[d] * y0
+        a1 += w0[d] * y1
+        b0 += w1[d] * y0
+        b1 += w1[d] * y1
+        c0 += w2[d] * y0
+        c1 += w2[d] * y1
+        e0 += w3[d] * y0
+        e1 += w3[d] * y1
+    return ((a0, a1), (b0, b1), (c0, c1), (e0, e1))
+
+
+@njit(fastmath=_CHAIN)
+def _add_pair(t0, t1, t2, t3, v0, v1, k0, k1):
+    """Add two vectors to each of four targets: ``t_i += k0[i] v0 + k1[i] v1``."""
+    a0, b0, c0, e0 = k0
+    a1, b1, c1, e1 = k1
+    for d in range(len(t0)):
+        y0 = v0[d]
+        y1 = v1[d]
+        t0[d] = t0[d] + a0 * y0 + a1 * y1
+        t1[d] = t1[d] + b0 * y0 + b1 * y1
+        t2[d] = t2[d] + c0 * y0 + c1 * y1
+        t3[d] = t3[d] + e0 * y0 + e1 * y1
+
+
+@njit(fastmath=_CHAIN)
+def _add_to_pair(t, u, v0, v1, v2, v3, k, q):
+    """Add four vectors to each of two targets: ``t += sum_j k[j] v_j``, ``u += sum_j q[j] v_j``."""
+    k0, k1, k2, k3 = k
+    q0, q1, q2, q3 = q
+    for d in range(len(t)):
+        y0 = v0[d]
+        y1 = v1[d]
+        y2 = v2[d]
+        y3 = v3[d]
+        t[d] = t[d] + k0 * y0 + k1 * y1 + k2 * y2 + k3 * y3
+        u[d] = u[d] + q0 * y0 + q1 * y1 + q2 * y2 + q3 * y3
+
+
+@njit(fastmath=_FAST)
 def _project_four(weights, states, m, lo, hi, out):
     """Add the products of four weight rows with all states, over one tile of d, to out."""
     w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
@@ -138,6 +184,13 @@ def _project_four(weights, states, m, lo, hi, out):
             for j in range(4):
                 out[n + j, m + i] += row[j]
         n += 4
+    if n + 2 <= len(states):
+        pairs = _dots_pair(w0, w1, w2, w3, states[n, lo:hi], states[n + 1, lo:hi])
+        for i in range(4):
+            pair = pairs[i]
+            out[n, m + i] += pair[0]
+            out[n + 1, m + i] += pair[1]
+        n += 2
     while n < len(states):
         x = states[n, lo:hi]
         out[n, m] += _dot(w0, x)
@@ -185,6 +238,23 @@ def _update_four(weights, coefficients, states, scale, m, lo, hi):
             ),
         )
         n += 4
+    if n + 2 <= len(states):
+        _add_pair(
+            w0,
+            w1,
+            w2,
+            w3,
+            states[n, lo:hi],
+            states[n + 1, lo:hi],
+            (scale * c[n, m], scale * c[n, m + 1], scale * c[n, m + 2], scale * c[n, m + 3]),
+            (
+                scale * c[n + 1, m],
+                scale * c[n + 1, m + 1],
+                scale * c[n + 1, m + 2],
+                scale * c[n + 1, m + 3],
+            ),
+        )
+        n += 2
     while n < len(states):
         x = states[n, lo:hi]
         _add_one(w0, x, scale * c[n, m])
@@ -217,6 +287,18 @@ def _expand_four(weights, coefficients, m, lo, hi, total):
             (c[n + 3, m], c[n + 3, m + 1], c[n + 3, m + 2], c[n + 3, m + 3]),
         )
         n += 4
+    if n + 2 <= len(total):
+        _add_to_pair(
+            total[n, lo:hi],
+            total[n + 1, lo:hi],
+            w0,
+            w1,
+            w2,
+            w3,
+            (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3]),
+            (c[n + 1, m], c[n + 1, m + 1], c[n + 1, m + 2], c[n + 1, m + 3]),
+        )
+        n += 2
     while n < len(total):
         _add_to_one(
             total[n, lo:hi], w0, w1, w2, w3, (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3])
