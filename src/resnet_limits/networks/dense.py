@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,8 +49,6 @@ class _Arrays:
 
 class _Layer(Protocol):
     """The four products of a layer with its weights."""
-
-    def __init__(self, arrays: _Arrays) -> None: ...
 
     def read(self, scale: float) -> None:
         """``p = scale * I^T h``."""
@@ -96,21 +95,27 @@ class _BatchedLayer:
 class _StreamedLayer:
     """The products on the CPU, seed by seed, each reading the weights once."""
 
-    def __init__(self, arrays: _Arrays) -> None:
-        threads = torch.get_num_threads()
-        # Compiled code and its loading are for large shapes only.
-        from resnet_limits.networks import kernels
-
-        kernels.use_threads(threads)
+    def __init__(self, arrays: _Arrays, kernels: ModuleType, partial: np.ndarray) -> None:
         self.kernels = kernels
-        self.dtype = arrays.h.numpy().dtype.type
+        self.partial = partial
+        self.dtype = partial.dtype.type
         names = [field.name for field in fields(arrays)]
         self.seeds = [
             _Arrays(**{name: getattr(arrays, name)[seed].numpy() for name in names})
             for seed in range(len(arrays.h))
         ]
 
-        self.partial = np.empty((kernels.PARTS, *arrays.h.shape[1:]), dtype=self.dtype)
+    @classmethod
+    def of_network(cls, arrays: Sequence[_Arrays]) -> list[_StreamedLayer]:
+        """Make all layers of a network, with one scratch array that stays in the cache."""
+        threads = torch.get_num_threads()
+        # Compiled code and its loading are for large shapes only.
+        from resnet_limits.networks import kernels
+
+        kernels.use_threads(threads)
+        h = arrays[0].h
+        partial = np.empty((kernels.PARTS, *h.shape[1:]), dtype=h.numpy().dtype)
+        return [cls(layer, kernels, partial) for layer in arrays]
 
     def read(self, scale: float) -> None:
         for at in self.seeds:
@@ -202,24 +207,24 @@ class DenseNetwork:
         p, g = room(depth, batch, rows, width * a), room(depth, batch, rows, width * c)
         r, dp = room(batch, rows, width * c), room(batch, rows, width * a)
         streamed = self.incoming.device.type == "cpu" and width * embed_dim >= _STREAMED_FROM
-        layer_type: type[_Layer] = _StreamedLayer if streamed else _BatchedLayer
-        self.layers = [
-            layer_type(
-                _Arrays(
-                    incoming=self.incoming[layer],
-                    outgoing=self.outgoing[layer],
-                    h=self.hidden[layer],
-                    next_h=self.hidden[layer + 1],
-                    p=p[layer],
-                    g=g[layer],
-                    r=r,
-                    dp=dp,
-                    b=self.backward[layer],
-                    next_b=self.backward[layer + 1],
-                )
+        arrays = [
+            _Arrays(
+                incoming=self.incoming[layer],
+                outgoing=self.outgoing[layer],
+                h=self.hidden[layer],
+                next_h=self.hidden[layer + 1],
+                p=p[layer],
+                g=g[layer],
+                r=r,
+                dp=dp,
+                b=self.backward[layer],
+                next_b=self.backward[layer + 1],
             )
             for layer in range(depth)
         ]
+        self.layers: Sequence[_Layer] = (
+            _StreamedLayer.of_network(arrays) if streamed else [_BatchedLayer(at) for at in arrays]
+        )
         # The same arrays as the unit wants them, (S, M, vectors, rows).
         self.p = [self._by_unit(layer, a) for layer in p]
         self.g = [self._by_unit(layer, c) for layer in g]
