@@ -11,6 +11,9 @@ from resnet_limits.config import Experiment
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.units import Unit, make_unit
 
+GROWTH_LIMIT = 1e6
+"""A hidden state that has grown by this factor since the start is called diverged."""
+
 
 @dataclass(frozen=True)
 class Dynamics:

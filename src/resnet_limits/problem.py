@@ -148,6 +148,12 @@ class Problem:
         """Targets by row, shape (rows, d_out)."""
         return self.y.reshape(-1, self.y.shape[-1])
 
+    def by_sample(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Split the rows of an array, its last axis but one, into samples and tokens."""
+        if self.tokens is None:
+            return array
+        return array.reshape(*array.shape[:-2], -1, self.tokens, array.shape[-1])
+
     @property
     def rows(self) -> int:
         """Number of rows: samples, or samples times tokens."""

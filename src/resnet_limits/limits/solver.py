@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.quadrature import UnitSample
 
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_ITERATIONS = 300
 PICARD_ITERATIONS = 60
 ANDERSON_MEMORY = 20
-# A hidden state that has grown by this factor is called diverged, as in finite networks.
-GROWTH_LIMIT = 1e6
 # Elements of one temporary array: small enough for a core's cache, large enough to hide calls.
 _CHUNK_ELEMENTS = 1 << 17
 # Activations are kept over a backward pass up to this many (2 GiB of them and of pre-activations

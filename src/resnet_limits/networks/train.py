@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_limits.config import InputError, Shape
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
 from resnet_limits.networks.dense import DenseNetwork
 
 logger = logging.getLogger(__name__)
 
 OK, DIVERGED, NOT_RUN = 0, 1, 2
-# A hidden state that has grown by this factor since the start is called diverged.
-GROWTH_LIMIT = 1e6
 # Weights of the seeds that are trained side by side; one seed may be larger. Fixed, because the
 # size of a batch decides how sums are rounded.
 BATCH_BYTES = 2 << 30

@@ -48,31 +48,25 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
-    def split(array: np.ndarray) -> np.ndarray:
-        """Split the rows, the last axis but one, into samples and tokens."""
-        if problem.tokens is None:
-            return array
-        return array.reshape(*array.shape[:-2], -1, problem.tokens, array.shape[-1])
-
     hidden, backward = solution.hidden_coef, solution.backward_coef
     output, loss = trajectory.output, trajectory.loss
     variables = {
-        "output": (("step", *rows, "target"), split(output.mean(axis=0))),
-        "output_stderr": (("step", *rows, "target"), split(standard_error(output))),
+        "output": (("step", *rows, "target"), problem.by_sample(output.mean(axis=0))),
+        "output_stderr": (("step", *rows, "target"), problem.by_sample(standard_error(output))),
         "loss": (("step",), loss.mean(axis=0)),
         "loss_stderr": (("step",), standard_error(loss)),
         "hidden_coef": (
             ("step", "node", *rows, "embedding_direction"),
-            split(hidden.mean(axis=0)),
+            problem.by_sample(hidden.mean(axis=0)),
         ),
         "backward_coef": (
             ("step", "node", *rows, "embedding_direction"),
-            split(backward.mean(axis=0)),
+            problem.by_sample(backward.mean(axis=0)),
         ),
-        "output_replicate": (("replicate", "step", *rows, "target"), split(output)),
+        "output_replicate": (("replicate", "step", *rows, "target"), problem.by_sample(output)),
         "hidden_coef_replicate": (
             ("replicate", "step", *rows, "embedding_direction"),
-            split(hidden[:, :, -1]),
+            problem.by_sample(hidden[:, :, -1]),
         ),
         "depth_error": (("step",), solution.depth_error),
     }

@@ -83,18 +83,13 @@ def finite(
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
-    def split(array: np.ndarray) -> np.ndarray:
-        if problem.tokens is None:
-            return array
-        return array.reshape(*array.shape[:-2], -1, problem.tokens, array.shape[-1])
-
     states = ("seed", "step", "depth_point", *rows, "coordinate")
     dataset = xr.Dataset(
         {
-            "output": (("seed", "step", *rows, "target"), split(trained.output)),
+            "output": (("seed", "step", *rows, "target"), problem.by_sample(trained.output)),
             "loss": (("seed", "step"), trained.loss),
-            "hidden": (states, split(trained.hidden)),
-            "backward": (states, split(trained.backward)),
+            "hidden": (states, problem.by_sample(trained.hidden)),
+            "backward": (states, problem.by_sample(trained.backward)),
             "status": (
                 ("seed",),
                 trained.status,
