@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 from resnet_limits.config import InputError
@@ -40,3 +43,40 @@ def describe(device: str) -> str:
 def dtype(precision: str) -> torch.dtype:
     """Turn ``numerics.precision`` into a torch dtype."""
     return {"float64": torch.float64, "float32": torch.float32}[precision]
+
+
+def memory(device: str) -> int:
+    """Bytes of memory that a job may take on a device.
+
+    On a GPU what is free there; on the CPU what the system has to give, or what a control group
+    (a container, a cluster's job) leaves of it.
+    """
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                bounds.append(1024 * int(line.split()[1]))
+    except OSError:
+        pass
+    bounds += _group_limits()
+    return min(bounds)
+
+
+def _group_limits() -> list[int]:
+    """Limits of this process's control group and of those above it."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    limits = []
+    for folder in (root / own, *(root / own).parents):
+        try:
+            limits.append(int((folder / "memory.max").read_text()))
+        except (OSError, ValueError):
+            # No such file, or "max": no limit here.
+            continue
+    return limits

@@ -296,3 +296,12 @@ def _block_weights(
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         list(pool.map(draw, places))
     return weights
+
+
+def memory_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
+    """Bytes that one network (one seed) takes while it is trained: mostly its block weights."""
+    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
+    depth, width, embed_dim = shape
+    rows = len(dynamics.inputs)
+    states = rows * (2 * (depth + 1) * embed_dim + depth * vectors * width)
+    return (vectors * shape.parameters + states) * dtype.itemsize

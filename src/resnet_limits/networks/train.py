@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,16 +18,52 @@ from torch import Tensor
 
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
-from resnet_limits.networks.dense import DenseNetwork
+from resnet_limits.networks import cost, dense, implicit
 
 logger = logging.getLogger(__name__)
 
 OK, DIVERGED, NOT_RUN = 0, 1, 2
-# Weights of the seeds that are trained side by side; one seed may be larger. Fixed, because the
-# size of a batch decides how sums are rounded.
+# Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
+# of a batch decides how sums are rounded.
 BATCH_BYTES = 2 << 30
 
-ENGINES: dict[str, type[DenseNetwork]] = {"dense": DenseNetwork}
+
+class Network(Protocol):
+    """What an engine offers: a batch of networks of one shape."""
+
+    dynamics: Dynamics
+    shape: Shape
+    hidden: Tensor
+    backward: Tensor
+    targets: Tensor
+
+    def forward_pass(self) -> Tensor:
+        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
+
+    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
+        """Compute all backward states and take the gradient step."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How networks are computed.
+
+    Attributes
+    ----------
+    make : callable
+        ``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``.
+    memory_bytes : callable
+        ``(dynamics, shape, dtype) -> int``, bytes that one network takes.
+    """
+
+    make: Callable[..., Network]
+    memory_bytes: Callable[[Dynamics, Shape, torch.dtype], int]
+
+
+ENGINES: dict[str, Engine] = {
+    "dense": Engine(dense.DenseNetwork, dense.memory_bytes),
+    "implicit": Engine(implicit.ImplicitNetwork, implicit.memory_bytes),
+}
 
 
 class MemoryRefusedError(RuntimeError):
@@ -59,8 +96,23 @@ class Training:
     diverged_step: NDArray[np.int64]
 
 
-def choose_engine(engine: str) -> tuple[str, str]:
-    """Return the engine's name and why it was chosen.
+def choose_engine(
+    engine: str, dynamics: Dynamics, shape: Shape, seeds: int, dtype: torch.dtype
+) -> cost.Choice:
+    """Return the engine that trains a shape, and why it was chosen.
+
+    Parameters
+    ----------
+    engine : str
+        A key of :data:`ENGINES`, or ``auto`` for the one that the cost model takes.
+    dynamics : Dynamics
+        The training problem.
+    shape : Shape
+        L, M, D.
+    seeds : int
+        Number of seeds.
+    dtype : torch dtype
+        Arithmetic.
 
     Raises
     ------
@@ -68,18 +120,14 @@ def choose_engine(engine: str) -> tuple[str, str]:
         If the engine is not available.
     """
     if engine == "auto":
-        return "dense", "the only engine available"
+        vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
+        rows = len(dynamics.inputs)
+        return cost.choose(cost.Work(shape, rows, dynamics.steps, seeds, vectors, dtype.itemsize))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
         )
-    return engine, "asked for"
-
-
-def weight_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes of one network's block weights, (a + c) L M D numbers."""
-    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
-    return vectors * shape.parameters * dtype.itemsize
+    return cost.Choice(engine, "asked for")
 
 
 def train(
@@ -118,27 +166,31 @@ def train(
     dtype, device : torch dtype and device
         Arithmetic.
     memory_limit : int, optional
-        Bytes that the block weights of one network may take.
+        Bytes that training one network, and the kept states of all, may take.
     saved_dtype : numpy dtype
         Of the kept hidden and backward states.
 
     Raises
     ------
     MemoryRefusedError
-        If one network's weights take more than `memory_limit`.
+        If that is more than `memory_limit`.
     """
-    size = weight_bytes(dynamics, shape, dtype)
-    if memory_limit is not None and size > memory_limit:
+    size = ENGINES[engine].memory_bytes(dynamics, shape, dtype)
+    states = len(seeds) * len(steps) * len(layers) * len(dynamics.inputs) * shape.embed_dim
+    kept = 2 * states * np.dtype(saved_dtype).itemsize
+    if memory_limit is not None and size + kept > memory_limit:
         raise MemoryRefusedError(
-            f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: its weights take "
-            f"{size / 2**30:.1f} GiB and {memory_limit / 2**30:.1f} GiB are there; "
-            "choose a smaller shape or numerics.precision float32"
+            f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
+            f"takes {size / 2**30:.1f} GiB, the states that are kept {kept / 2**30:.1f} GiB, and "
+            f"{memory_limit / 2**30:.1f} GiB are there; choose a smaller shape, fewer "
+            "save.depth_points, numerics.precision float32"
+            + (" or sweep.engine implicit" if engine == "dense" else "")
         )
     together = max(1, min(len(seeds), BATCH_BYTES // size))
     batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
     parts = []
     for batch in batches:
-        network = ENGINES[engine](
+        network = ENGINES[engine].make(
             dynamics,
             shape,
             batch,
@@ -156,7 +208,7 @@ def train(
 
 
 def _run(
-    network: DenseNetwork,
+    network: Network,
     steps: Sequence[int],
     layers: Sequence[int],
     saved_dtype: type[np.floating],

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 
 from resnet_limits import devices
@@ -18,15 +16,8 @@ from resnet_limits.problem import embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
 
-# Share of the memory that one network's weights may take: the states and the file need the rest.
-_WEIGHT_SHARE = 0.7
-
-
-def _memory(device: str) -> int:
-    """Bytes of memory of the device that the weights live on."""
-    if device == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+# Share of the memory that training may take: the interpreter and the file need the rest.
+_MEMORY_SHARE = 0.9
 
 
 def finite(
@@ -63,7 +54,9 @@ def finite(
     problem = make_problem(experiment)
     dynamics = make_dynamics(experiment, problem)
     used = list(experiment.seeds) if seeds is None else list(seeds)
-    name, reason = choose_engine(experiment.sweep.engine if engine is None else engine)
+    dtype = devices.dtype(experiment.numerics.precision)
+    wanted = experiment.sweep.engine if engine is None else engine
+    chosen = choose_engine(wanted, dynamics, shape, len(used), dtype)
     device = devices.choose(experiment.numerics.device)
     steps, layers = experiment.saved_steps, experiment.depth_layers(shape.depth)
     trained = train(
@@ -74,10 +67,10 @@ def finite(
         experiment.seed,
         steps=steps,
         layers=layers,
-        engine=name,
-        dtype=devices.dtype(experiment.numerics.precision),
+        engine=chosen.engine,
+        dtype=dtype,
         device=device,
-        memory_limit=int(_WEIGHT_SHARE * _memory(device)),
+        memory_limit=int(_MEMORY_SHARE * devices.memory(device)),
         saved_dtype=np.dtype(experiment.save.dtype).type,
     )
     token = () if problem.tokens is None else ("token",)
@@ -107,8 +100,8 @@ def finite(
             "depth": shape.depth,
             "width": shape.width,
             "embed_dim": shape.embed_dim,
-            "engine": name,
-            "engine_reason": reason,
+            "engine": chosen.engine,
+            "engine_reason": chosen.reason,
             "device": devices.describe(device),
         },
     )
@@ -122,5 +115,5 @@ def finite(
             len(used),
             int(trained.diverged_step[trained.status == DIVERGED].min()),
         )
-    logger.info("finite %s: trained %d seeds (%s)", where, len(used), name)
+    logger.info("finite %s: trained %d seeds (%s)", where, len(used), chosen.engine)
     return dataset

@@ -1,0 +1,747 @@
+"""The implicit engine: networks exactly in law, without their block weights.
+
+A Gaussian matrix ``W`` (D x m) is only ever seen through products ``W^T u`` and ``W v`` with
+vectors that depend on earlier products. Given those, a product with a new direction is a known
+combination of them plus fresh Gaussian noise orthogonal to all that is known (theory.md,
+"Exact-in-law finite networks without their weights"). With orthonormal bases A of the left probes
+u and C of the right probes v, and ``X = W^T A``, ``Y = W C``:
+
+    W^T q = C Y^T q + (1 - C C^T) g        q a unit vector orthogonal to A, g ~ N(0, D s^2 I_m)
+    W q   = A X^T q + (1 - A A^T) g        q a unit vector orthogonal to C, g ~ N(0, D s^2 I_D)
+
+Trained weights are ``W - c sum_j u_j v_j^T`` with the same probes, ``c = eta / (alpha N)``, so that
+training terms are coefficients on the bases.
+
+In embedding space A and Y are held as they are. In unit space nothing is held but what the units
+themselves have seen: the products ``t = (1/D) (trained W)^T u``, which are p for the in-vectors
+and r for the out-vectors, and the probes v, which are functions of these (``Dg(p)^T r`` and
+``g(p)``) and are computed again when they are needed. X and C are coefficients on these "raw"
+vectors. One layer costs memory for ``2 K N`` vectors of unit space and ``4 K N`` of embedding
+space, K states and N rows; a step costs a few products of such vectors with N others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_limits import randomness
+from resnet_limits.config import Shape
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.units import Unit
+
+Array = NDArray[np.float64]
+
+# A probe's part outside the span of the earlier ones counts as rounding below this share of the
+# probe's size. What is left out changes products by that share.
+_DEPENDENT = {torch.float64: 1e-7, torch.float32: 1e-5}
+# Inner products alone tell a remainder well down to this share; smaller ones are formed explicitly.
+_EXPLICIT = 1e-3
+# Numbers of one temporary array: all seeds' raw vectors over a few units.
+_CHUNK_ELEMENTS = 1 << 18
+_NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
+# A layer's raw vectors are kept over one pass where they are at most so many numbers (128 MiB), and
+# computed again for each of its products above.
+_KEPT_ELEMENTS = 1 << 24
+# Numbers that one stream of noise fills, so that several threads may draw.
+_NOISE_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class _Remainder:
+    """Orthonormal directions of what a block of probes has outside a span, for each seed.
+
+    Attributes
+    ----------
+    ranks : ndarray, shape (S,)
+        New directions of each seed; the first so many of `count`.
+    mixing : ndarray, shape (S, count, N)
+        Coordinates of the probes in the new directions.
+    inverse : ndarray, shape (S, N, count)
+        Coordinates of the new directions in the remainders; zero for those a seed has not.
+    smallest : ndarray, shape (S,)
+        Squared length of the remainders in the direction in which they are smallest.
+    """
+
+    ranks: NDArray[np.int64]
+    mixing: Array
+    inverse: Array
+    smallest: Array
+
+    @property
+    def count(self) -> int:
+        """The largest number of new directions of a seed."""
+        return self.mixing.shape[1]
+
+
+def _remainder(gram: Array, scale: Array, tolerance: float, room: int) -> _Remainder:
+    """Find the directions of remainders with inner products `gram` (S, N, N).
+
+    Directions of a squared length below ``tolerance^2 scale`` are none. A seed whose numbers have
+    become infinite or NaN gets no direction; its coordinates in the old ones carry the NaN on.
+    """
+    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale)
+    gram = np.where(sound[:, None, None], gram, 0.0)
+    if gram.shape[1] == 1:
+        values, vectors = gram[:, 0], np.ones_like(gram)
+    else:
+        values, vectors = np.linalg.eigh(gram)
+        values, vectors = values[:, ::-1], vectors[:, :, ::-1]
+    kept = sound[:, None] & (values > (tolerance**2 * scale)[:, None])
+    ranks = np.minimum(kept.sum(axis=1), room)
+    count = int(ranks.max())
+    kept = np.arange(count) < ranks[:, None]
+    root = np.sqrt(np.where(kept, values[:, :count], 1.0))
+    vectors = vectors[:, :, :count] * kept[:, None, :]
+    mixing = (vectors * root[:, None, :]).transpose(0, 2, 1)
+    return _Remainder(ranks, mixing, vectors / root[:, None, :], values[:, -1])
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.double().cpu().numpy()
+    return array
+
+
+class _Noise:
+    """Fresh standard normal vectors of one layer, one stream for each seed and block of entries."""
+
+    def __init__(self, root_seed: int, name: Sequence[int], seeds: Sequence[int]) -> None:
+        self.root_seed, self.name, self.seeds = root_seed, tuple(name), tuple(seeds)
+        self.streams: dict[tuple[int, int], Generator] = {}
+
+    def fill(self, target: Tensor, ranks: NDArray[np.int64], std: float) -> None:
+        """Draw the first ``ranks[s]`` rows of ``target[s]`` (S, count, n); the others are zero."""
+        on_cpu = target.device.type == "cpu"
+        drawn = target.numpy() if on_cpu else np.empty(target.shape, dtype=_NUMPY[target.dtype])
+        jobs = [
+            (seed, block, drawn[seed, :rank, start : start + _NOISE_BLOCK])
+            for seed, rank in enumerate(ranks)
+            for block, start in enumerate(range(0, drawn.shape[2], _NOISE_BLOCK))
+        ]
+        if len(jobs) > 1 and drawn[0].size >= _NOISE_BLOCK:
+            # The generators release the interpreter's lock while they fill an array.
+            with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+                list(pool.map(self._draw, jobs))
+        else:
+            for job in jobs:
+                self._draw(job)
+        for seed, rank in enumerate(ranks):
+            if rank < drawn.shape[1]:
+                drawn[seed, rank:] = 0
+        drawn *= std
+        if not on_cpu:
+            target.copy_(torch.from_numpy(drawn))
+
+    def _draw(self, job: tuple[int, int, NDArray[Any]]) -> None:
+        seed, block, place = job
+        if not place.size:
+            return
+        stream = self._stream(seed, block)
+        if place.flags.c_contiguous:
+            stream.standard_normal(out=place, dtype=place.dtype.type)
+        else:
+            place[...] = stream.standard_normal(place.shape, dtype=place.dtype.type)
+
+    def _stream(self, seed: int, block: int) -> Generator:
+        key = seed, block
+        if key not in self.streams:
+            self.streams[key] = randomness.generator(
+                self.root_seed, "implicit", self.seeds[seed], *self.name, block
+            )
+        return self.streams[key]
+
+
+class _Conditioned:
+    """What is known of one Gaussian matrix ``W`` (D x m), for all seeds.
+
+    Raw vectors of unit space are numbered t first, v after, each step by step and row by row.
+
+    Attributes
+    ----------
+    left, image : Tensor, shape (S, capacity, D)
+        A and ``Y = W C``, a vector a row.
+    alpha : ndarray, shape (S, capacity, K N)
+        Coordinates of the left probes, ``u = A alpha``.
+    xi : ndarray, shape (S, 2 K N, capacity)
+        X in raw vectors.
+    tau : ndarray, shape (S, K N, capacity)
+        C in the raw vectors v.
+    cross : ndarray, shape (S, capacity, capacity)
+        ``X^T C = A^T Y``.
+    inner : ndarray, shape (S, K N, K N)
+        Inner products of the v.
+    """
+
+    def __init__(
+        self,
+        seeds: int,
+        embed_dim: int,
+        unit_dim: int,
+        steps: int,
+        rows: int,
+        std: float,
+        rate: float,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        probes = steps * rows
+        left, right = _capacities(embed_dim, unit_dim, probes)
+        self.rows, self.probes, self.rate = rows, probes, rate
+        self.embed_dim, self.std = embed_dim, std
+        self.tolerance = _DEPENDENT[dtype]
+        self.left = torch.empty((seeds, left, embed_dim), dtype=dtype, device=device)
+        self.image = torch.empty((seeds, right, embed_dim), dtype=dtype, device=device)
+        self.alpha = np.zeros((seeds, left, probes))
+        self.xi = np.zeros((seeds, 2 * probes, left))
+        self.tau = np.zeros((seeds, probes, right))
+        self.cross = np.zeros((seeds, left, right))
+        self.inner = np.zeros((seeds, probes, probes))
+        # Directions known, and probes asked, on either side.
+        self.lefts = self.rights = self.left_probes = self.right_probes = 0
+
+    def _put(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.left)
+
+    def ask_left(self, u: Tensor) -> _Remainder:
+        """Take in a block of left probes, shape (S, N, D); return what is new in them."""
+        i, at = self.lefts, self.left_probes
+        basis = self.left[:, :i]
+        overlap = torch.bmm(u, basis.mT)
+        rest = torch.baddbmm(u, overlap, basis, alpha=-1.0) if i else u
+        # In float64: a sum's rounding must not look like a direction.
+        exact = rest.double()
+        gram, old = _numpy(torch.bmm(exact, exact.mT)), _numpy(overlap).transpose(0, 2, 1)
+        size = np.einsum("sii->si", gram) + (old**2).sum(axis=1)
+        new = _remainder(gram, size.max(axis=1), self.tolerance, self.left.shape[1] - i)
+        self.alpha[:, :i, at : at + self.rows] = old
+        if new.count:
+            fresh = torch.bmm(self._put(new.inverse.transpose(0, 2, 1)), rest)
+            if i:
+                # The second pass of Gram and Schmidt, on vectors of length one.
+                again = torch.bmm(fresh, basis.mT)
+                fresh = torch.baddbmm(fresh, again, basis, alpha=-1.0)
+                correction = _numpy(again).transpose(0, 2, 1) @ new.mixing
+                self.alpha[:, :i, at : at + self.rows] += correction
+            stop = i + new.count
+            self.left[:, i:stop] = fresh
+            self.alpha[:, i:stop, at : at + self.rows] = new.mixing
+            self.cross[:, i:stop, : self.rights] = _numpy(
+                torch.bmm(fresh, self.image[:, : self.rights].mT)
+            )
+        return new
+
+    def product_left(self, new: _Remainder, projected: Array | None) -> tuple[Array, Array]:
+        """Give the trained product ``t`` in raw vectors and noise, and count the probes as asked.
+
+        Parameters
+        ----------
+        new : _Remainder
+            What :meth:`ask_left` returned.
+        projected : ndarray, shape (S, v asked so far, count), or None
+            Inner products of the raw v with the noise g; None without new directions.
+
+        Returns
+        -------
+        coefficients : ndarray, shape (S, 2 K N, N)
+            On the raw vectors.
+        mixing : ndarray, shape (S, count, N)
+            On the noise.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.left_probes, self.rows
+        v_rows = slice(self.probes, self.probes + at)
+        old = self.xi[:, :, :i] @ self.alpha[:, :i, at : at + rows]
+        # The training terms: updates of all earlier steps.
+        both = self.alpha[:, : i + new.count]
+        trained = self.rate * (both[:, :, :at].transpose(0, 2, 1) @ both[:, :, at : at + rows])
+        coefficients = old.copy()
+        coefficients[:, v_rows] -= trained
+        if new.count:
+            assert projected is not None
+            asked = self.right_probes
+            tau = self.tau[:, :asked, :j]
+            known = self.cross[:, i : i + new.count, :j].transpose(0, 2, 1)
+            known = known - tau.transpose(0, 2, 1) @ projected
+            coefficients[:, self.probes : self.probes + asked] += tau @ known @ new.mixing
+            # The new columns of X, from the product that is about to be raw vectors itself.
+            fresh = -old
+            fresh[:, v_rows] += trained
+            fresh[:, np.arange(at, at + rows), np.arange(rows)] += self.embed_dim
+            self.xi[:, :, i : i + new.count] = fresh @ new.inverse
+        self.lefts += new.count
+        self.left_probes += rows
+        return coefficients / self.embed_dim, new.mixing / self.embed_dim
+
+    def ask_right(self, inner: Array) -> tuple[_Remainder, Array, Array, bool]:
+        """Take in a block of right probes through their inner products with all raw vectors.
+
+        Parameters
+        ----------
+        inner : ndarray, shape (S, 2 K N, N)
+            With raw vectors; zero where there is none yet.
+
+        Returns
+        -------
+        new : _Remainder
+        gamma : ndarray, shape (S, known directions, N)
+            Coordinates in the known directions.
+        toward : ndarray, shape (S, left directions, N)
+            ``X^T`` times the remainder.
+        certain : bool
+            False if the remainder is so small that it had better be formed explicitly.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        probes = self.probes
+        own = inner[:, probes + at : probes + at + rows]
+        gamma = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
+        gram = own - gamma.transpose(0, 2, 1) @ gamma
+        scale = np.einsum("sii->si", own).max(axis=1)
+        room = self.image.shape[1] - j
+        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ gamma
+        new = _remainder(gram, scale, self.tolerance, room)
+        certain = not j or bool((new.smallest >= _EXPLICIT**2 * scale).all())
+        self.inner[:, : at + rows, at : at + rows] = inner[:, probes : probes + at + rows]
+        return new, gamma, toward, certain
+
+    def refine_right(
+        self, gamma: Array, inner: Array, gram: Array
+    ) -> tuple[_Remainder, Array, Array]:
+        """Take in a remainder that was formed explicitly: the second pass of Gram and Schmidt.
+
+        Parameters
+        ----------
+        gamma : ndarray
+            From :meth:`ask_right`.
+        inner : ndarray, shape (S, 2 K N, N)
+            Inner products of the remainder with the raw vectors.
+        gram : ndarray, shape (S, N, N)
+            Inner products of the remainder with itself.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        probes = self.probes
+        more = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
+        rest = gram - more.transpose(0, 2, 1) @ more
+        own = self.inner[:, at : at + rows, at : at + rows]
+        scale = np.einsum("sii->si", own).max(axis=1)
+        new = _remainder(rest, scale, self.tolerance, self.image.shape[1] - j)
+        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
+        return new, gamma + more, toward
+
+    def product_right(self, new: _Remainder, gamma: Array, toward: Array, noise: _Noise) -> Tensor:
+        """Give the trained product ``W v``, shape (S, N, D), and count the probes as asked."""
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        stop = j + new.count
+        basis = self.left[:, :i]
+        if new.count:
+            onto = toward @ new.inverse
+            fresh = self.image[:, j:stop]
+            noise.fill(fresh, new.ranks, self.std)
+            if i:
+                pull = onto.transpose(0, 2, 1) - _numpy(torch.bmm(fresh, basis.mT))
+                fresh.baddbmm_(self._put(pull), basis)
+            self.cross[:, :i, j:stop] = onto
+            columns = self.tau[:, :, j:stop]
+            columns[:, :at] = -self.tau[:, :at, :j] @ gamma @ new.inverse
+            columns[:, at : at + rows] = new.inverse
+        coordinates = np.concatenate([gamma, new.mixing], axis=1).transpose(0, 2, 1)
+        product = torch.bmm(self._put(coordinates), self.image[:, :stop])
+        if at and i:
+            trained = self.alpha[:, :i, :at] @ self.inner[:, :at, at : at + rows]
+            product.baddbmm_(self._put(-self.rate * trained.transpose(0, 2, 1)), basis)
+        self.rights = stop
+        self.right_probes += rows
+        return product
+
+
+def _capacities(embed_dim: int, unit_dim: int, probes: int) -> tuple[int, int]:
+    """Most directions that left and right probes can have."""
+    return min(probes, embed_dim), min(probes, unit_dim)
+
+
+def memory_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
+    """Bytes that one network (one seed) takes while it is trained.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    shape : Shape
+        L, M, D.
+    dtype : torch dtype
+        Of the stored vectors.
+    """
+    depth, width, embed_dim = shape
+    rows = len(dynamics.inputs)
+    probes = dynamics.steps * rows
+    numbers = small = 0
+    for vectors in (dynamics.unit.in_vectors, dynamics.unit.out_vectors):
+        left, right = _capacities(embed_dim, vectors * width, probes)
+        numbers += (left + right) * embed_dim + probes * vectors * width
+        small += probes * (3 * left + right + probes) + left * right
+    states = 2 * (depth + 1) * rows * embed_dim
+    return (depth * numbers + states) * dtype.itemsize + 8 * depth * small
+
+
+class _Chunk:
+    """Raw vectors of some units of one layer, in float64, each computed at most once.
+
+    Vectors are laid out ``(S, steps x N, units x vectors)``.
+
+    Parameters
+    ----------
+    unit : Unit
+        The residual unit.
+    p, r : Tensor
+        What the units have seen at the first steps, of the in- and the out-vectors; r may lack the
+        last step.
+    rows : int
+        N.
+    """
+
+    def __init__(self, unit: Unit, p: Tensor, r: Tensor, rows: int) -> None:
+        self.unit, self.rows = unit, rows
+        self.p, self.r = p.double(), r.double()
+        self._g: Tensor | None = None
+        self._dp: Tensor | None = None
+
+    def _by_unit(self, vectors: Tensor, count: int) -> Tensor:
+        """View as the unit wants it, ``(S, steps, units, vectors, N)``."""
+        return (
+            vectors.unflatten(1, (-1, self.rows)).unflatten(3, (-1, count)).permute(0, 1, 3, 4, 2)
+        )
+
+    def _flat(self, states: Tensor) -> Tensor:
+        return states.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+
+    def evaluate(self, p: Tensor) -> Tensor:
+        """``g(p)``."""
+        return self._flat(self.unit.forward(self._by_unit(p, self.unit.in_vectors)))
+
+    @property
+    def g(self) -> Tensor:
+        """``g(p)`` at all steps of p."""
+        if self._g is None:
+            self._g = self.evaluate(self.p)
+        return self._g
+
+    @property
+    def dp(self) -> Tensor:
+        """``Dg(p)^T r`` at all steps of r."""
+        if self._dp is None:
+            self._dp = self.pull_back(slice(0, self.r.shape[1]), self.r)
+        return self._dp
+
+    def pull_back(self, at: slice, r: Tensor) -> Tensor:
+        """``Dg(p)^T r`` at some steps."""
+        a, c = self.unit.in_vectors, self.unit.out_vectors
+        p, g = self._by_unit(self.p[:, at], a), self._by_unit(self.g[:, at], c)
+        return self._flat(self.unit.backward(p, g, self._by_unit(r, c)))
+
+    def append_p(self, p: Tensor) -> Tensor:
+        """Add a step to p; return its ``g(p)``."""
+        g = self.evaluate(p)
+        if self.p.shape[1]:
+            self.p, self._g = torch.cat([self.p, p], 1), torch.cat([self.g, g], 1)
+        else:
+            self.p, self._g = p, g
+        return g
+
+    def append_r(self, r: Tensor) -> Tensor:
+        """Add the last step of p to r; return its ``Dg(p)^T r``."""
+        at = self.r.shape[1]
+        dp = self.pull_back(slice(at, at + r.shape[1]), r)
+        if at:
+            self.r, self._dp = torch.cat([self.r, r], 1), torch.cat([self.dp, dp], 1)
+        else:
+            self.r, self._dp = r, dp
+        return dp
+
+
+def _combine(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum of ``coefficients^T vectors`` over pairs of both, ``(S, n, N)`` and ``(S, n, units)``."""
+    first, *others = [(coefficients.mT, vectors) for coefficients, vectors in pairs]
+    total = torch.bmm(*first)
+    for coefficients, vectors in others:
+        total.baddbmm_(coefficients, vectors)
+    return total
+
+
+class _Layer:
+    """One layer of all seeds: two conditioned matrices and what its units have seen."""
+
+    def __init__(self, network: ImplicitNetwork, number: int, noise: _Noise) -> None:
+        dynamics, shape, unit = network.dynamics, network.shape, network.unit
+        self.unit, self.noise = unit, noise
+        self.rows = rows = len(dynamics.inputs)
+        seeds, steps = network.seeds, dynamics.steps
+        self.probes = probes = steps * rows
+        like = network.hidden
+        a, c = unit.in_vectors, unit.out_vectors
+        root = float(np.sqrt(shape.embed_dim))
+        scale = 1.0 / (dynamics.residual_scale * rows)
+
+        def matrix(vectors: int, std: float, rate: float) -> _Conditioned:
+            return _Conditioned(
+                seeds,
+                shape.embed_dim,
+                shape.width * vectors,
+                steps,
+                rows,
+                root * std,
+                scale * rate,
+                like.dtype,
+                like.device,
+            )
+
+        self.incoming = matrix(a, dynamics.input_std, dynamics.rate_in)
+        self.outgoing = matrix(c, dynamics.output_std, dynamics.rate_out)
+        self.p = like.new_empty((seeds, probes, shape.width * a))
+        self.r = like.new_empty((seeds, probes, shape.width * c))
+        self.width = shape.width
+        vectors = 2 * (a + c) * probes * seeds
+        self.chunk = max(64, _CHUNK_ELEMENTS // vectors)
+        self.keeps = vectors * shape.width <= _KEPT_ELEMENTS
+        self.kept: list[tuple[slice, slice, _Chunk]] = []
+
+    def _chunks(self, p_steps: int, r_steps: int) -> Iterable[tuple[slice, slice, _Chunk]]:
+        """Go through the units; give their places in p and r, and their first steps."""
+        if not self.keeps:
+            return self._made(p_steps, r_steps)
+        if not self.kept:
+            self.kept = list(self._made(p_steps, r_steps))
+        return self.kept
+
+    def _made(self, p_steps: int, r_steps: int) -> Iterator[tuple[slice, slice, _Chunk]]:
+        a, c = self.unit.in_vectors, self.unit.out_vectors
+        for start in range(0, self.width, self.chunk):
+            stop = min(self.width, start + self.chunk)
+            p_at, r_at = slice(start * a, stop * a), slice(start * c, stop * c)
+            p = self.p[:, : p_steps * self.rows, p_at]
+            r = self.r[:, : r_steps * self.rows, r_at]
+            yield p_at, r_at, _Chunk(self.unit, p, r, self.rows)
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.p.device)
+
+    def _sums(self, *places: tuple[int, Tensor]) -> Array:
+        """Lay sums over units out by raw vector: ``(first row, (S, n, N))`` each."""
+        seeds, _, columns = places[0][1].shape
+        laid_out = np.zeros((seeds, 2 * self.probes, columns))
+        for first, total in places:
+            laid_out[:, first : first + total.shape[1]] = total.cpu().numpy()
+        return laid_out
+
+    def read(self, h: Tensor, step: int) -> Array:
+        """``p = I^T h / D``; return the inner products of ``g(p)`` for :meth:`write`."""
+        matrix, rows, at = self.incoming, self.rows, step * self.rows
+        here = slice(at, at + rows)
+        new = matrix.ask_left(h)
+        noise = self.p[:, at : at + new.count]
+        projected = None
+        if new.count:
+            self.noise.fill(noise, new.ranks, matrix.std)
+            total = noise.new_zeros((len(h), at, new.count), dtype=torch.float64)
+            if at:
+                for p_at, _, chunk in self._chunks(step, step):
+                    total.baddbmm_(chunk.dp, noise[:, :, p_at].double().mT)
+            projected = total.cpu().numpy()
+        coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
+        on_p, on_dp = coefficients[:, :at], coefficients[:, self.probes : self.probes + at]
+        shape = (len(h), at + rows, rows)
+        with_g, with_r = (coefficients.new_zeros(shape) for _ in range(2))
+        for p_at, _, chunk in self._chunks(step, step):
+            parts = [(mixing, noise[:, :, p_at].double())] if new.count else []
+            if at:
+                parts += [(on_p, chunk.p), (on_dp, chunk.dp)]
+            target = self.p[:, here, p_at]
+            p = _combine(parts) if parts else torch.zeros_like(target, dtype=torch.float64)
+            target.copy_(p)
+            # What is stored is what all that follows must see.
+            g = chunk.append_p(target.double())
+            with_g.baddbmm_(chunk.g, g.mT)
+            if at:
+                with_r[:, :at].baddbmm_(chunk.r, g.mT)
+        return self._sums((0, with_r[:, :at]), (self.probes, with_g))
+
+    def write(self, inner: Array, step: int) -> Tensor:
+        """``O g``, shape (S, N, D), after :meth:`read`."""
+        at = step * self.rows
+
+        def rest(chunk: _Chunk, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            g = chunk.g[:, at : at + self.rows]
+            return (_combine([(known, chunk.g[:, :at])]).neg_().add_(g), chunk.r, chunk.g)
+
+        return self._right(self.outgoing, inner, step, rest, r_steps=step)
+
+    def read_back(self, b: Tensor, step: int) -> Array:
+        """``r = O^T b / D``; return the inner products of ``Dg(p)^T r`` for :meth:`write_back`."""
+        matrix, rows, at = self.outgoing, self.rows, step * self.rows
+        here = slice(at, at + rows)
+        new = matrix.ask_left(b)
+        noise = self.r[:, at : at + new.count]
+        projected = None
+        if new.count:
+            self.noise.fill(noise, new.ranks, matrix.std)
+            total = noise.new_zeros((len(b), at + rows, new.count), dtype=torch.float64)
+            for _, r_at, chunk in self._chunks(step + 1, step):
+                total.baddbmm_(chunk.g, noise[:, :, r_at].double().mT)
+            projected = total.cpu().numpy()
+        coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
+        on_r = coefficients[:, :at]
+        on_g = coefficients[:, self.probes : self.probes + at + rows]
+        shape = (len(b), at + rows, rows)
+        with_p, with_dp = (coefficients.new_zeros(shape) for _ in range(2))
+        for _, r_at, chunk in self._chunks(step + 1, step):
+            parts = [(on_g, chunk.g)]
+            if at:
+                parts.append((on_r, chunk.r))
+            if new.count:
+                parts.append((mixing, noise[:, :, r_at].double()))
+            target = self.r[:, here, r_at]
+            target.copy_(_combine(parts))
+            dp = chunk.append_r(target.double())
+            with_p.baddbmm_(chunk.p, dp.mT)
+            with_dp.baddbmm_(chunk.dp, dp.mT)
+        return self._sums((0, with_p), (self.probes, with_dp))
+
+    def write_back(self, inner: Array, step: int) -> Tensor:
+        """``I Dg(p)^T r``, shape (S, N, D), after :meth:`read_back`."""
+        at = step * self.rows
+
+        def rest(chunk: _Chunk, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            dp = chunk.dp[:, at : at + self.rows]
+            return (_combine([(known, chunk.dp[:, :at])]).neg_().add_(dp), chunk.p, chunk.dp)
+
+        return self._right(self.incoming, inner, step, rest, r_steps=step + 1)
+
+    def _right(
+        self,
+        matrix: _Conditioned,
+        inner: Array,
+        step: int,
+        rest: Callable[[_Chunk, Tensor], tuple[Tensor, Tensor, Tensor]],
+        r_steps: int,
+    ) -> Tensor:
+        """Product with a block of right probes, whose remainder is formed where it is small."""
+        at = step * self.rows
+        new, gamma, toward, certain = matrix.ask_right(inner)
+        if not certain:
+            known = self._tensor(matrix.tau[:, :at, : matrix.rights] @ gamma)
+            seeds, columns = len(inner), self.rows
+            with_t, with_v = (known.new_zeros((seeds, self.probes, columns)) for _ in range(2))
+            gram = known.new_zeros((seeds, columns, columns))
+            for _, _, chunk in self._chunks(step + 1, r_steps):
+                remainder, t, v = rest(chunk, known)
+                with_t[:, : t.shape[1]].baddbmm_(t, remainder.mT)
+                with_v[:, : v.shape[1]].baddbmm_(v, remainder.mT)
+                gram.baddbmm_(remainder, remainder.mT)
+            sums = self._sums((0, with_t), (self.probes, with_v))
+            new, gamma, toward = matrix.refine_right(gamma, sums, gram.cpu().numpy())
+        self.kept = []
+        return matrix.product_right(new, gamma, toward, self.noise)
+
+
+class ImplicitNetwork:
+    """A batch of residual networks of one shape, one for each seed, without block weights.
+
+    The same interface as :class:`resnet_limits.networks.dense.DenseNetwork`, and the same law of
+    every hidden and backward state and output; not the same draws.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    shape : Shape
+        Depth L, width M, embedding dimension D.
+    seeds : sequence of int
+        Seeds of the fresh noise, S of them.
+    embedding : ndarray, shape (S, D, r)
+        Embedding rows ``[W_e Q, W_u]`` of every seed.
+    root_seed : int
+        Root of the random streams.
+    dtype, device : torch dtype and device
+        Storage and the arithmetic in embedding space. Units are always evaluated in float64, a few
+        at a time: inner products decide what is new in a probe. Draws are made on the CPU.
+
+    Attributes
+    ----------
+    hidden, backward : Tensor, shape (L + 1, S, rows, D)
+        States of the last passes.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        shape: Shape,
+        seeds: Sequence[int],
+        embedding: Array,
+        root_seed: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.unit
+        rows, r_in = dynamics.inputs.shape
+        self.seeds = len(seeds)
+
+        def put(array: Array) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+        self.embedding = put(embedding[:, :, :r_in])
+        self.unembedding = put(embedding[:, :, r_in:])
+        self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
+        states = (shape.depth + 1, self.seeds, rows, shape.embed_dim)
+        self.hidden, self.backward = (
+            torch.empty(states, dtype=dtype, device=device) for _ in range(2)
+        )
+        self.layers = [
+            _Layer(self, number, _Noise(root_seed, (*shape, number), seeds))
+            for number in range(shape.depth)
+        ]
+        self.step = 0
+
+    # Numbers that grow beyond all bounds are divergence, which whoever trains looks out for.
+    @np.errstate(over="ignore", invalid="ignore")
+    def forward_pass(self) -> Tensor:
+        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
+        depth, width, embed_dim = self.shape
+        gain = self.dynamics.residual_scale / (depth * width)
+        self.hidden[0] = self.inputs @ self.embedding.mT
+        for number, layer in enumerate(self.layers):
+            inner = layer.read(self.hidden[number], self.step)
+            written = layer.write(inner, self.step)
+            torch.add(self.hidden[number], written, alpha=gain, out=self.hidden[number + 1])
+        return (self.hidden[depth] @ self.unembedding) / embed_dim
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
+        """Compute all backward states; the training terms of the step count from now on.
+
+        Parameters
+        ----------
+        gradient : Tensor, shape (S, rows, d_out)
+            Gradient of each row's loss with respect to its output.
+        update : bool
+            Whether to update the weights. Without, the pass must be the network's last.
+        """
+        dynamics = self.dynamics
+        depth, width, _ = self.shape
+        gain = dynamics.residual_scale / (depth * width)
+        torch.bmm(gradient, self.unembedding.mT, out=self.backward[depth])
+        for number in range(depth - 1, -1, -1):
+            layer = self.layers[number]
+            inner = layer.read_back(self.backward[number + 1], self.step)
+            written = layer.write_back(inner, self.step)
+            torch.add(self.backward[number + 1], written, alpha=gain, out=self.backward[number])
+        if update and dynamics.rate_embedding:
+            scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
+            self.embedding += scale * (self.backward[0].mT @ self.inputs)
+            self.unembedding += scale * (self.hidden[depth].mT @ gradient)
+        self.step += 1
