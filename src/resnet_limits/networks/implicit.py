@@ -22,10 +22,12 @@ space, K states and N rows; a step costs a few products of such vectors with N o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,7 +54,15 @@ _NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 # computed again for each of its products above.
 _KEPT_ELEMENTS = 1 << 24
 # Numbers that one stream of noise fills, so that several threads may draw.
-_NOISE_BLOCK = 1 << 18
+_NOISE_BLOCK = 1 << 16
+# Coordinates of embedding space that one thread works on at a time.
+_LONG_BLOCK = 1 << 14
+
+# Numbers below which handing out work takes longer than doing it.
+_SHARED_FROM = 1 << 16
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,66 @@ def _numpy(tensor: Tensor) -> Array:
     return array
 
 
+class _Workers:
+    """Threads that share the blocks of a long axis among them.
+
+    torch itself would share out every single operation, which are too small for that. So it is held
+    to one thread while these work, and the blocks are what they are whatever the number of threads.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_cpu = device.type == "cpu"
+        self.count = torch.get_num_threads() if self.on_cpu else 1
+        self.pool = ThreadPoolExecutor(max_workers=self.count) if self.count > 1 else None
+
+    @contextmanager
+    def engaged(self) -> Iterator[None]:
+        """Hold torch to one thread."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def run(
+        self, work: Callable[[_Job], _Result], jobs: Sequence[_Job], numbers: int
+    ) -> list[_Result]:
+        """Do all jobs, which go through so many numbers; return their results in order."""
+        if self.pool is None or len(jobs) == 1 or numbers < _SHARED_FROM:
+            return [work(job) for job in jobs]
+        return list(self.pool.map(work, jobs))
+
+    def blocks(self, length: int, size: int) -> list[slice]:
+        """Cut an axis into blocks of a size; on a GPU it stays whole."""
+        size = size if self.on_cpu else length
+        return [slice(start, min(length, start + size)) for start in range(0, length, size)]
+
+    def dot(self, one: Tensor, other: Tensor) -> Tensor:
+        """Inner products over the last axis: ``(S, n, D)`` and ``(S, m, D)`` give ``(S, n, m)``."""
+        places = self.blocks(one.shape[-1], _LONG_BLOCK)
+        numbers = one.numel() + other.numel()
+        parts = self.run(lambda at: torch.bmm(one[..., at], other[..., at].mT), places, numbers)
+        return reduce(torch.add, parts)
+
+    def add_(self, target: Tensor, coefficients: Tensor, vectors: Tensor) -> None:
+        """``target += coefficients @ vectors``, with ``(S, n, m)`` and ``(S, m, D)``."""
+
+        def add(at: slice) -> None:
+            target[..., at].baddbmm_(coefficients, vectors[..., at])
+
+        numbers = target.numel() + vectors.numel()
+        self.run(add, self.blocks(target.shape[-1], _LONG_BLOCK), numbers)
+
+
 class _Noise:
     """Fresh standard normal vectors of one layer, one stream for each seed and block of entries."""
 
-    def __init__(self, root_seed: int, name: Sequence[int], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, root_seed: int, name: Sequence[int], seeds: Sequence[int], workers: _Workers
+    ) -> None:
         self.root_seed, self.name, self.seeds = root_seed, tuple(name), tuple(seeds)
+        self.workers = workers
         self.streams: dict[tuple[int, int], Generator] = {}
 
     def fill(self, target: Tensor, ranks: NDArray[np.int64], std: float) -> None:
@@ -126,22 +191,15 @@ class _Noise:
             for seed, rank in enumerate(ranks)
             for block, start in enumerate(range(0, drawn.shape[2], _NOISE_BLOCK))
         ]
-        if len(jobs) > 1 and drawn[0].size >= _NOISE_BLOCK:
-            # The generators release the interpreter's lock while they fill an array.
-            with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-                list(pool.map(self._draw, jobs))
-        else:
-            for job in jobs:
-                self._draw(job)
+        # The generators release the interpreter's lock while they fill an array.
+        self.workers.run(lambda job: self._draw(*job, std), jobs, drawn.size)
         for seed, rank in enumerate(ranks):
             if rank < drawn.shape[1]:
                 drawn[seed, rank:] = 0
-        drawn *= std
         if not on_cpu:
             target.copy_(torch.from_numpy(drawn))
 
-    def _draw(self, job: tuple[int, int, NDArray[Any]]) -> None:
-        seed, block, place = job
+    def _draw(self, seed: int, block: int, place: NDArray[Any], std: float) -> None:
         if not place.size:
             return
         stream = self._stream(seed, block)
@@ -149,6 +207,7 @@ class _Noise:
             stream.standard_normal(out=place, dtype=place.dtype.type)
         else:
             place[...] = stream.standard_normal(place.shape, dtype=place.dtype.type)
+        place *= std
 
     def _stream(self, seed: int, block: int) -> Generator:
         key = seed, block
@@ -190,9 +249,11 @@ class _Conditioned:
         std: float,
         rate: float,
         dtype: torch.dtype,
+        workers: _Workers,
         device: torch.device | str,
     ) -> None:
         probes = steps * rows
+        self.workers = workers
         left, right = _capacities(embed_dim, unit_dim, probes)
         self.rows, self.probes, self.rate = rows, probes, rate
         self.embed_dim, self.std = embed_dim, std
@@ -213,29 +274,27 @@ class _Conditioned:
     def ask_left(self, u: Tensor) -> _Remainder:
         """Take in a block of left probes, shape (S, N, D); return what is new in them."""
         i, at = self.lefts, self.left_probes
-        basis = self.left[:, :i]
-        overlap = torch.bmm(u, basis.mT)
-        rest = torch.baddbmm(u, overlap, basis, alpha=-1.0) if i else u
+        basis, dot, add_ = self.left[:, :i], self.workers.dot, self.workers.add_
+        rest = u.clone()
+        overlap = dot(u, basis)
+        add_(rest, -overlap, basis)
         # In float64: a sum's rounding must not look like a direction.
         exact = rest.double()
-        gram, old = _numpy(torch.bmm(exact, exact.mT)), _numpy(overlap).transpose(0, 2, 1)
+        gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
         size = np.einsum("sii->si", gram) + (old**2).sum(axis=1)
         new = _remainder(gram, size.max(axis=1), self.tolerance, self.left.shape[1] - i)
         self.alpha[:, :i, at : at + self.rows] = old
         if new.count:
-            fresh = torch.bmm(self._put(new.inverse.transpose(0, 2, 1)), rest)
-            if i:
-                # The second pass of Gram and Schmidt, on vectors of length one.
-                again = torch.bmm(fresh, basis.mT)
-                fresh = torch.baddbmm(fresh, again, basis, alpha=-1.0)
-                correction = _numpy(again).transpose(0, 2, 1) @ new.mixing
-                self.alpha[:, :i, at : at + self.rows] += correction
             stop = i + new.count
-            self.left[:, i:stop] = fresh
+            fresh = self.left[:, i:stop].zero_()
+            add_(fresh, self._put(new.inverse.transpose(0, 2, 1)), rest)
+            # The second pass of Gram and Schmidt, on vectors of length one.
+            again = dot(fresh, basis)
+            add_(fresh, -again, basis)
+            correction = _numpy(again).transpose(0, 2, 1) @ new.mixing
+            self.alpha[:, :i, at : at + self.rows] += correction
             self.alpha[:, i:stop, at : at + self.rows] = new.mixing
-            self.cross[:, i:stop, : self.rights] = _numpy(
-                torch.bmm(fresh, self.image[:, : self.rights].mT)
-            )
+            self.cross[:, i:stop, : self.rights] = _numpy(dot(fresh, self.image[:, : self.rights]))
         return new
 
     def product_left(self, new: _Remainder, projected: Array | None) -> tuple[Array, Array]:
@@ -343,18 +402,18 @@ class _Conditioned:
             onto = toward @ new.inverse
             fresh = self.image[:, j:stop]
             noise.fill(fresh, new.ranks, self.std)
-            if i:
-                pull = onto.transpose(0, 2, 1) - _numpy(torch.bmm(fresh, basis.mT))
-                fresh.baddbmm_(self._put(pull), basis)
+            pull = onto.transpose(0, 2, 1) - _numpy(self.workers.dot(fresh, basis))
+            self.workers.add_(fresh, self._put(pull), basis)
             self.cross[:, :i, j:stop] = onto
             columns = self.tau[:, :, j:stop]
             columns[:, :at] = -self.tau[:, :at, :j] @ gamma @ new.inverse
             columns[:, at : at + rows] = new.inverse
         coordinates = np.concatenate([gamma, new.mixing], axis=1).transpose(0, 2, 1)
-        product = torch.bmm(self._put(coordinates), self.image[:, :stop])
-        if at and i:
-            trained = self.alpha[:, :i, :at] @ self.inner[:, :at, at : at + rows]
-            product.baddbmm_(self._put(-self.rate * trained.transpose(0, 2, 1)), basis)
+        product = self.left.new_zeros((len(coordinates), rows, self.embed_dim))
+        self.workers.add_(product, self._put(coordinates), self.image[:, :stop])
+        # The training terms: updates of all earlier steps.
+        trained = self.alpha[:, :i, :at] @ self.inner[:, :at, at : at + rows]
+        self.workers.add_(product, self._put(-self.rate * trained.transpose(0, 2, 1)), basis)
         self.rights = stop
         self.right_probes += rows
         return product
@@ -464,21 +523,22 @@ class _Chunk:
         return dp
 
 
-def _combine(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _combined(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     """Sum of ``coefficients^T vectors`` over pairs of both, ``(S, n, N)`` and ``(S, n, units)``."""
-    first, *others = [(coefficients.mT, vectors) for coefficients, vectors in pairs]
-    total = torch.bmm(*first)
+    (coefficients, vectors), *others = pairs
+    total = torch.bmm(coefficients.mT, vectors)
     for coefficients, vectors in others:
-        total.baddbmm_(coefficients, vectors)
+        if vectors.shape[1]:
+            total.baddbmm_(coefficients.mT, vectors)
     return total
 
 
 class _Layer:
     """One layer of all seeds: two conditioned matrices and what its units have seen."""
 
-    def __init__(self, network: ImplicitNetwork, number: int, noise: _Noise) -> None:
+    def __init__(self, network: ImplicitNetwork, noise: _Noise) -> None:
         dynamics, shape, unit = network.dynamics, network.shape, network.unit
-        self.unit, self.noise = unit, noise
+        self.unit, self.noise, self.workers = unit, noise, noise.workers
         self.rows = rows = len(dynamics.inputs)
         seeds, steps = network.seeds, dynamics.steps
         self.probes = probes = steps * rows
@@ -497,6 +557,7 @@ class _Layer:
                 root * std,
                 scale * rate,
                 like.dtype,
+                self.workers,
                 like.device,
             )
 
@@ -504,147 +565,130 @@ class _Layer:
         self.outgoing = matrix(c, dynamics.output_std, dynamics.rate_out)
         self.p = like.new_empty((seeds, probes, shape.width * a))
         self.r = like.new_empty((seeds, probes, shape.width * c))
-        self.width = shape.width
         vectors = 2 * (a + c) * probes * seeds
-        self.chunk = max(64, _CHUNK_ELEMENTS // vectors)
+        size = max(64, _CHUNK_ELEMENTS // vectors)
+        self.places = [
+            (slice(units.start * a, units.stop * a), slice(units.start * c, units.stop * c))
+            for units in self.workers.blocks(shape.width, size)
+        ]
         self.keeps = vectors * shape.width <= _KEPT_ELEMENTS
-        self.kept: list[tuple[slice, slice, _Chunk]] = []
+        self.kept: dict[int, _Chunk] = {}
 
-    def _chunks(self, p_steps: int, r_steps: int) -> Iterable[tuple[slice, slice, _Chunk]]:
-        """Go through the units; give their places in p and r, and their first steps."""
-        if not self.keeps:
-            return self._made(p_steps, r_steps)
-        if not self.kept:
-            self.kept = list(self._made(p_steps, r_steps))
-        return self.kept
+    def _sweep(
+        self, work: Callable[[_Chunk, slice, slice], Sequence[Tensor]], p_steps: int, r_steps: int
+    ) -> list[Array]:
+        """Go through the units and add up what `work` returns for each chunk of them.
 
-    def _made(self, p_steps: int, r_steps: int) -> Iterator[tuple[slice, slice, _Chunk]]:
-        a, c = self.unit.in_vectors, self.unit.out_vectors
-        for start in range(0, self.width, self.chunk):
-            stop = min(self.width, start + self.chunk)
-            p_at, r_at = slice(start * a, stop * a), slice(start * c, stop * c)
-            p = self.p[:, : p_steps * self.rows, p_at]
-            r = self.r[:, : r_steps * self.rows, r_at]
-            yield p_at, r_at, _Chunk(self.unit, p, r, self.rows)
+        It is given the chunk with its first steps of p and r, and its places in p and r.
+        """
+
+        def one(places: tuple[slice, slice]) -> Sequence[Tensor]:
+            p_at, r_at = places
+            chunk = self.kept.get(p_at.start)
+            if chunk is None:
+                p = self.p[:, : p_steps * self.rows, p_at]
+                r = self.r[:, : r_steps * self.rows, r_at]
+                chunk = _Chunk(self.unit, p, r, self.rows)
+                if self.keeps:
+                    self.kept[p_at.start] = chunk
+            return work(chunk, p_at, r_at)
+
+        parts = self.workers.run(one, self.places, self.p[:, : p_steps * self.rows].numel())
+        return [reduce(torch.add, terms).cpu().numpy() for terms in zip(*parts, strict=True)]
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.p.device)
 
-    def _sums(self, *places: tuple[int, Tensor]) -> Array:
-        """Lay sums over units out by raw vector: ``(first row, (S, n, N))`` each."""
-        seeds, _, columns = places[0][1].shape
-        laid_out = np.zeros((seeds, 2 * self.probes, columns))
-        for first, total in places:
-            laid_out[:, first : first + total.shape[1]] = total.cpu().numpy()
+    def _laid_out(self, with_t: Array, with_v: Array) -> Array:
+        """Lay inner products with the first raw vectors t and v out by the raw vectors' numbers."""
+        laid_out = np.zeros((len(with_t), 2 * self.probes, with_t.shape[2]))
+        laid_out[:, : with_t.shape[1]] = with_t
+        laid_out[:, self.probes : self.probes + with_v.shape[1]] = with_v
         return laid_out
 
     def read(self, h: Tensor, step: int) -> Array:
         """``p = I^T h / D``; return the inner products of ``g(p)`` for :meth:`write`."""
-        matrix, rows, at = self.incoming, self.rows, step * self.rows
-        here = slice(at, at + rows)
+        matrix, at = self.incoming, step * self.rows
         new = matrix.ask_left(h)
         noise = self.p[:, at : at + new.count]
         projected = None
         if new.count:
             self.noise.fill(noise, new.ranks, matrix.std)
-            total = noise.new_zeros((len(h), at, new.count), dtype=torch.float64)
-            if at:
-                for p_at, _, chunk in self._chunks(step, step):
-                    total.baddbmm_(chunk.dp, noise[:, :, p_at].double().mT)
-            projected = total.cpu().numpy()
+
+            def project(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
+                return (torch.bmm(chunk.dp, noise[:, :, p_at].double().mT),)
+
+            (projected,) = self._sweep(project, step, step)
         coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
         on_p, on_dp = coefficients[:, :at], coefficients[:, self.probes : self.probes + at]
-        shape = (len(h), at + rows, rows)
-        with_g, with_r = (coefficients.new_zeros(shape) for _ in range(2))
-        for p_at, _, chunk in self._chunks(step, step):
-            parts = [(mixing, noise[:, :, p_at].double())] if new.count else []
-            if at:
-                parts += [(on_p, chunk.p), (on_dp, chunk.dp)]
-            target = self.p[:, here, p_at]
-            p = _combine(parts) if parts else torch.zeros_like(target, dtype=torch.float64)
-            target.copy_(p)
+
+        def combine(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
+            p = _combined((on_p, chunk.p), (on_dp, chunk.dp), (mixing, noise[:, :, p_at].double()))
             # What is stored is what all that follows must see.
+            target = self.p[:, at : at + self.rows, p_at]
+            target.copy_(p)
             g = chunk.append_p(target.double())
-            with_g.baddbmm_(chunk.g, g.mT)
-            if at:
-                with_r[:, :at].baddbmm_(chunk.r, g.mT)
-        return self._sums((0, with_r[:, :at]), (self.probes, with_g))
+            return torch.bmm(chunk.r, g.mT), torch.bmm(chunk.g, g.mT)
+
+        return self._laid_out(*self._sweep(combine, step, step))
 
     def write(self, inner: Array, step: int) -> Tensor:
         """``O g``, shape (S, N, D), after :meth:`read`."""
-        at = step * self.rows
-
-        def rest(chunk: _Chunk, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            g = chunk.g[:, at : at + self.rows]
-            return (_combine([(known, chunk.g[:, :at])]).neg_().add_(g), chunk.r, chunk.g)
-
-        return self._right(self.outgoing, inner, step, rest, r_steps=step)
+        return self._right(self.outgoing, inner, step, lambda chunk: (chunk.r, chunk.g), step)
 
     def read_back(self, b: Tensor, step: int) -> Array:
         """``r = O^T b / D``; return the inner products of ``Dg(p)^T r`` for :meth:`write_back`."""
-        matrix, rows, at = self.outgoing, self.rows, step * self.rows
-        here = slice(at, at + rows)
+        matrix, at = self.outgoing, step * self.rows
         new = matrix.ask_left(b)
         noise = self.r[:, at : at + new.count]
         projected = None
         if new.count:
             self.noise.fill(noise, new.ranks, matrix.std)
-            total = noise.new_zeros((len(b), at + rows, new.count), dtype=torch.float64)
-            for _, r_at, chunk in self._chunks(step + 1, step):
-                total.baddbmm_(chunk.g, noise[:, :, r_at].double().mT)
-            projected = total.cpu().numpy()
+
+            def project(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
+                return (torch.bmm(chunk.g, noise[:, :, r_at].double().mT),)
+
+            (projected,) = self._sweep(project, step + 1, step)
         coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
         on_r = coefficients[:, :at]
-        on_g = coefficients[:, self.probes : self.probes + at + rows]
-        shape = (len(b), at + rows, rows)
-        with_p, with_dp = (coefficients.new_zeros(shape) for _ in range(2))
-        for _, r_at, chunk in self._chunks(step + 1, step):
-            parts = [(on_g, chunk.g)]
-            if at:
-                parts.append((on_r, chunk.r))
-            if new.count:
-                parts.append((mixing, noise[:, :, r_at].double()))
-            target = self.r[:, here, r_at]
-            target.copy_(_combine(parts))
+        on_g = coefficients[:, self.probes : self.probes + at + self.rows]
+
+        def combine(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
+            r = _combined((on_r, chunk.r), (on_g, chunk.g), (mixing, noise[:, :, r_at].double()))
+            target = self.r[:, at : at + self.rows, r_at]
+            target.copy_(r)
             dp = chunk.append_r(target.double())
-            with_p.baddbmm_(chunk.p, dp.mT)
-            with_dp.baddbmm_(chunk.dp, dp.mT)
-        return self._sums((0, with_p), (self.probes, with_dp))
+            return torch.bmm(chunk.p, dp.mT), torch.bmm(chunk.dp, dp.mT)
+
+        return self._laid_out(*self._sweep(combine, step + 1, step))
 
     def write_back(self, inner: Array, step: int) -> Tensor:
         """``I Dg(p)^T r``, shape (S, N, D), after :meth:`read_back`."""
-        at = step * self.rows
-
-        def rest(chunk: _Chunk, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            dp = chunk.dp[:, at : at + self.rows]
-            return (_combine([(known, chunk.dp[:, :at])]).neg_().add_(dp), chunk.p, chunk.dp)
-
-        return self._right(self.incoming, inner, step, rest, r_steps=step + 1)
+        return self._right(self.incoming, inner, step, lambda chunk: (chunk.p, chunk.dp), step + 1)
 
     def _right(
         self,
         matrix: _Conditioned,
         inner: Array,
         step: int,
-        rest: Callable[[_Chunk, Tensor], tuple[Tensor, Tensor, Tensor]],
+        raw: Callable[[_Chunk], tuple[Tensor, Tensor]],
         r_steps: int,
     ) -> Tensor:
         """Product with a block of right probes, whose remainder is formed where it is small."""
         at = step * self.rows
         new, gamma, toward, certain = matrix.ask_right(inner)
         if not certain:
-            known = self._tensor(matrix.tau[:, :at, : matrix.rights] @ gamma)
-            seeds, columns = len(inner), self.rows
-            with_t, with_v = (known.new_zeros((seeds, self.probes, columns)) for _ in range(2))
-            gram = known.new_zeros((seeds, columns, columns))
-            for _, _, chunk in self._chunks(step + 1, r_steps):
-                remainder, t, v = rest(chunk, known)
-                with_t[:, : t.shape[1]].baddbmm_(t, remainder.mT)
-                with_v[:, : v.shape[1]].baddbmm_(v, remainder.mT)
-                gram.baddbmm_(remainder, remainder.mT)
-            sums = self._sums((0, with_t), (self.probes, with_v))
-            new, gamma, toward = matrix.refine_right(gamma, sums, gram.cpu().numpy())
-        self.kept = []
+            known = self._tensor(-matrix.tau[:, :at, : matrix.rights] @ gamma)
+
+            def form(chunk: _Chunk, *_: slice) -> Sequence[Tensor]:
+                t, v = raw(chunk)
+                rest = _combined((known, v[:, :at])) + v[:, at:]
+                return torch.bmm(t, rest.mT), torch.bmm(v, rest.mT), torch.bmm(rest, rest.mT)
+
+            with_t, with_v, gram = self._sweep(form, step + 1, r_steps)
+            laid_out = self._laid_out(with_t, with_v)
+            new, gamma, toward = matrix.refine_right(gamma, laid_out, gram)
+        self.kept = {}
         return matrix.product_right(new, gamma, toward, self.noise)
 
 
@@ -701,8 +745,9 @@ class ImplicitNetwork:
         self.hidden, self.backward = (
             torch.empty(states, dtype=dtype, device=device) for _ in range(2)
         )
+        self.workers = _Workers(self.hidden.device)
         self.layers = [
-            _Layer(self, number, _Noise(root_seed, (*shape, number), seeds))
+            _Layer(self, _Noise(root_seed, (*shape, number), seeds, self.workers))
             for number in range(shape.depth)
         ]
         self.step = 0
@@ -714,10 +759,11 @@ class ImplicitNetwork:
         depth, width, embed_dim = self.shape
         gain = self.dynamics.residual_scale / (depth * width)
         self.hidden[0] = self.inputs @ self.embedding.mT
-        for number, layer in enumerate(self.layers):
-            inner = layer.read(self.hidden[number], self.step)
-            written = layer.write(inner, self.step)
-            torch.add(self.hidden[number], written, alpha=gain, out=self.hidden[number + 1])
+        with self.workers.engaged():
+            for number, layer in enumerate(self.layers):
+                inner = layer.read(self.hidden[number], self.step)
+                written = layer.write(inner, self.step)
+                torch.add(self.hidden[number], written, alpha=gain, out=self.hidden[number + 1])
         return (self.hidden[depth] @ self.unembedding) / embed_dim
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -735,11 +781,12 @@ class ImplicitNetwork:
         depth, width, _ = self.shape
         gain = dynamics.residual_scale / (depth * width)
         torch.bmm(gradient, self.unembedding.mT, out=self.backward[depth])
-        for number in range(depth - 1, -1, -1):
-            layer = self.layers[number]
-            inner = layer.read_back(self.backward[number + 1], self.step)
-            written = layer.write_back(inner, self.step)
-            torch.add(self.backward[number + 1], written, alpha=gain, out=self.backward[number])
+        with self.workers.engaged():
+            for number in range(depth - 1, -1, -1):
+                layer = self.layers[number]
+                inner = layer.read_back(self.backward[number + 1], self.step)
+                written = layer.write_back(inner, self.step)
+                torch.add(self.backward[number + 1], written, alpha=gain, out=self.backward[number])
         if update and dynamics.rate_embedding:
             scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
             self.embedding += scale * (self.backward[0].mT @ self.inputs)
