@@ -47,39 +47,53 @@ class Choice:
     reason: str
 
 
-# Seconds on one core, float64: per step and layer, per seed besides; per weight drawn; per weight
-# and step, and per weight, step and row.
-_DENSE_LAYER, _DENSE_SEED, _DENSE_DRAW, _DENSE_WEIGHT, _DENSE_ROW = 9e-5, 1e-5, 1.4e-8, 2e-9, 3e-10
-# Seconds on one core, float64: per step and layer, per seed besides; per number drawn; per pair of
-# a probe with another one and coordinate.
-_IMPLICIT_LAYER, _IMPLICIT_SEED, _IMPLICIT_DRAW, _IMPLICIT_PAIR = 1.2e-3, 1e-4, 1.4e-8, 1e-8
+# Seconds on one core, in float64, of the terms below.
+_CONSTANTS = {
+    "dense": (9e-5, 1e-5, 1.4e-8, 2e-9, 3e-10),
+    "implicit": (1.2e-3, 1e-4, 1.4e-8, 1e-8),
+}
+ENGINES = tuple(_CONSTANTS)
+"""Names of the engines."""
 
 
-def dense_seconds(work: Work) -> float:
-    """Time of the dense engine on one core, all seeds; a rough one."""
+def terms(engine: str, work: Work) -> tuple[float, ...]:
+    """Count what an engine's time is a sum of, each with a constant of its own.
+
+    Parameters
+    ----------
+    engine : str
+        One of :data:`ENGINES`.
+    work : Work
+        What is to be trained.
+
+    Returns
+    -------
+    tuple of float
+        ``dense``: layers and steps, the same for each seed, weights drawn, weights read in all
+        steps (in numbers of 8 bytes), weights times rows in all steps. ``implicit``: layers and
+        steps, the same for each seed, numbers drawn, pairs of probes times their length.
+    """
     depth, width, embed_dim = work.shape
-    weights = work.vectors * depth * width * embed_dim * work.seeds
-    each = _DENSE_WEIGHT * work.itemsize / 8 + _DENSE_ROW * work.rows
-    calls = depth * work.steps * (_DENSE_LAYER + _DENSE_SEED * work.seeds)
-    return calls + weights * (_DENSE_DRAW + work.steps * each)
-
-
-def implicit_seconds(work: Work) -> float:
-    """Time of the implicit engine on one core, all seeds; a rough one."""
-    depth, width, embed_dim = work.shape
+    visits = depth * work.steps
+    if engine == "dense":
+        weights = work.vectors * depth * width * embed_dim * work.seeds
+        read = weights * work.steps
+        return visits, visits * work.seeds, weights, read * work.itemsize / 8, read * work.rows
     probes = work.rows * work.steps
-    # A probe has products with the others that there are already, half of them on average, and no
-    # more than there are dimensions.
-    pairs = sum(
-        size * probes * min(probes, 2 * size) / 2
-        for size in (work.vectors * width, work.vectors * embed_dim)
+    drawn = pairs = 0.0
+    for size in (work.vectors * width, work.vectors * embed_dim):
+        # No more directions than dimensions; half of the others are there when a probe comes.
+        directions = min(probes, size)
+        drawn += depth * work.seeds * size * directions
+        pairs += depth * work.seeds * size * probes * directions / 2
+    return visits, visits * work.seeds, drawn, pairs
+
+
+def _seconds(engine: str, work: Work) -> float:
+    return sum(
+        constant * count
+        for constant, count in zip(_CONSTANTS[engine], terms(engine, work), strict=True)
     )
-    drawn = sum(
-        size * min(probes, 2 * size) for size in (work.vectors * width, work.vectors * embed_dim)
-    )
-    calls = depth * work.steps * (_IMPLICIT_LAYER + _IMPLICIT_SEED * work.seeds)
-    numbers = depth * work.seeds * (_IMPLICIT_DRAW * drawn + _IMPLICIT_PAIR * pairs)
-    return calls + numbers
 
 
 def dense_bytes(work: Work) -> float:
@@ -95,15 +109,12 @@ def implicit_bytes(work: Work) -> float:
     return float(work.vectors) * depth * probes * (width + 2 * embed_dim) * work.itemsize
 
 
-_SECONDS = {"dense": dense_seconds, "implicit": implicit_seconds}
 _BYTES = {"dense": dense_bytes, "implicit": implicit_bytes}
-ENGINES = tuple(_SECONDS)
-"""Names of the engines."""
 
 
 def seconds(engine: str, work: Work) -> float:
     """Time of an engine on one core, all seeds; ``auto``: of the one that it takes."""
-    return _SECONDS[choose(work).engine if engine == "auto" else engine](work)
+    return _seconds(choose(work).engine if engine == "auto" else engine, work)
 
 
 def choose(work: Work) -> Choice:
@@ -123,7 +134,7 @@ def choose(work: Work) -> Choice:
     small = [name for name in ENGINES if need[name] <= MEMORY] or [
         min(ENGINES, key=need.__getitem__)
     ]
-    cost = {name: _SECONDS[name](work) for name in ENGINES}
+    cost = {name: _seconds(name, work) for name in ENGINES}
     best = min(small, key=cost.__getitem__)
     figures = ", ".join(
         f"{name} {cost[name]:.2g} s and {need[name] / 2**30:.2g} GiB" for name in ENGINES
