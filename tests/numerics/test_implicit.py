@@ -98,7 +98,7 @@ CASES = {
     ),
     "more probes than dimensions": ({"steps": 5}, Shape(5, 7, 11)),
     "one unit, one coordinate": ({}, Shape(3, 1, 1)),
-    "gated": ({"unit": Gated(), "rate_in": 0.05, "rate_out": 0.05}, Shape(3, 20, 40)),
+    "gated": ({"unit": Gated(), "rate_in": 0.02, "rate_out": 0.02}, Shape(3, 20, 40)),
     "head": ({"unit": Head(), "rate_in": 0.2, "rate_out": 0.2}, Shape(3, 15, 40)),
 }
 
@@ -166,11 +166,19 @@ def test_chunks_streams_and_kept_vectors_change_nothing_but_rounding(monkeypatch
     assert np.abs(other_draws[0] - whole[0]).max() > 1e-3
 
 
-def test_a_seed_is_the_same_alone_and_in_a_batch():
-    dynamics = make("relu", samples=2)
-    together = run(dynamics, Shape(4, 30, 40), range(4), engine="implicit")
-    alone = run(dynamics, Shape(4, 30, 40), [2], engine="implicit")
-    np.testing.assert_allclose(together.hidden[2], alone.hidden[0], atol=1e-10)
+@pytest.mark.parametrize(
+    ("changes", "shape", "bound"),
+    [
+        ({"activation": "relu", "samples": 2}, Shape(4, 30, 40), 1e-10),
+        # Some of the 90 probes are dependent to seven digits, and directions of others are small.
+        ({"samples": 6, "steps": 15, "rate_in": 0.1, "rate_out": 0.1}, Shape(3, 200, 150), 1e-6),
+    ],
+)
+def test_a_seed_is_the_same_alone_and_in_a_batch(changes, shape, bound):
+    dynamics = make(**changes)
+    together = run(dynamics, shape, range(4), engine="implicit")
+    alone = run(dynamics, shape, [2], engine="implicit")
+    np.testing.assert_allclose(together.hidden[2], alone.hidden[0], atol=bound)
     assert np.abs(together.hidden[1] - together.hidden[2]).max() > 0.1
 
 
@@ -254,7 +262,7 @@ def _half_noise(monkeypatch):
     """The noise of new directions is ten per cent too small."""
     fill = implicit._Noise.fill
     monkeypatch.setattr(
-        implicit._Noise, "fill", lambda self, t, ranks, std: fill(self, t, ranks, 0.9 * std)
+        implicit._Noise, "fill", lambda self, t, found, std: fill(self, t, found, 0.9 * std)
     )
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,17 +71,19 @@ class _Remainder:
 
     Attributes
     ----------
-    ranks : ndarray, shape (S,)
-        New directions of each seed; the first so many of `count`.
-    mixing : ndarray, shape (S, count, N)
-        Coordinates of the probes in the new directions.
+    places : ndarray, shape (S, count)
+        The probes, of N, that have brought the new directions; a seed with fewer directions than
+        the others is filled up with probes that have brought none.
+    mixing : ndarray, shape (S, N, N)
+        Coordinates of the probes (columns) in the new directions, by the probe that brought them;
+        zero rows for those that brought none.
     inverse : ndarray, shape (S, N, count)
-        Coordinates of the new directions in the remainders; zero for those a seed has not.
+        Coordinates of the new directions in the remainders; zero columns to fill up.
     smallest : ndarray, shape (S,)
-        Squared length of the remainders in the direction in which they are smallest.
+        The smallest squared length that any probe has outside the span and the probes before it.
     """
 
-    ranks: NDArray[np.int64]
+    places: NDArray[np.int64]
     mixing: Array
     inverse: Array
     smallest: Array
@@ -89,30 +91,50 @@ class _Remainder:
     @property
     def count(self) -> int:
         """The largest number of new directions of a seed."""
-        return self.mixing.shape[1]
+        return self.places.shape[1]
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Whether a seed has any new direction, shape (S,)."""
+        return np.asarray(self.inverse.any(axis=(1, 2)))
+
+    def compact(self, by_probe: Array) -> Array:
+        """Choose the new directions' rows of an array ``(S, N, ...)`` that has one a probe."""
+        return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
 
 
 def _remainder(gram: Array, scale: Array, tolerance: float, room: int) -> _Remainder:
     """Find the directions of remainders with inner products `gram` (S, N, N).
 
-    Directions of a squared length below ``tolerance^2 scale`` are none. A seed whose numbers have
-    become infinite or NaN gets no direction; its coordinates in the old ones carry the NaN on.
+    Gram and Schmidt's, probe by probe, so that directions depend on the numbers continuously: a
+    decomposition into eigenvectors may turn signs for a rounding error, and with them the meaning
+    of the noise. Directions of a squared length below ``tolerance^2 scale`` are none. A seed whose
+    numbers have become infinite or NaN gets no direction; its coordinates in the old ones carry the
+    NaN on.
     """
+    seeds, rows, _ = gram.shape
     sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale)
-    gram = np.where(sound[:, None, None], gram, 0.0)
-    if gram.shape[1] == 1:
-        values, vectors = gram[:, 0], np.ones_like(gram)
-    else:
-        values, vectors = np.linalg.eigh(gram)
-        values, vectors = values[:, ::-1], vectors[:, :, ::-1]
-    kept = sound[:, None] & (values > (tolerance**2 * scale)[:, None])
-    ranks = np.minimum(kept.sum(axis=1), room)
-    count = int(ranks.max())
-    kept = np.arange(count) < ranks[:, None]
-    root = np.sqrt(np.where(kept, values[:, :count], 1.0))
-    vectors = vectors[:, :, :count] * kept[:, None, :]
-    mixing = (vectors * root[:, None, :]).transpose(0, 2, 1)
-    return _Remainder(ranks, mixing, vectors / root[:, None, :], values[:, -1])
+    rest = np.where(sound[:, None, None], gram, 0.0)
+    bound = np.where(sound, tolerance**2 * scale, np.inf)
+    mixing = np.zeros_like(gram)
+    kept = np.zeros((seeds, rows), dtype=bool)
+    smallest = np.full(seeds, np.inf)
+    for row in range(rows):
+        length = rest[:, row, row]
+        smallest = np.minimum(smallest, length)
+        new = (length > bound) & (kept.sum(axis=1) < room)
+        if new.any():
+            kept[:, row] = new
+            root = np.sqrt(np.where(new, length, 1.0))
+            mixing[:, row, row:] = np.where(new, 1.0 / root, 0.0)[:, None] * rest[:, row, row:]
+            rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
+    # The triangle of the kept probes alone; ones in the place of the others make it invertible.
+    both = kept[:, :, None] & kept[:, None, :]
+    triangle = np.where(both, mixing, np.eye(rows))
+    inverse = np.where(both, np.linalg.inv(triangle) if rows > 1 else 1.0 / triangle, 0.0)
+    places = np.argsort(~kept, axis=1, kind="stable")[:, : int(kept.sum(axis=1).max())]
+    inverse = np.take_along_axis(inverse, places[:, None, :], axis=2)
+    return _Remainder(places, mixing, inverse, smallest)
 
 
 def _numpy(tensor: Tensor) -> Array:
@@ -173,35 +195,31 @@ class _Workers:
 
 
 class _Noise:
-    """Fresh standard normal vectors of one layer, one stream for each seed and block of entries."""
+    """Fresh normal vectors for one kind of product, a stream for each seed and block of entries."""
 
     def __init__(
-        self, root_seed: int, name: Sequence[int], seeds: Sequence[int], workers: _Workers
+        self, root_seed: int, name: Sequence[int | str], seeds: Sequence[int], workers: _Workers
     ) -> None:
         self.root_seed, self.name, self.seeds = root_seed, tuple(name), tuple(seeds)
         self.workers = workers
         self.streams: dict[tuple[int, int], Generator] = {}
 
-    def fill(self, target: Tensor, ranks: NDArray[np.int64], std: float) -> None:
-        """Draw the first ``ranks[s]`` rows of ``target[s]`` (S, count, n); the others are zero."""
+    def fill(self, target: Tensor, found: NDArray[np.bool_], std: float) -> None:
+        """Draw ``target[s]`` (S, N, n) for the seeds that need it; the others' are zero."""
         on_cpu = target.device.type == "cpu"
         drawn = target.numpy() if on_cpu else np.empty(target.shape, dtype=_NUMPY[target.dtype])
         jobs = [
-            (seed, block, drawn[seed, :rank, start : start + _NOISE_BLOCK])
-            for seed, rank in enumerate(ranks)
+            (seed, block, drawn[seed, :, start : start + _NOISE_BLOCK])
+            for seed in map(int, np.flatnonzero(found))
             for block, start in enumerate(range(0, drawn.shape[2], _NOISE_BLOCK))
         ]
         # The generators release the interpreter's lock while they fill an array.
         self.workers.run(lambda job: self._draw(*job, std), jobs, drawn.size)
-        for seed, rank in enumerate(ranks):
-            if rank < drawn.shape[1]:
-                drawn[seed, rank:] = 0
+        drawn[~found] = 0
         if not on_cpu:
             target.copy_(torch.from_numpy(drawn))
 
     def _draw(self, seed: int, block: int, place: NDArray[Any], std: float) -> None:
-        if not place.size:
-            return
         stream = self._stream(seed, block)
         if place.flags.c_contiguous:
             stream.standard_normal(out=place, dtype=place.dtype.type)
@@ -249,11 +267,13 @@ class _Conditioned:
         std: float,
         rate: float,
         dtype: torch.dtype,
-        workers: _Workers,
+        noise_left: _Noise,
+        noise_right: _Noise,
         device: torch.device | str,
     ) -> None:
         probes = steps * rows
-        self.workers = workers
+        self.noise_left, self.noise_right = noise_left, noise_right
+        self.workers = noise_left.workers
         left, right = _capacities(embed_dim, unit_dim, probes)
         self.rows, self.probes, self.rate = rows, probes, rate
         self.embed_dim, self.std = embed_dim, std
@@ -291,9 +311,10 @@ class _Conditioned:
             # The second pass of Gram and Schmidt, on vectors of length one.
             again = dot(fresh, basis)
             add_(fresh, -again, basis)
-            correction = _numpy(again).transpose(0, 2, 1) @ new.mixing
+            mixing = new.compact(new.mixing)
+            correction = _numpy(again).transpose(0, 2, 1) @ mixing
             self.alpha[:, :i, at : at + self.rows] += correction
-            self.alpha[:, i:stop, at : at + self.rows] = new.mixing
+            self.alpha[:, i:stop, at : at + self.rows] = mixing
             self.cross[:, i:stop, : self.rights] = _numpy(dot(fresh, self.image[:, : self.rights]))
         return new
 
@@ -304,14 +325,15 @@ class _Conditioned:
         ----------
         new : _Remainder
             What :meth:`ask_left` returned.
-        projected : ndarray, shape (S, v asked so far, count), or None
-            Inner products of the raw v with the noise g; None without new directions.
+        projected : ndarray, shape (S, v asked so far, N), or None
+            Inner products of the raw v with the noise g, of which there is a row for each probe;
+            None without new directions.
 
         Returns
         -------
         coefficients : ndarray, shape (S, 2 K N, N)
             On the raw vectors.
-        mixing : ndarray, shape (S, count, N)
+        mixing : ndarray, shape (S, N, N), or (S, 0, N) without new directions
             On the noise.
         """
         i, j, at, rows = self.lefts, self.rights, self.left_probes, self.rows
@@ -327,8 +349,9 @@ class _Conditioned:
             asked = self.right_probes
             tau = self.tau[:, :asked, :j]
             known = self.cross[:, i : i + new.count, :j].transpose(0, 2, 1)
-            known = known - tau.transpose(0, 2, 1) @ projected
-            coefficients[:, self.probes : self.probes + asked] += tau @ known @ new.mixing
+            drawn = new.compact(projected.transpose(0, 2, 1)).transpose(0, 2, 1)
+            known = (known - tau.transpose(0, 2, 1) @ drawn) @ new.compact(new.mixing)
+            coefficients[:, self.probes : self.probes + asked] += tau @ known
             # The new columns of X, from the product that is about to be raw vectors itself.
             fresh = -old
             fresh[:, v_rows] += trained
@@ -336,7 +359,8 @@ class _Conditioned:
             self.xi[:, :, i : i + new.count] = fresh @ new.inverse
         self.lefts += new.count
         self.left_probes += rows
-        return coefficients / self.embed_dim, new.mixing / self.embed_dim
+        mixing = new.mixing if new.count else new.mixing[:, :0]
+        return coefficients / self.embed_dim, mixing / self.embed_dim
 
     def ask_right(self, inner: Array) -> tuple[_Remainder, Array, Array, bool]:
         """Take in a block of right probes through their inner products with all raw vectors.
@@ -393,7 +417,7 @@ class _Conditioned:
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
         return new, gamma + more, toward
 
-    def product_right(self, new: _Remainder, gamma: Array, toward: Array, noise: _Noise) -> Tensor:
+    def product_right(self, new: _Remainder, gamma: Array, toward: Array) -> Tensor:
         """Give the trained product ``W v``, shape (S, N, D), and count the probes as asked."""
         i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
         stop = j + new.count
@@ -401,14 +425,18 @@ class _Conditioned:
         if new.count:
             onto = toward @ new.inverse
             fresh = self.image[:, j:stop]
-            noise.fill(fresh, new.ranks, self.std)
+            drawn = fresh if rows == 1 else fresh.new_empty((len(fresh), rows, self.embed_dim))
+            self.noise_right.fill(drawn, new.found, self.std)
+            if rows > 1:
+                places = torch.from_numpy(new.places).to(fresh.device)[:, :, None]
+                torch.gather(drawn, 1, places.expand_as(fresh), out=fresh)
             pull = onto.transpose(0, 2, 1) - _numpy(self.workers.dot(fresh, basis))
             self.workers.add_(fresh, self._put(pull), basis)
             self.cross[:, :i, j:stop] = onto
             columns = self.tau[:, :, j:stop]
             columns[:, :at] = -self.tau[:, :at, :j] @ gamma @ new.inverse
             columns[:, at : at + rows] = new.inverse
-        coordinates = np.concatenate([gamma, new.mixing], axis=1).transpose(0, 2, 1)
+        coordinates = np.concatenate([gamma, new.compact(new.mixing)], axis=1).transpose(0, 2, 1)
         product = self.left.new_zeros((len(coordinates), rows, self.embed_dim))
         self.workers.add_(product, self._put(coordinates), self.image[:, :stop])
         # The training terms: updates of all earlier steps.
@@ -504,23 +532,19 @@ class _Chunk:
         return self._flat(self.unit.backward(p, g, self._by_unit(r, c)))
 
     def append_p(self, p: Tensor) -> Tensor:
-        """Add a step to p; return its ``g(p)``."""
-        g = self.evaluate(p)
-        if self.p.shape[1]:
-            self.p, self._g = torch.cat([self.p, p], 1), torch.cat([self.g, g], 1)
-        else:
-            self.p, self._g = p, g
-        return g
+        """Take p with one step more; return the ``g(p)`` of that step."""
+        before, self.p = self.g, p.double()
+        new = self.evaluate(self.p[:, before.shape[1] :])
+        self._g = torch.cat([before, new], 1) if before.shape[1] else new
+        return new
 
     def append_r(self, r: Tensor) -> Tensor:
-        """Add the last step of p to r; return its ``Dg(p)^T r``."""
-        at = self.r.shape[1]
-        dp = self.pull_back(slice(at, at + r.shape[1]), r)
-        if at:
-            self.r, self._dp = torch.cat([self.r, r], 1), torch.cat([self.dp, dp], 1)
-        else:
-            self.r, self._dp = r, dp
-        return dp
+        """Take r with one step more, up to p's last one; return the ``Dg(p)^T r`` of that step."""
+        before, self.r = self.dp, r.double()
+        at = slice(before.shape[1], self.r.shape[1])
+        new = self.pull_back(at, self.r[:, at])
+        self._dp = torch.cat([before, new], 1) if before.shape[1] else new
+        return new
 
 
 def _combined(*pairs: tuple[Tensor, Tensor]) -> Tensor:
@@ -536,9 +560,9 @@ def _combined(*pairs: tuple[Tensor, Tensor]) -> Tensor:
 class _Layer:
     """One layer of all seeds: two conditioned matrices and what its units have seen."""
 
-    def __init__(self, network: ImplicitNetwork, noise: _Noise) -> None:
+    def __init__(self, network: ImplicitNetwork, noise: Callable[[str], _Noise]) -> None:
         dynamics, shape, unit = network.dynamics, network.shape, network.unit
-        self.unit, self.noise, self.workers = unit, noise, noise.workers
+        self.unit, self.workers = unit, network.workers
         self.rows = rows = len(dynamics.inputs)
         seeds, steps = network.seeds, dynamics.steps
         self.probes = probes = steps * rows
@@ -547,7 +571,7 @@ class _Layer:
         root = float(np.sqrt(shape.embed_dim))
         scale = 1.0 / (dynamics.residual_scale * rows)
 
-        def matrix(vectors: int, std: float, rate: float) -> _Conditioned:
+        def matrix(vectors: int, std: float, rate: float, left: str, right: str) -> _Conditioned:
             return _Conditioned(
                 seeds,
                 shape.embed_dim,
@@ -557,12 +581,13 @@ class _Layer:
                 root * std,
                 scale * rate,
                 like.dtype,
-                self.workers,
+                noise(left),
+                noise(right),
                 like.device,
             )
 
-        self.incoming = matrix(a, dynamics.input_std, dynamics.rate_in)
-        self.outgoing = matrix(c, dynamics.output_std, dynamics.rate_out)
+        self.incoming = matrix(a, dynamics.input_std, dynamics.rate_in, "read", "write_back")
+        self.outgoing = matrix(c, dynamics.output_std, dynamics.rate_out, "read_back", "write")
         self.p = like.new_empty((seeds, probes, shape.width * a))
         self.r = like.new_empty((seeds, probes, shape.width * c))
         vectors = 2 * (a + c) * probes * seeds
@@ -608,12 +633,12 @@ class _Layer:
 
     def read(self, h: Tensor, step: int) -> Array:
         """``p = I^T h / D``; return the inner products of ``g(p)`` for :meth:`write`."""
-        matrix, at = self.incoming, step * self.rows
+        matrix, at, stop = self.incoming, step * self.rows, (step + 1) * self.rows
         new = matrix.ask_left(h)
-        noise = self.p[:, at : at + new.count]
+        noise = self.p[:, at : stop if new.count else at]
         projected = None
         if new.count:
-            self.noise.fill(noise, new.ranks, matrix.std)
+            matrix.noise_left.fill(noise, new.found, matrix.std)
 
             def project(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
                 return (torch.bmm(chunk.dp, noise[:, :, p_at].double().mT),)
@@ -624,10 +649,9 @@ class _Layer:
 
         def combine(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
             p = _combined((on_p, chunk.p), (on_dp, chunk.dp), (mixing, noise[:, :, p_at].double()))
+            self.p[:, at:stop, p_at] = p
             # What is stored is what all that follows must see.
-            target = self.p[:, at : at + self.rows, p_at]
-            target.copy_(p)
-            g = chunk.append_p(target.double())
+            g = chunk.append_p(self.p[:, :stop, p_at])
             return torch.bmm(chunk.r, g.mT), torch.bmm(chunk.g, g.mT)
 
         return self._laid_out(*self._sweep(combine, step, step))
@@ -638,12 +662,12 @@ class _Layer:
 
     def read_back(self, b: Tensor, step: int) -> Array:
         """``r = O^T b / D``; return the inner products of ``Dg(p)^T r`` for :meth:`write_back`."""
-        matrix, at = self.outgoing, step * self.rows
+        matrix, at, stop = self.outgoing, step * self.rows, (step + 1) * self.rows
         new = matrix.ask_left(b)
-        noise = self.r[:, at : at + new.count]
+        noise = self.r[:, at : stop if new.count else at]
         projected = None
         if new.count:
-            self.noise.fill(noise, new.ranks, matrix.std)
+            matrix.noise_left.fill(noise, new.found, matrix.std)
 
             def project(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
                 return (torch.bmm(chunk.g, noise[:, :, r_at].double().mT),)
@@ -651,13 +675,12 @@ class _Layer:
             (projected,) = self._sweep(project, step + 1, step)
         coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
         on_r = coefficients[:, :at]
-        on_g = coefficients[:, self.probes : self.probes + at + self.rows]
+        on_g = coefficients[:, self.probes : self.probes + stop]
 
         def combine(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
             r = _combined((on_r, chunk.r), (on_g, chunk.g), (mixing, noise[:, :, r_at].double()))
-            target = self.r[:, at : at + self.rows, r_at]
-            target.copy_(r)
-            dp = chunk.append_r(target.double())
+            self.r[:, at:stop, r_at] = r
+            dp = chunk.append_r(self.r[:, :stop, r_at])
             return torch.bmm(chunk.p, dp.mT), torch.bmm(chunk.dp, dp.mT)
 
         return self._laid_out(*self._sweep(combine, step + 1, step))
@@ -689,7 +712,7 @@ class _Layer:
             laid_out = self._laid_out(with_t, with_v)
             new, gamma, toward = matrix.refine_right(gamma, laid_out, gram)
         self.kept = {}
-        return matrix.product_right(new, gamma, toward, self.noise)
+        return matrix.product_right(new, gamma, toward)
 
 
 class ImplicitNetwork:
@@ -746,10 +769,11 @@ class ImplicitNetwork:
             torch.empty(states, dtype=dtype, device=device) for _ in range(2)
         )
         self.workers = _Workers(self.hidden.device)
-        self.layers = [
-            _Layer(self, _Noise(root_seed, (*shape, number), seeds, self.workers))
-            for number in range(shape.depth)
-        ]
+
+        def noise(layer: int, product: str) -> _Noise:
+            return _Noise(root_seed, (*shape, layer, product), seeds, self.workers)
+
+        self.layers = [_Layer(self, partial(noise, number)) for number in range(shape.depth)]
         self.step = 0
 
     # Numbers that grow beyond all bounds are divergence, which whoever trains looks out for.
