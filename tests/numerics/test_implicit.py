@@ -98,7 +98,10 @@ CASES = {
     ),
     "more probes than dimensions": ({"steps": 5}, Shape(5, 7, 11)),
     "one unit, one coordinate": ({}, Shape(3, 1, 1)),
-    "gated": ({"unit": Gated(), "rate_in": 0.02, "rate_out": 0.02}, Shape(3, 20, 40)),
+    "gated": (
+        {"unit": Gated(), "rate_in": 0.02, "rate_out": 0.02, "residual_scale": 0.5},
+        Shape(3, 20, 40),
+    ),
     "head": ({"unit": Head(), "rate_in": 0.2, "rate_out": 0.2}, Shape(3, 15, 40)),
 }
 

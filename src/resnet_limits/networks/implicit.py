@@ -100,6 +100,8 @@ class _Remainder:
 
     def compact(self, by_probe: Array) -> Array:
         """Choose the new directions' rows of an array ``(S, N, ...)`` that has one a probe."""
+        if by_probe.shape[1] == 1:
+            return by_probe
         return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
 
 
@@ -118,20 +120,25 @@ def _remainder(gram: Array, scale: Array, tolerance: float, room: int) -> _Remai
     bound = np.where(sound, tolerance**2 * scale, np.inf)
     mixing = np.zeros_like(gram)
     kept = np.zeros((seeds, rows), dtype=bool)
-    smallest = np.full(seeds, np.inf)
+    lengths = np.zeros((seeds, rows))
     for row in range(rows):
-        length = rest[:, row, row]
-        smallest = np.minimum(smallest, length)
-        new = (length > bound) & (kept.sum(axis=1) < room)
-        if new.any():
+        lengths[:, row] = length = rest[:, row, row]
+        kept[:, row] = new = length > bound
+        if room < rows:
+            new &= kept[:, :row].sum(axis=1) < room
             kept[:, row] = new
-            root = np.sqrt(np.where(new, length, 1.0))
-            mixing[:, row, row:] = np.where(new, 1.0 / root, 0.0)[:, None] * rest[:, row, row:]
+        root = np.sqrt(np.where(new, length, np.inf))
+        mixing[:, row, row:] = rest[:, row, row:] / root[:, None]
+        if row + 1 < rows:
             rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
+    smallest = lengths.min(axis=1)
+    if rows == 1:
+        places = np.zeros((seeds, int(kept.any())), dtype=np.int64)
+        inverse = kept[:, :, None] / np.where(kept[:, :, None], mixing, 1.0)
+        return _Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest)
     # The triangle of the kept probes alone; ones in the place of the others make it invertible.
     both = kept[:, :, None] & kept[:, None, :]
-    triangle = np.where(both, mixing, np.eye(rows))
-    inverse = np.where(both, np.linalg.inv(triangle) if rows > 1 else 1.0 / triangle, 0.0)
+    inverse = np.where(both, np.linalg.inv(np.where(both, mixing, np.eye(rows))), 0.0)
     places = np.argsort(~kept, axis=1, kind="stable")[:, : int(kept.sum(axis=1).max())]
     inverse = np.take_along_axis(inverse, places[:, None, :], axis=2)
     return _Remainder(places, mixing, inverse, smallest)
@@ -301,7 +308,7 @@ class _Conditioned:
         # In float64: a sum's rounding must not look like a direction.
         exact = rest.double()
         gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
-        size = np.einsum("sii->si", gram) + (old**2).sum(axis=1)
+        size = gram.diagonal(axis1=1, axis2=2) + (old**2).sum(axis=1)
         new = _remainder(gram, size.max(axis=1), self.tolerance, self.left.shape[1] - i)
         self.alpha[:, :i, at : at + self.rows] = old
         if new.count:
@@ -385,7 +392,7 @@ class _Conditioned:
         own = inner[:, probes + at : probes + at + rows]
         gamma = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
         gram = own - gamma.transpose(0, 2, 1) @ gamma
-        scale = np.einsum("sii->si", own).max(axis=1)
+        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
         room = self.image.shape[1] - j
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ gamma
         new = _remainder(gram, scale, self.tolerance, room)
@@ -412,7 +419,7 @@ class _Conditioned:
         more = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
         rest = gram - more.transpose(0, 2, 1) @ more
         own = self.inner[:, at : at + rows, at : at + rows]
-        scale = np.einsum("sii->si", own).max(axis=1)
+        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
         new = _remainder(rest, scale, self.tolerance, self.image.shape[1] - j)
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
         return new, gamma + more, toward
