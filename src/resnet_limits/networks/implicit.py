@@ -101,7 +101,7 @@ class _Remainder:
     def compact(self, by_probe: Array) -> Array:
         """Choose the new directions' rows of an array ``(S, N, ...)`` that has one a probe."""
         if by_probe.shape[1] == 1:
-            return by_probe
+            return by_probe[:, : self.count]
         return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
 
 
