@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from resnet_limits.config import Experiment, experiment_from_dict
+from resnet_limits.config import Experiment, Shape, experiment_from_dict
+from resnet_limits.errors.families import Family, fit_families
 from resnet_limits.problem import embedding_rows, make_problem
 
 OK, DIVERGED, NOT_RUN = 0, 1, 2
@@ -139,7 +140,8 @@ class Study:
 
     def finite(self, depth: int, width: int, embed_dim: int) -> xr.Dataset:
         study, problem, limit = self.experiment, make_problem(self.experiment), self.dmft()
-        seeds, steps = np.array(study.seeds), np.array(study.saved_steps)
+        seeds = np.array(study.seeds_of(Shape(depth, width, embed_dim)))
+        steps = np.array(study.saved_steps)
         layers = np.array(study.depth_layers(depth))
         s = layers / depth
         rng = np.random.default_rng([depth, width, embed_dim])
@@ -199,7 +201,7 @@ class Study:
                     seed,
                 )
                 for shape in self.experiment.shapes
-                for seed in self.experiment.seeds
+                for seed in self.experiment.seeds_of(shape)
             }
         )
         steps = np.array(self.experiment.saved_steps)
@@ -251,7 +253,20 @@ class Study:
             }
             for pair in self.experiment.pairs
         }
-        return {"experiment": self.experiment.experiment, "steps": shown, "pairs": pairs}
+        families = {
+            name: Family(
+                tuple(members),
+                self.experiment.sweep.families[name].depth.exponent,
+                self.experiment.sweep.families[name].embed_dim.exponent,
+            )
+            for name, members in self.experiment.families.items()
+        }
+        return {
+            "experiment": self.experiment.experiment,
+            "steps": shown,
+            "pairs": pairs,
+            "families": fit_families(self.errors(), families, shown, 0) if families else {},
+        }
 
     def _fit(self, pair: str, quantity: str, growth: float) -> dict[str, Any]:
         quantity = "output" if quantity == "output" else "hidden"
