@@ -6,6 +6,7 @@ names are those of the real stores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import xarray as xr
 
 from resnet_limits.config import Experiment, Shape, experiment_from_dict
 from resnet_limits.errors.families import Family, fit_families
+from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.problem import embedding_rows, make_problem
 
 OK, DIVERGED, NOT_RUN = 0, 1, 2
@@ -334,3 +336,32 @@ class Study:
                 for shape in best.values()
             ],
         }
+
+
+# --- errors alone ---------------------------------------------------------------------------------
+
+STEP = 5
+
+
+def table(cells: np.ndarray, error: np.ndarray) -> xr.Dataset:
+    """Errors (cells,) at step `STEP` of cells (cells, 4): depth, width, embed_dim and seed."""
+    L, M, D, k = cells.T
+    values = ("cell", "step"), error[:, None]
+    variables = {name: values for name, _ in OBSERVABLES.values()}
+    zeros = {f"{name}_stderr": (("cell", "step"), 0 * error[:, None]) for name in variables}
+    return xr.Dataset(
+        {**variables, **zeros, "status": ("cell", np.full(len(k), OK, np.int8))},
+        {
+            "step": [STEP],
+            "depth": ("cell", L),
+            "width": ("cell", M),
+            "embed_dim": ("cell", D),
+            "seed": ("cell", k),
+            "parameters": ("cell", (L * M * D).astype(float)),
+        },
+    ).copy(deep=True)
+
+
+def inside(value: float, interval: Sequence[float]) -> bool:
+    """Whether a value lies in an interval."""
+    return interval[0] <= value <= interval[1]

@@ -13,10 +13,11 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from synthetic import STEP, inside, table
 
 from resnet_limits.config import PAIRS
 from resnet_limits.errors import samples
-from resnet_limits.errors.distances import DIVERGED, NOT_RUN, OK
+from resnet_limits.errors.distances import DIVERGED, NOT_RUN
 from resnet_limits.errors.rates import LAWS, POWERS, fit, fit_rates, variable_values
 from resnet_limits.errors.samples import OBSERVABLES, SIZES
 
@@ -25,7 +26,6 @@ Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 GRID = [10, 20, 40, 80]
 FINE = [10, 16, 25, 40, 63, 100]
 A, B, C = 0.5, 0.8, 1.5
-STEP = 5
 
 
 def hidden_law(L: np.ndarray, M: np.ndarray, D: np.ndarray) -> np.ndarray:
@@ -64,34 +64,12 @@ def study(
     return table(cells, np.sqrt(squares * factor * noise))
 
 
-def table(cells: np.ndarray, error: np.ndarray) -> xr.Dataset:
-    L, M, D, k = cells.T
-    values = ("cell", "step"), error[:, None]
-    variables = {name: values for name, _ in OBSERVABLES.values()}
-    zeros = {f"{name}_stderr": (("cell", "step"), 0 * error[:, None]) for name in variables}
-    return xr.Dataset(
-        {**variables, **zeros, "status": ("cell", np.full(len(k), OK, np.int8))},
-        {
-            "step": [STEP],
-            "depth": ("cell", L),
-            "width": ("cell", M),
-            "embed_dim": ("cell", D),
-            "seed": ("cell", k),
-            "parameters": ("cell", (L * M * D).astype(float)),
-        },
-    ).copy(deep=True)
-
-
 def wide_ode(power: float = 1.0, **options: Any) -> xr.Dataset:
     return study(lambda L, M, D: (A / L**power) ** 2, width=[0], **options)
 
 
 def ode_dmft(**options: Any) -> xr.Dataset:
     return study(lambda L, M, D: C**2 / D, depth=[0], width=[0], **options)
-
-
-def inside(value: float, interval: Sequence[float]) -> bool:
-    return interval[0] <= value <= interval[1]
 
 
 # --- exact laws -----------------------------------------------------------------------------------

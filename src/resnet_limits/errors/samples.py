@@ -277,7 +277,10 @@ def interval_method(study: Study) -> str | None:
             "percentiles corrected for bias and widened for the seeds of the groups that matter"
         )
     if study.fewest < MIN_SEEDS:
-        method += "; where that is wider, t interval from the residuals, for shapes with one seed"
+        method += (
+            "; where that is wider, t interval from the residuals, which takes the scatter of "
+            "shapes with one seed for independent"
+        )
     return start + method
 
 
