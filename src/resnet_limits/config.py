@@ -474,8 +474,9 @@ class SweepConfig(_Section):
             raise ValueError(f"{what}; allowed: exactly one of {_SWEEP_FORMS}")
         cells = self._count_cells()
         if cells > MAX_CELLS:
+            most = f"{'' if isinstance(self.seeds, int) else 'up to '}{self._most_seeds}"
             raise ValueError(
-                f"{self.count} shapes with {self._most_seeds} seeds are {cells} cells; "
+                f"{self.count} shapes with {most} seeds are {cells} cells; "
                 f"allowed: at most {MAX_CELLS}"
             )
         return self

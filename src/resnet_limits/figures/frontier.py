@@ -63,7 +63,7 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
             any_drawn = any_drawn or bool(drawn)
             if quantity == "hidden":
                 left_out += [
-                    f"{name}, {pair}: {words}."
+                    f"{name}, {style.pair_name(pair)}: {words}."
                     for pair, fit in fits.items()
                     if (words := _lost(fit))
                 ]

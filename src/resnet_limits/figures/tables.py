@@ -324,7 +324,7 @@ def _columns(steps: list[int]) -> tuple[list[float], list[list[str]]]:
     """Widths in inches, and the two lines of the heading."""
     columns = [(1.3, "", "distance"), (1.15, "", "variable"), (0.5, "", "theory")]
     for step in steps:
-        columns += [(1.2, f"step {step}", "exponent"), (1.5, "", "amplitude")]
+        columns += [(1.4, f"step {step}", "exponent"), (1.5, "", "amplitude")]
     columns += [
         (0.7, "cells", "used"),
         (0.65, "", "diverged"),

@@ -20,7 +20,7 @@ from resnet_limits.store import StoreError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "figure", "save"]
+__all__ = ["figure", "save"]
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
