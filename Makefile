@@ -1,4 +1,5 @@
 # make run      install into .venv and run config/config.yaml (CONFIG=config/paper-tanh.yaml: another)
+# make frontier one of the studies, which are config/paper-linear.yaml, paper-tanh.yaml, frontier.yaml
 # make test     install and run all tests
 # make help     the rest
 
@@ -10,13 +11,21 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format unlock clean
+# Studies, each of the experiment file of its name.
+STUDIES := paper-linear paper-tanh frontier
+.PHONY: help run $(STUDIES) test lint format unlock clean
 
 help: ## Say what can be made.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is there is kept.
 	@$(BIN)/snakemake --config experiment_file="$(CONFIG)"
+
+paper-linear: ## Run the published linear setting, full grid.
+paper-tanh: ## Run the published tanh setting, full grid.
+frontier: ## Run the best shapes for a number of parameters, over ten decades.
+$(STUDIES): $(VENV)/installed
+	@$(BIN)/snakemake --config experiment_file="config/$@.yaml"
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

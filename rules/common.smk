@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from resnet_limits import provenance
 from resnet_limits.config import InputError, load_experiment
-from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells
+from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
 
 # --- the experiment -------------------------------------------------------------------------------
@@ -74,15 +74,7 @@ EXPERIMENT = read_experiment(EXPERIMENT_FILE)
 PATHS = Paths(str(config.get("results", "results")), EXPERIMENT.experiment)
 share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
 
-FIGURES = (
-    "error_vs_shape",
-    "error_vs_parameters",
-    "three_terms",
-    "loss_curves",
-    "trajectories",
-    "histograms",
-    "rates_table",
-)
+FIGURES = figure_names(EXPERIMENT)
 FIGURE_FILES = [
     PATHS.figures / f"{name}.{form}" for name in FIGURES for form in ("png", "svg")
 ]
@@ -118,7 +110,8 @@ def report_source(name):
 def stage_key(stage):
     """Give ``params`` the key that all results of a stage share: any change of it is a rerun.
 
-    The keys of single cells stay out of it, so that a bundle may lose or gain cells.
+    The keys of single cells stay out of it, so that a bundle may lose or gain cells. Their number
+    of seeds is a parameter of its own, the same for all cells of a bundle.
     """
     return provenance.stage_key(stage, EXPERIMENT)
 
@@ -129,29 +122,32 @@ def goal(*files):
     def checked(wildcards):
         for kind in KINDS:
             for bundle in bundles(kind):
-                refuse_foreign(kind, bundle.cells)
+                refuse_foreign(kind, bundle)
         return files
 
     return checked
 
 
-def refuse_foreign(kind, some_cells):
+def refuse_foreign(kind, bundle):
     """Stop at a result that Snakemake takes for current though its manifest says otherwise.
 
     Snakemake compares a job's keys with its own records, and only where it has one of every file.
     They are lost when results are moved, and know nothing of what something else has put there.
     """
     found = {}
-    for cell in some_cells:
+    for cell in bundle.cells:
         path = PATHS.manifest(kind, **cell)
         if path.exists():
             found[path] = key_of(path) == provenance.stage_key(kind, EXPERIMENT, **cell)
     if all(found.values()):
         return
     records = {path: workflow.persistence.params(IOFile(str(path))) for path in found}
+    params = {repr(stage_key(kind))}
+    if kind in provenance.SEEDED:
+        params.add(repr(bundle.seeds))
     for path, is_current in found.items():
         if not is_current and (
-            None in records.values() or repr(stage_key(kind)) in records[path]
+            None in records.values() or params <= set(records[path])
         ):
             stop(
                 f"{path}: computed by other code or from other values, and Snakemake has no record "
@@ -179,6 +175,9 @@ ACTIVATION_SECONDS, ITERATIONS = 1e-8, 10
 NODES = 4
 # Weights of the seeds of one shape are in memory together as long as they take less than this.
 BATCH_MB = 2048
+# The implicit engine's operations for each pair of probes, layer and row of a weight matrix, and
+# how many vectors of every probe it keeps.
+PROBE_OPERATIONS, PROBE_VECTORS = 400, 4
 
 
 def samples():
@@ -197,15 +196,41 @@ def directions():
     return min(data.inputs, data.samples) + data.targets
 
 
+def seed_count(kind, cell):
+    """Count the seeds in the store of one cell."""
+    return len(provenance.cell_seeds(kind, EXPERIMENT, **cell))
+
+
+def dense_seconds(cell):
+    """Estimate the time of one cell with all its seeds, all weights in memory.
+
+    Forward, backward and update take 12 L M D N operations a step, and read or write the weights
+    three times.
+    """
+    weights = math.prod(cell.values()) * seed_count("finite", cell)
+    work = weights * (12 * samples() / FLOPS + 48 / BANDWIDTH)
+    return EXPERIMENT.training.steps * (work + cell["depth"] * LAYER_SECONDS)
+
+
+def implicit_seconds(cell):
+    """Estimate the same where only products of the weights with vectors are drawn."""
+    probes = EXPERIMENT.training.steps * samples()
+    rows = cell["depth"] * (cell["embed_dim"] + cell["width"])
+    work = seed_count("finite", cell) * rows * probes**2 * PROBE_OPERATIONS / FLOPS
+    return work + EXPERIMENT.training.steps * cell["depth"] * LAYER_SECONDS
+
+
+def without_weights(cell):
+    """Say whether a network is thought to be computed without its weights."""
+    if EXPERIMENT.sweep.engine == "auto":
+        return implicit_seconds(cell) < dense_seconds(cell)
+    return EXPERIMENT.sweep.engine == "implicit"
+
+
 def seconds(kind, cell):
     """Estimate the time of one cell with all its seeds, on one core."""
-    steps, seeds = EXPERIMENT.training.steps, EXPERIMENT.sweep.seeds
     if kind == "finite":
-        # theory.md: forward, backward and update take 12 L M D N operations a step, and read or
-        # write the weights three times.
-        weights = math.prod(cell.values())
-        work = weights * seeds * (12 * samples() / FLOPS + 48 / BANDWIDTH)
-        return steps * (work + cell["depth"] * LAYER_SECONDS)
+        return (implicit_seconds if without_weights(cell) else dense_seconds)(cell)
     if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
         points = 4 * directions()
     else:
@@ -213,18 +238,24 @@ def seconds(kind, cell):
     # Layers are summed at a few nodes, however many there are.
     layers = ITERATIONS * min(NODES, cell.get("depth", NODES))
     evaluation = 4 * directions() / FLOPS + ACTIVATION_SECONDS
-    solves = 1 if kind == "dmft" else seeds
-    return solves * (0.05 + steps * samples() * points * layers * evaluation)
+    solves = max(1, seed_count(kind, cell))
+    work = EXPERIMENT.training.steps * samples() * points * layers * evaluation
+    return solves * (0.05 + work)
 
 
 def megabytes(kind, cell):
     """Estimate the peak memory of one cell."""
-    steps, seeds = EXPERIMENT.training.steps, EXPERIMENT.sweep.seeds
     if kind != "finite":
         return 2000
+    seeds = seed_count(kind, cell)
     itemsize = {"float32": 4, "float64": 8}
     word = itemsize[EXPERIMENT.numerics.precision] / 2**20
-    weights = 2 * math.prod(cell.values()) * word
+    if without_weights(cell):
+        rows = cell["depth"] * (cell["embed_dim"] + cell["width"])
+        probes = EXPERIMENT.training.steps * samples()
+        weights = PROBE_VECTORS * rows * probes * word
+    else:
+        weights = 2 * math.prod(cell.values()) * word
     together = min(seeds, max(1, BATCH_MB // weights))
     states = 4 * cell["depth"] * samples() * (cell["embed_dim"] + cell["width"]) * word
     kept = len(EXPERIMENT.saved_steps) * len(EXPERIMENT.depth_layers(cell["depth"]))
@@ -260,41 +291,49 @@ BUNDLE_SECONDS, MOST_BUNDLES = 60, 64
 
 
 class Bundle(NamedTuple):
-    """Cells that one job computes; the name of its job."""
+    """Cells that one job computes, all with the same number of seeds; the name of its job."""
 
     name: str
     cells: list
+    seeds: int
 
 
 def bundles(kind):
     """Share the cells of a kind among jobs of about equal cost.
 
     Which cells share a job is nobody's business but the scheduler's: it appears in no file and in
-    no ``params``. Cells that the last complete sweep had are kept apart from new ones, so that a
-    new sweep value plans jobs for its own cells only.
+    no ``params``. Cells that the last complete sweep had are kept apart from new ones and from
+    those that had another number of seeds, so that a new sweep value plans jobs for its own cells
+    only. The number of seeds is in ``params``, and so the same for all cells of a job.
     """
     finished = cells_of_last_sweep()
-    wanted = cells(kind, EXPERIMENT)
-    old = [cell for cell in wanted if cell_name(kind, **cell) in finished]
-    new = [cell for cell in wanted if cell_name(kind, **cell) not in finished]
-    parts = [part for group in (old, new) for part in split(kind, group)]
+    groups = {}
+    for cell in cells(kind, EXPERIMENT):
+        count = seed_count(kind, cell)
+        is_new = finished.get(cell_name(kind, **cell)) != count
+        groups.setdefault((is_new, count), []).append(cell)
+    parts = [
+        (part, count)
+        for (_, count), group in sorted(groups.items())
+        for part in split(kind, group)
+    ]
     return [
-        Bundle(f"{kind}_{number:02d}", part)
-        for number, part in enumerate(parts, start=1)
+        Bundle(f"{kind}_{number:02d}", part, count)
+        for number, (part, count) in enumerate(parts, start=1)
     ]
 
 
 def cells_of_last_sweep():
-    """Names of the cells behind the last error tables.
+    """Names of the cells behind the last error tables, each with its number of seeds.
 
     This does not change while networks and limits are computed, so that a job on a cluster, which
     reads this file again, finds the same bundles.
     """
     try:
         manifest = json.loads(PATHS.manifest("errors").read_text(encoding="utf-8"))
-        return set(manifest["cells"])
+        return dict(manifest["cells"])
     except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        return {}
 
 
 def split(kind, some_cells):

@@ -19,6 +19,7 @@ for bundle in bundles("finite"):
             runtime=minutes("finite", bundle.cells),
         params:
             key=stage_key("finite"),
+            seeds=bundle.seeds,
         message:
             f"Finite networks: {said('finite', bundle)}"
         script:

@@ -20,6 +20,7 @@ for bundle in bundles("mean_ode"):
             runtime=minutes("mean_ode", bundle.cells),
         params:
             key=stage_key("mean_ode"),
+            seeds=bundle.seeds,
         message:
             f"Mean ODE: {said('mean_ode', bundle)}"
         script:

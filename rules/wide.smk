@@ -20,6 +20,7 @@ for bundle in bundles("wide"):
             runtime=minutes("wide", bundle.cells),
         params:
             key=stage_key("wide"),
+            seeds=bundle.seeds,
         message:
             f"Infinite width: {said('wide', bundle)}"
         script:

@@ -153,7 +153,7 @@ def _save(
         experiment=experiment,
         key=provenance.stage_key(kind, experiment, **cell),
         device="cpu",
-        seeds=() if kind in {"dmft", "problem"} else experiment.seeds,
+        seeds=provenance.cell_seeds(kind, experiment, **cell),
         started=started,
         manifest=manifest,
     )

@@ -14,18 +14,23 @@ import re
 import reprlib
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     Strict,
+    Tag,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -33,7 +38,7 @@ from pydantic import (
 UnitKind = Literal["perceptron"]
 Activation = Literal["linear", "tanh", "erf", "relu", "gelu", "silu"]
 LossKind = Literal["squared_error", "mean_squared_error", "cross_entropy"]
-Engine = Literal["auto", "dense"]
+Engine = Literal["auto", "dense", "implicit"]
 Pair = Literal["finite-wide", "wide-mean_ode", "mean_ode-dmft", "finite-mean_ode", "finite-dmft"]
 
 UNIT_KINDS: tuple[str, ...] = get_args(UnitKind)
@@ -57,6 +62,9 @@ MAX_CELLS = 1_000_000
 MAX_DATA_VALUES = 10_000_000
 """Most numbers in the inputs and targets of one problem."""
 
+_MAX_SIZE = 1_000_000_000
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+_NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot"
 _MAX_FILE_BYTES = 16 * 2**20
 _MAX_DEPTH_WITH_ALL_LAYERS = 100_000
 _REAL_VALUED_DATA = ("gaussian", "linear_teacher")
@@ -94,7 +102,19 @@ def _number(value: object) -> object:
     return value
 
 
-_Size = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
+def _exponent(value: object) -> object:
+    """Let text such as ``1/6`` be a number too."""
+    if isinstance(value, str) and re.fullmatch(_FRACTION, value):
+        above, _, below = value.partition("/")
+        return int(above) / int(below)
+    try:
+        return _number(value)
+    except ValueError as error:
+        raise ValueError(f"{error} or a fraction such as 1/6") from None
+
+
+_FRACTION = "^[0-9]{1,9}/[1-9][0-9]{0,8}$"
+_Size = Annotated[int, Strict(), Field(ge=1, le=_MAX_SIZE)]
 _Axis = Annotated[tuple[_Size, ...], Field(min_length=1, max_length=10_000)]
 _Seed = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]
 _Samples = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
@@ -105,6 +125,23 @@ _DepthPoints = Annotated[int, Strict(), Field(ge=2, le=10_000)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Flag = Annotated[bool, Strict()]
+# Three sizes of at most 10^9 each.
+_Parameters = Annotated[float, Field(ge=1, le=1e27), BeforeValidator(_number)]
+_Factor = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
+_Exponent = Annotated[
+    float,
+    Field(ge=0, le=1),
+    BeforeValidator(_exponent),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "string", "pattern": _FRACTION, "$comment": "a fraction such as 1/6"},
+            ]
+        }
+    ),
+]
+_SeedCount = Annotated[int, Strict(), Field(ge=1, le=10_000)]
 
 
 class _Section(BaseModel):
@@ -289,7 +326,72 @@ class GridConfig(_Section):
     embed_dim: _Axis = Field(description="Embedding dimensions D.")
 
 
-_SWEEP_FORMS = "grid, or shapes, or the three keys depth, width and embed_dim"
+class PowerConfig(_Section):
+    """A size that is a power of the number of parameters."""
+
+    factor: _Factor = Field(description="The size at P = 1.")
+    exponent: _Exponent = Field(description="A number, or a fraction such as 1/6.")
+
+    def at(self, parameters: float) -> int:
+        """Give the size at some P: factor P^exponent, rounded, at least 1."""
+        # Rounded twice: the last bits of a power, which differ between machines, decide nothing.
+        return max(1, round(round(self.factor * parameters**self.exponent, 6)))
+
+
+class FamilyConfig(_Section):
+    """Shapes along which depth and embedding dimension are powers of the number of parameters."""
+
+    parameters: Annotated[tuple[_Parameters, ...], Field(min_length=1, max_length=1000)] = Field(
+        description="Numbers of parameters P = L M D; the width is what they leave."
+    )
+    depth: PowerConfig = Field(description="Depth L.")
+    embed_dim: PowerConfig = Field(description="Embedding dimension D.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        for parameters in self.parameters:
+            shape = self.shape(parameters)
+            for name, size in shape._asdict().items():
+                if size > _MAX_SIZE:
+                    raise ValueError(
+                        f"{name} is {size} at parameters {parameters:g}; "
+                        f"allowed: sizes from 1 to {_MAX_SIZE}"
+                    )
+        return self
+
+    def shape(self, parameters: float) -> Shape:
+        """Give the shape for some P, whose L M D is near P where P is not too small for it."""
+        depth, embed_dim = self.depth.at(parameters), self.embed_dim.at(parameters)
+        return Shape(depth, max(1, round(parameters / (depth * embed_dim))), embed_dim)
+
+
+class _Families(dict[str, FamilyConfig]):
+    """A mapping that can be hashed, as all other values of an experiment can."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+class SeedStepConfig(_Section):
+    """The number of seeds of shapes up to a number of parameters."""
+
+    parameters: _Parameters | None = Field(
+        None, description="Largest P = L M D that has so many seeds; left out in the last step."
+    )
+    seeds: _SeedCount = Field(description="Number of seeds.")
+
+
+def _seeds_form(value: object) -> str:
+    return "steps" if isinstance(value, list | tuple) else "number"
+
+
+_Seeds = Annotated[
+    Annotated[_SeedCount, Tag("number")]
+    | Annotated[tuple[SeedStepConfig, ...], Field(min_length=1, max_length=100), Tag("steps")],
+    Discriminator(_seeds_form),
+]
+
+_SWEEP_FORMS = "grid, or shapes, or families, or the three keys depth, width and embed_dim"
 
 
 class SweepConfig(_Section):
@@ -300,6 +402,7 @@ class SweepConfig(_Section):
             "oneOf": [
                 {"required": ["grid"], "properties": {"grid": {"type": "object"}}},
                 {"required": ["shapes"], "properties": {"shapes": {"type": "array"}}},
+                {"required": ["families"], "properties": {"families": {"type": "object"}}},
                 {
                     "required": ["depth", "width", "embed_dim"],
                     "properties": {
@@ -315,43 +418,127 @@ class SweepConfig(_Section):
         Annotated[tuple[tuple[_Size, _Size, _Size], ...], Field(min_length=1, max_length=MAX_CELLS)]
         | None
     ) = Field(None, description="Triples [L, M, D], in place of a grid.")
+    families: (
+        Annotated[
+            dict[Annotated[str, Strict(), Field(max_length=64, pattern=_NAME)], FamilyConfig],
+            Field(min_length=1, max_length=16),
+            AfterValidator(_Families),
+        ]
+        | None
+    ) = Field(
+        None,
+        description=(
+            "Families of shapes by name, in place of a grid: for every P the shape with "
+            "L = factor P^exponent, D likewise, and M = P / (L D)."
+        ),
+    )
     depth: _Axis | None = Field(None, description="Short for grid.depth.")
     width: _Axis | None = Field(None, description="Short for grid.width.")
     embed_dim: _Axis | None = Field(None, description="Short for grid.embed_dim.")
-    seeds: Annotated[int, Strict(), Field(ge=1, le=10_000)] = Field(
-        4, description="Number of seeds n: 0 to n-1, of embeddings and block weights."
+    seeds: _Seeds = Field(
+        4,
+        description=(
+            "Number of seeds n: 0 to n-1, of embeddings and block weights; or a list of steps, "
+            "each for shapes up to a number of parameters, with no more seeds than the one before."
+        ),
     )
     engine: Engine = Field("auto", description="How finite networks are computed.")
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=100)] = Field(
         PAIRS, validate_default=True, description="Which distances are measured."
     )
 
+    @field_validator("seeds")
+    @classmethod
+    def _ordered(cls, seeds: int | tuple[SeedStepConfig, ...]) -> int | tuple[SeedStepConfig, ...]:
+        if isinstance(seeds, int):
+            return seeds
+        *before, last = seeds
+        if last.parameters is not None or any(step.parameters is None for step in before):
+            raise ValueError(
+                "parameters stands in every step but the last, which is for all larger shapes; "
+                "allowed: such as [{parameters: 1.0e+6, seeds: 64}, {seeds: 16}]"
+            )
+        bounds = [step.parameters or math.inf for step in seeds]
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError("parameters do not grow along the list; allowed: growing ones")
+        if any(more.seeds < fewer.seeds for more, fewer in pairwise(seeds)):
+            raise ValueError("seeds grow along the list; allowed: the same or fewer")
+        return seeds
+
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        names = ("grid", "shapes", "depth", "width", "embed_dim")
+        names = ("grid", "shapes", "families", "depth", "width", "embed_dim")
         given = [name for name in names if getattr(self, name) is not None]
-        if given not in (["grid"], ["shapes"], ["depth", "width", "embed_dim"]):
+        if given not in (["grid"], ["shapes"], ["families"], ["depth", "width", "embed_dim"]):
             what = f"sizes are given by {', '.join(given)}" if given else "no sizes are given"
             raise ValueError(f"{what}; allowed: exactly one of {_SWEEP_FORMS}")
-        cells = self.count * self.seeds
+        cells = self._count_cells()
         if cells > MAX_CELLS:
+            most = f"{'' if isinstance(self.seeds, int) else 'up to '}{self._most_seeds}"
             raise ValueError(
-                f"{self.count} shapes with {self.seeds} seeds are {cells} cells; "
+                f"{self.count} shapes with {most} seeds are {cells} cells; "
                 f"allowed: at most {MAX_CELLS}"
             )
         return self
+
+    def _count_cells(self) -> int:
+        # Steps need the shapes one by one, of which there may be far too many to be listed.
+        if isinstance(self.seeds, int) or self.count > MAX_CELLS:
+            return self.count * self._most_seeds
+        return sum(self.seeds_for(shape.parameters) for shape in self.all_shapes())
+
+    @property
+    def _most_seeds(self) -> int:
+        return self.seeds if isinstance(self.seeds, int) else self.seeds[0].seeds
+
+    def seeds_for(self, parameters: int) -> int:
+        """Give the number of seeds of a shape with some L M D."""
+        if isinstance(self.seeds, int):
+            return self.seeds
+        return next(
+            step.seeds
+            for step in self.seeds
+            if step.parameters is None or parameters <= step.parameters
+        )
 
     @property
     def _axes(self) -> tuple[set[int], set[int], set[int]]:
         source = self if self.grid is None else self.grid
         return set(source.depth or ()), set(source.width or ()), set(source.embed_dim or ())
 
+    def _listed(self) -> set[Shape] | None:
+        """Give the shapes of all forms but the grid."""
+        if self.families is not None:
+            return {
+                family.shape(parameters)
+                for family in self.families.values()
+                for parameters in family.parameters
+            }
+        return None if self.shapes is None else {Shape(*shape) for shape in self.shapes}
+
     @property
     def count(self) -> int:
         """Number of distinct shapes."""
-        if self.shapes is not None:
-            return len(set(self.shapes))
-        return math.prod(len(axis) for axis in self._axes)
+        listed = self._listed()
+        return math.prod(map(len, self._axes)) if listed is None else len(listed)
+
+    def all_shapes(self) -> list[Shape]:
+        """List the shapes of whichever form is given, sorted, each once."""
+        listed = self._listed()
+        if listed is not None:
+            return sorted(listed)
+        depths, widths, embed_dims = (sorted(axis) for axis in self._axes)
+        return [Shape(L, M, D) for L in depths for M in widths for D in embed_dims]
+
+
+@lru_cache(maxsize=8)
+def _fewest_parameters(sweep: SweepConfig) -> dict[tuple[int, ...], int]:
+    """Find the fewest L M D of all shapes, of those with one D, and of those with one L and D."""
+    found: dict[tuple[int, ...], int] = {}
+    for shape in sweep.all_shapes():
+        for sizes in ((), (shape.embed_dim,), (shape.depth, shape.embed_dim)):
+            found[sizes] = min(found.get(sizes, shape.parameters), shape.parameters)
+    return found
 
 
 class NumericsConfig(_Section):
@@ -404,10 +591,8 @@ class Experiment(_Section):
 
     experiment: Annotated[str, Strict()] = Field(
         max_length=64,
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
-        json_schema_extra={
-            "$comment": "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot"
-        },
+        pattern=_NAME,
+        json_schema_extra={"$comment": _NAME_RULE},
         description="Name of the experiment; results go to results/<experiment>/.",
     )
     seed: _Seed = Field(0, description="Root of every random stream.")
@@ -438,15 +623,46 @@ class Experiment(_Section):
     @property
     def shapes(self) -> list[Shape]:
         """Shapes of the finite networks, sorted, each once."""
-        if self.sweep.shapes is not None:
-            return sorted({Shape(*shape) for shape in self.sweep.shapes})
-        depths, widths, embed_dims = (sorted(axis) for axis in self.sweep._axes)
-        return [Shape(L, M, D) for L in depths for M in widths for D in embed_dims]
+        return self.sweep.all_shapes()
+
+    @property
+    def families(self) -> dict[str, list[tuple[float, Shape]]]:
+        """Families of shapes by name: P as given and the shape for it, sorted by P.
+
+        Empty where the sizes are given in another way.
+        """
+        return {
+            name: [(P, family.shape(P)) for P in sorted(set(family.parameters))]
+            for name, family in (self.sweep.families or {}).items()
+        }
 
     @property
     def seeds(self) -> range:
-        """Seeds of embeddings and block weights."""
-        return range(self.sweep.seeds)
+        """Seeds of embeddings and block weights: those of the shape that has most."""
+        return self.cell_seeds()
+
+    def seeds_of(self, shape: Shape) -> range:
+        """Seeds of the networks of one shape, which need not be one of the experiment's."""
+        return range(self.sweep.seeds_for(shape.parameters))
+
+    def cell_seeds(self, **sizes: int) -> range:
+        """Seeds in the store of one cell.
+
+        Parameters
+        ----------
+        **sizes : int
+            ``depth``, ``width`` and ``embed_dim`` of a network; without the first two or the second
+            those of a limit, which has the seeds of all networks that are compared with it; none
+            for all seeds of the experiment. Where no network has such sizes, all seeds too.
+        """
+        if len(sizes) == len(Shape._fields):
+            return self.seeds_of(Shape(**sizes))
+        if isinstance(self.sweep.seeds, int):
+            return range(self.sweep.seeds)
+        # Smaller shapes never have fewer seeds than larger ones.
+        fewest = _fewest_parameters(self.sweep)
+        key = tuple(sizes[name] for name in Shape._fields if name in sizes)
+        return range(self.sweep.seeds_for(fewest.get(key, fewest[()])))
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -551,29 +767,39 @@ class _SchemaWalker:
         if isinstance(part, int) and node.get("type") == "array":
             positions = node.get("prefixItems", [])
             return (positions[part] if part < len(positions) else node.get("items", {})), True
+        if part == "[key]":
+            return {"type": "string", "$comment": _NAME_RULE}, False
+        if "patternProperties" in node:
+            return next(iter(node["patternProperties"].values())), True
         mapping = node.get("discriminator", {}).get("mapping", {})
         if part in mapping:
             return {"$ref": mapping[part]}, False
-        options = [self._deref(option) for option in node.get("anyOf", [])]
-        for option in options:
+        for option in map(self._deref, self._options(node)):
             if isinstance(part, int) and option.get("type") == "array":
                 return self.step(option, part)
-            if part in option.get("properties", {}):
+            if part in option.get("properties", {}) or "patternProperties" in option:
                 return self.step(option, part)
         return node, False
+
+    def _options(self, node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Give the schemas of which a value fulfils one."""
+        if "properties" in node or "discriminator" in node:
+            return []
+        options: list[Mapping[str, Any]] = node.get("anyOf") or node.get("oneOf") or []
+        return options
 
     def keys(self, node: Mapping[str, Any]) -> list[str]:
         """Keys of a section, also of one that may be left out."""
         node = self._deref(node)
         found = list(node.get("properties", {}))
-        for option in node.get("anyOf", []):
+        for option in self._options(node):
             found += self.keys(option)
         return found
 
     def allowed(self, node: Mapping[str, Any]) -> str:
         """Say in words what a schema accepts."""
         node = self._deref(node)
-        options = node.get("anyOf", [])
+        options = self._options(node)
         if options:
             return " or ".join(self.allowed(option) for option in options)
         if "discriminator" in node:
@@ -584,6 +810,10 @@ class _SchemaWalker:
         if "enum" in node:
             return ", ".join(node["enum"])
         kind = node.get("type")
+        if "patternProperties" in node:
+            (value,) = node["patternProperties"].values()
+            sizes = f"{node['minProperties']} to {node['maxProperties']} names"
+            return f"a mapping of {sizes}, each with {self.allowed(value)}"
         if kind == "object":
             return f"a mapping with the keys {', '.join(node['properties'])}"
         if kind == "array":
@@ -609,7 +839,8 @@ def _bounds(node: Mapping[str, Any]) -> str:
         return f" from {low:g} to {high:g}" if isinstance(high, float) else f" from {low} to {high}"
     if low is not None:
         return f" >= {low:g}"
-    return f" > {node['exclusiveMinimum']:g}" if "exclusiveMinimum" in node else ""
+    most = "" if high is None else f" and <= {high:g}"
+    return f" > {node['exclusiveMinimum']:g}{most}" if "exclusiveMinimum" in node else ""
 
 
 def _explain(error: Mapping[str, Any]) -> str:

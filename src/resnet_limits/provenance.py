@@ -74,23 +74,18 @@ _FINITE_READS = (
     "save",
     "numerics.precision",
     "numerics.device",
-    "sweep.seeds",
     "sweep.engine",
 )
 _COMPARED = ("dmft", "mean_ode", "wide", "finite")
+# Each cell of these has its own number of seeds, which is part of its key and not of the stage's.
+SEEDED = frozenset({"mean_ode", "wide", "finite"})
+"""The stages whose results hold seeds."""
 
 _STAGES: dict[str, _Stage] = {
     "problem": _Stage(f"{_PACKAGE}.stages.problem", ("problem",)),
     "dmft": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, (), ("problem",)),
-    "mean_ode": _Stage(
-        f"{_PACKAGE}.stages.limits", (*_LIMIT_READS, "sweep.seeds"), ("embed_dim",), ("dmft",)
-    ),
-    "wide": _Stage(
-        f"{_PACKAGE}.stages.limits",
-        (*_LIMIT_READS, "sweep.seeds"),
-        ("depth", "embed_dim"),
-        ("dmft",),
-    ),
+    "mean_ode": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, ("embed_dim",), ("dmft",)),
+    "wide": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, ("depth", "embed_dim"), ("dmft",)),
     "finite": _Stage(
         f"{_PACKAGE}.stages.networks",
         _FINITE_READS,
@@ -98,7 +93,7 @@ _STAGES: dict[str, _Stage] = {
         ("problem",),
     ),
     "errors": _Stage(f"{_PACKAGE}.stages.errors", ("pairs", "save", "shapes"), (), _COMPARED),
-    "rates": _Stage(f"{_PACKAGE}.stages.errors", (), (), ("errors",)),
+    "rates": _Stage(f"{_PACKAGE}.stages.errors", ("families",), (), ("errors",)),
     "figures": _Stage(f"{_PACKAGE}.stages.figures", (), ("name",), ("rates",)),
 }
 
@@ -314,7 +309,8 @@ def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
         The validated experiment.
     **cell : int or str
         The sizes of one cell (``depth``, ``width``, ``embed_dim``, whichever the stage has; for
-        figures ``name``). Left out, the key is the part that all cells of the stage share.
+        figures ``name``). Left out, the key is the part that all cells of the stage share, which
+        does not say how many seeds a cell has.
 
     Returns
     -------
@@ -347,7 +343,27 @@ def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
             }
         )
     )
-    return _digest(common, _canonical_json(cell)) if cell else common
+    if not cell:
+        return common
+    seeds = {"seeds": len(cell_seeds(stage, experiment, **cell))} if stage in SEEDED else {}
+    return _digest(common, _canonical_json({**cell, **seeds}))
+
+
+def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
+    """Give the seeds inside one result: none for the problem and for limits without seeds.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment
+        The validated experiment.
+    **cell : int or str
+        As for `stage_key`.
+    """
+    if stage in {"problem", "dmft"}:
+        return range(0)
+    return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
 
 
 def _needed(experiment: Experiment) -> set[str]:
@@ -364,7 +380,16 @@ def _part(experiment: Experiment, values: dict[str, Any], key: str) -> object:
         return sorted(experiment.pairs)
     if key == "shapes":
         # The same shapes written as a grid or as a list are the same experiment.
-        return [list(shape) for shape in experiment.shapes]
+        return [[*shape, len(experiment.seeds_of(shape))] for shape in experiment.shapes]
+    if key == "families":
+        return {
+            name: [
+                [[parameters, *shape] for parameters, shape in members],
+                values["sweep"]["families"][name]["depth"]["exponent"],
+                values["sweep"]["families"][name]["embed_dim"]["exponent"],
+            ]
+            for name, members in experiment.families.items()
+        }
     value: Any = values
     for name in key.split("."):
         value = value[name]

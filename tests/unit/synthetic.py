@@ -6,13 +6,16 @@ names are those of the real stores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from resnet_limits.config import Experiment, experiment_from_dict
+from resnet_limits.config import Experiment, Shape, experiment_from_dict
+from resnet_limits.errors.families import Family, fit_families
+from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.problem import embedding_rows, make_problem
 
 OK, DIVERGED, NOT_RUN = 0, 1, 2
@@ -139,7 +142,8 @@ class Study:
 
     def finite(self, depth: int, width: int, embed_dim: int) -> xr.Dataset:
         study, problem, limit = self.experiment, make_problem(self.experiment), self.dmft()
-        seeds, steps = np.array(study.seeds), np.array(study.saved_steps)
+        seeds = np.array(study.seeds_of(Shape(depth, width, embed_dim)))
+        steps = np.array(study.saved_steps)
         layers = np.array(study.depth_layers(depth))
         s = layers / depth
         rng = np.random.default_rng([depth, width, embed_dim])
@@ -199,7 +203,7 @@ class Study:
                     seed,
                 )
                 for shape in self.experiment.shapes
-                for seed in self.experiment.seeds
+                for seed in self.experiment.seeds_of(shape)
             }
         )
         steps = np.array(self.experiment.saved_steps)
@@ -251,7 +255,20 @@ class Study:
             }
             for pair in self.experiment.pairs
         }
-        return {"experiment": self.experiment.experiment, "steps": shown, "pairs": pairs}
+        families = {
+            name: Family(
+                tuple(members),
+                self.experiment.sweep.families[name].depth.exponent,
+                self.experiment.sweep.families[name].embed_dim.exponent,
+            )
+            for name, members in self.experiment.families.items()
+        }
+        return {
+            "experiment": self.experiment.experiment,
+            "steps": shown,
+            "pairs": pairs,
+            "families": fit_families(self.errors(), families, shown, 0) if families else {},
+        }
 
     def _fit(self, pair: str, quantity: str, growth: float) -> dict[str, Any]:
         quantity = "output" if quantity == "output" else "hidden"
@@ -319,3 +336,32 @@ class Study:
                 for shape in best.values()
             ],
         }
+
+
+# --- errors alone ---------------------------------------------------------------------------------
+
+STEP = 5
+
+
+def table(cells: np.ndarray, error: np.ndarray) -> xr.Dataset:
+    """Errors (cells,) at step `STEP` of cells (cells, 4): depth, width, embed_dim and seed."""
+    L, M, D, k = cells.T
+    values = ("cell", "step"), error[:, None]
+    variables = {name: values for name, _ in OBSERVABLES.values()}
+    zeros = {f"{name}_stderr": (("cell", "step"), 0 * error[:, None]) for name in variables}
+    return xr.Dataset(
+        {**variables, **zeros, "status": ("cell", np.full(len(k), OK, np.int8))},
+        {
+            "step": [STEP],
+            "depth": ("cell", L),
+            "width": ("cell", M),
+            "embed_dim": ("cell", D),
+            "seed": ("cell", k),
+            "parameters": ("cell", (L * M * D).astype(float)),
+        },
+    ).copy(deep=True)
+
+
+def inside(value: float, interval: Sequence[float]) -> bool:
+    """Whether a value lies in an interval."""
+    return interval[0] <= value <= interval[1]

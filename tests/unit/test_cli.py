@@ -354,7 +354,6 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
     code, output, _ = run("train --help", capsys)
     assert code == DONE
     assert " or ".join(ENGINES) in " ".join(" ".join(output).split())
-    assert "implicit" not in " ".join(output)
 
 
 # --- bad input ------------------------------------------------------------------------------------

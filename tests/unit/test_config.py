@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -52,6 +53,24 @@ def _minimal(**changes: Any) -> dict[str, Any]:
     return values
 
 
+_FAMILY: dict[str, Any] = {
+    "parameters": [1.0e3, "1e+4", 1.0e6],
+    "depth": {"factor": 4, "exponent": "1/6"},
+    "embed_dim": {"factor": 2, "exponent": "1/3"},
+}
+
+
+def _families(family: dict[str, Any]) -> dict[str, Any]:
+    return {"families": {"h": family}}
+
+
+def _steps(*steps: tuple[int | None, int]) -> list[dict[str, Any]]:
+    return [
+        {"seeds": seeds} if parameters is None else {"parameters": parameters, "seeds": seeds}
+        for parameters, seeds in steps
+    ]
+
+
 def _refusal(values: object) -> str:
     with pytest.raises(InputError) as caught:
         experiment_from_dict(values, where="file.yaml")
@@ -79,7 +98,6 @@ def test_every_experiment_file_loads_and_fits_the_schema(file: Path) -> None:
     experiment = load_experiment(file)
     Draft202012Validator(json_schema()).validate(yaml.safe_load(file.read_text()))
     assert experiment_from_dict(experiment.model_dump()) == experiment
-    assert set(experiment.pairs) == set(PAIRS)
     header = file.read_text().splitlines()[0]
     schema = file.parent / header.removeprefix("# yaml-language-server: $schema=")
     assert schema.resolve() == _CONFIG / "config.schema.json"
@@ -96,23 +114,49 @@ def test_schema_file_is_in_step() -> None:
 
 
 def _keys(node: dict[str, Any], root: dict[str, Any]) -> Iterator[str]:
+    """Keys as the README writes them, with NAME for a name of one's own; "" for a value."""
     while "$ref" in node:
         node = root["$defs"][node["$ref"].rpartition("/")[2]]
-    for option in [*node.get("oneOf", []), *node.get("anyOf", [])]:
-        if "$ref" in option:
-            yield from _keys(option, root)
-    for name, below in node.get("properties", {}).items():
-        deeper = list(_keys(below, root))
-        yield from (f"{name}.{key}" for key in deeper)
-        if not deeper:
-            yield name
+    if node.get("type") == "null":
+        return
+    below = dict(node.get("properties", {}))
+    if "patternProperties" in node:
+        below["NAME"] = next(iter(node["patternProperties"].values()))
+    options = [] if below else [*node.get("oneOf", []), *node.get("anyOf", [])]
+    if "$ref" in node.get("items", {}):
+        options = [node["items"]]
+    found = {key for option in options for key in _keys(option, root)}
+    yield from found
+    for name, value in below.items():
+        yield from (f"{name}.{key}" if key else name for key in _keys(value, root))
+    if not found and not below:
+        yield ""
 
 
 def test_readme_explains_every_key_and_no_other() -> None:
     readme = (_CONFIG / "README.md").read_text().partition("## Keys")[2]
     rows = "\n".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("|"))
-    written = {key for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", rows) if key not in LOSSES}
-    assert written == set(_keys(json_schema(), json_schema()))
+    found = re.findall(r"`([a-z_]+(?:\.(?:[a-z_]+|NAME))*)`", rows)
+    assert set(found) - set(LOSSES) == set(_keys(json_schema(), json_schema()))
+
+
+def test_frontier_covers_ten_decades_along_the_best_families() -> None:
+    experiment = load_experiment(_CONFIG / "frontier.yaml")
+    powers = {"hidden": (1 / 6, 1 / 3), "output": (1 / 4, 2 / 5)}
+    assert set(experiment.families) == set(powers)
+    for name, members in experiment.families.items():
+        parameters = [P for P, _ in members]
+        assert (parameters[0], parameters[-1]) == (1e3, 1e13)
+        for (P, shape), (next_P, following) in itertools.pairwise(members):
+            assert 3 < next_P / P < 3.3
+            assert shape.parameters == pytest.approx(P, rel=0.09)
+            assert len(experiment.seeds_of(following)) <= len(experiment.seeds_of(shape))
+        first, last = members[0][1], members[-1][1]
+        for size, power in zip(("depth", "embed_dim"), powers[name], strict=True):
+            ratio = getattr(last, size) / getattr(first, size)
+            assert ratio == pytest.approx(1e10**power, rel=0.05)
+    assert experiment.saved_steps == (5,)
+    assert "wide" not in experiment.limits_needed
 
 
 def test_paper_linear_is_the_published_grid() -> None:
@@ -368,6 +412,61 @@ def test_import_brings_in_nothing_heavy() -> None:
         ({"sweep": {"shapes": [[1, 2, 3, 4]]}}, "sweep.shapes.0: got [1, 2, 3, 4]", "a list of 3"),
         ({"sweep": {"shapes": [[1, 0, 3]]}}, "sweep.shapes.0.1: got 0", "an integer from 1"),
         ({"sweep": {"shapes": []}}, "sweep.shapes: got []", "a list of 1"),
+        ({"sweep": _families({})}, "sweep.families.h.parameters: missing", "a list of 1 to 1000"),
+        ({"sweep": _families({"parameters": []})}, "sweep.families.h.parameters: got []", "1 to"),
+        ({"sweep": _families({"parameters": [0.5]})}, "sweep.families.h.parameters.0: got", "1"),
+        ({"sweep": _families(_FAMILY | {"wdith": 1})}, "sweep.families.h.wdith: unknown", "depth"),
+        ({"sweep": _families(_FAMILY | {"depth": 3})}, "sweep.families.h.depth: got 3", "factor"),
+        (
+            {"sweep": _families(_FAMILY | {"depth": {"factor": 0, "exponent": 0}})},
+            "sweep.families.h.depth.factor: got 0", "a finite number > 0 and <= 1e+09",
+        ),
+        (
+            {"sweep": _families(_FAMILY | {"depth": {"factor": 1, "exponent": "1/0"}})},
+            "sweep.families.h.depth.exponent: '1/0' is text", "a number or a fraction such as 1/6",
+        ),
+        (
+            {"sweep": _families(_FAMILY | {"depth": {"factor": 1, "exponent": "7/6"}})},
+            "sweep.families.h.depth.exponent: got 1.16", "from 0 to 1 or a fraction such as 1/6",
+        ),
+        (
+            {"sweep": _families(_FAMILY | {"parameters": [1e27]})},
+            "sweep.families.h: width is 3952850400424", "sizes from 1 to 1000000000",
+        ),
+        ({"sweep": {"families": {}}}, "sweep.families: got {}", "1 to 16 names, each with a map"),
+        ({"sweep": {"families": {"a b": _FAMILY}}}, "sweep.families.a b: got 'a b'", "1 to 64 of"),
+        ({"sweep__families": {"h": _FAMILY}}, "sweep: sizes are given by grid, fam", "exactly"),
+        ({"sweep__seeds": 0}, "sweep.seeds: got 0", "an integer from 1 to 10000"),
+        ({"sweep__seeds": "4"}, "sweep.seeds: got '4'", "or a list of 1 to 100 values, each a map"),
+        ({"sweep__seeds": []}, "sweep.seeds: got []", "a list of 1 to 100"),
+        ({"sweep__seeds": [4]}, "sweep.seeds.0: got 4", "the keys parameters, seeds"),
+        ({"sweep__seeds": [{"seeds": 0}]}, "sweep.seeds.0.seeds: got 0", "from 1 to 10000"),
+        ({"sweep__seeds": [{"seed": 1}]}, "sweep.seeds.0.seed: unknown", "parameters, seeds"),
+        (
+            {"sweep__seeds": [{"seeds": 4}, {"seeds": 2}]},
+            "sweep.seeds: parameters stands in every step but the last", "such as",
+        ),
+        (
+            {"sweep__seeds": [{"parameters": 10, "seeds": 4}]},
+            "sweep.seeds: parameters stands in every step but the last", "such as",
+        ),
+        (
+            {"sweep__seeds": _steps((10, 4), (10, 3), (None, 2))},
+            "sweep.seeds: parameters do not grow", "growing ones",
+        ),
+        (
+            {"sweep__seeds": _steps((10, 4), (None, 5))},
+            "sweep.seeds: seeds grow along the list", "the same or fewer",
+        ),
+        (
+            {
+                "sweep": {
+                    **{name: list(range(1, 101)) for name in ("depth", "width", "embed_dim")},
+                    "seeds": [{"parameters": 10, "seeds": 2}, {"seeds": 1}],
+                }
+            },
+            "sweep: 1000000 shapes with up to 2 seeds are 1000053 cells", "at most 1000000",
+        ),
         (
             {"sweep": {name: list(range(1, 101)) for name in ("depth", "width", "embed_dim")}},
             "sweep: 1000000 shapes with 4 seeds are 4000000 cells",
@@ -598,7 +697,12 @@ _POSITIVE = st.floats(0, 1e6, exclude_min=True)
 def _valid(draw: st.DrawFn) -> dict[str, Any]:
     steps = draw(st.integers(1, 200))
     axes = {name: draw(_SIZES) for name in ("depth", "width", "embed_dim")}
-    forms = [{"grid": axes}, axes, {"shapes": list(zip(*map(sorted, axes.values()), strict=False))}]
+    forms = [
+        {"grid": axes},
+        axes,
+        {"shapes": list(zip(*map(sorted, axes.values()), strict=False))},
+        _families(_FAMILY),
+    ]
     counts = {name: draw(st.integers(1, 50)) for name in ("samples", "inputs", "targets")}
     data: dict[str, Any] = draw(
         st.sampled_from(
@@ -628,7 +732,7 @@ def _valid(draw: st.DrawFn) -> dict[str, Any]:
         },
         "sweep": {
             **draw(st.sampled_from(forms)),
-            "seeds": draw(st.integers(1, 10_000)),
+            "seeds": draw(st.integers(1, 10_000) | st.just(_steps((1, 90), (1000, 4), (None, 4)))),
             "pairs": draw(st.lists(st.sampled_from(PAIRS), min_size=1, max_size=7)),
         },
         "numerics": {"limit_tolerance": draw(st.floats(1e-12, 1e3))},
@@ -649,6 +753,91 @@ def test_valid_experiments_survive_a_round_trip(values: dict[str, Any]) -> None:
     assert experiment_from_dict(yaml.safe_load(text)) == experiment
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
     Draft202012Validator(json_schema()).validate(experiment.model_dump(mode="json"))
+
+
+# --- families and seeds ---------------------------------------------------------------------------
+
+
+def test_shapes_of_a_family_are_powers_of_its_parameters() -> None:
+    experiment = experiment_from_dict(_minimal(sweep=_families(_FAMILY)))
+    assert experiment.families == {
+        "h": [
+            (1e3, Shape(13, 4, 20)),  # 4 * 3.162 and 2 * 10
+            (1e4, Shape(19, 12, 43)),  # 4 * 4.642 and 2 * 21.54
+            (1e6, Shape(40, 125, 200)),
+        ]
+    }
+    assert experiment.shapes == [shape for _, shape in experiment.families["h"]]
+    assert experiment.embed_dims == [20, 43, 200]
+    assert experiment_from_dict(_minimal()).families == {}
+
+
+def test_a_fraction_is_the_nearest_number() -> None:
+    sweep = experiment_from_dict(_minimal(sweep=_families(_FAMILY))).sweep
+    assert sweep.families is not None
+    assert sweep.families["h"].depth.exponent == 1 / 6
+    number = copy.deepcopy(_FAMILY)
+    number["depth"]["exponent"] = 1 / 6
+    assert experiment_from_dict(_minimal(sweep=_families(number))).sweep == sweep
+
+
+def test_sizes_do_not_hang_on_the_last_bit_of_a_power() -> None:
+    """1.05 x 1000^(1/3) is 10.5 up to rounding, which the nearest integer would follow."""
+    family = {**_FAMILY, "parameters": [1000.0], "embed_dim": {"factor": 1.05, "exponent": "1/3"}}
+    (shape,) = experiment_from_dict(_minimal(sweep=_families(family))).shapes
+    assert shape.embed_dim == 10
+    assert 1.05 * 1000 ** (1 / 3) != 10.5
+
+
+def test_small_parameters_leave_sizes_of_one() -> None:
+    family = {
+        "parameters": [1.0, 2.0, 1.0],
+        "depth": {"factor": 0.1, "exponent": 0},
+        "embed_dim": {"factor": 5, "exponent": 0},
+    }
+    experiment = experiment_from_dict(_minimal(sweep=_families(family)))
+    assert experiment.families["h"] == [(1.0, Shape(1, 1, 5)), (2.0, Shape(1, 1, 5))]
+    assert experiment.shapes == [Shape(1, 1, 5)]
+
+
+def test_shapes_that_families_share_are_there_once() -> None:
+    sweep = {"families": {"a": _FAMILY, "b": _FAMILY}}
+    experiment = experiment_from_dict(_minimal(sweep=sweep))
+    assert list(experiment.families) == ["a", "b"]
+    assert len(experiment.shapes) == experiment.sweep.count == 3
+
+
+def test_an_experiment_with_families_can_be_hashed() -> None:
+    one, two = (experiment_from_dict(_minimal(sweep=_families(_FAMILY))) for _ in range(2))
+    assert hash(one) == hash(two)
+
+
+def test_seeds_by_parameters() -> None:
+    shapes = [[1, 10, 10], [1, 1, 100], [1, 101, 1], [2, 50, 10], [7, 1, 999]]
+    seeds = _steps((100, 9), (1000, 5), (None, 2))
+    experiment = experiment_from_dict(_minimal(sweep={"shapes": shapes, "seeds": seeds}))
+    counts = {tuple(shape): len(experiment.seeds_of(shape)) for shape in experiment.shapes}
+    assert counts == {
+        (1, 10, 10): 9, (1, 1, 100): 9, (1, 101, 1): 5, (2, 50, 10): 5, (7, 1, 999): 2,
+    }  # fmt: skip
+    assert experiment.seeds == range(9)
+    assert experiment.cell_seeds(depth=2, width=50, embed_dim=10) == range(5)
+    # A limit has the seeds of all networks that are compared with it.
+    assert [len(experiment.cell_seeds(embed_dim=D)) for D in (1, 10, 100, 999)] == [5, 9, 9, 2]
+    assert experiment.cell_seeds(depth=1, embed_dim=10) == range(9)
+    assert experiment.cell_seeds(depth=2, embed_dim=10) == range(5)
+    # Sizes that the sweep does not have.
+    assert experiment.seeds_of(Shape(1, 1, 5)) == range(9)
+    assert experiment.cell_seeds(embed_dim=5) == range(9)
+
+
+def test_one_number_of_seeds_is_for_all() -> None:
+    one, steps = (
+        experiment_from_dict(_minimal(sweep__seeds=seeds)) for seeds in (3, _steps((None, 3)))
+    )
+    for experiment in (one, steps):
+        assert experiment.seeds == experiment.cell_seeds(embed_dim=4) == range(3)
+        assert all(experiment.seeds_of(shape) == range(3) for shape in experiment.shapes)
 
 
 def test_conftest_values_are_valid(tiny_values: Callable[..., dict[str, Any]]) -> None:

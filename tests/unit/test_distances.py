@@ -400,7 +400,7 @@ class Results:
     def __call__(self, kind: str, cell: dict[str, int]) -> xr.Dataset:
         self.opened.append((kind, tuple(cell.values())))
         rng = np.random.default_rng([len(kind), *cell.values()])
-        seeds, steps = len(self.experiment.seeds), self.experiment.training.steps
+        seeds, steps = len(self.experiment.cell_seeds(**cell)), self.experiment.training.steps
         samples, targets = self.problem.y.shape
         if kind != "finite":
             return limit(
@@ -434,7 +434,7 @@ class Results:
                 "s": ("depth_point", layers / cell["depth"]),
             },
         )
-        if cell == {"depth": 2, "width": 8, "embed_dim": 16}:
+        if cell == {"depth": 2, "width": 8, "embed_dim": 16} and seeds > 1:
             ds["status"].values[1], ds["diverged_step"].values[1] = DIVERGED, 1
             ds["hidden"].values[1, 1:] = ds["output"].values[1, 1:] = np.nan
         return ds.isel(seed=slice(seeds - self.missing_seeds)).chunk()
@@ -518,6 +518,37 @@ def test_seeds_that_a_store_lacks_are_not_run(tiny_experiment: Callable[..., Exp
     assert (table["status"] == xr.where(absent, NOT_RUN, OK)).all()
     assert table["status"].dtype == np.int8
     assert (np.isnan(table["hidden_rms"]) == absent).all()
+
+
+def test_networks_of_few_seeds_are_compared_with_limits_of_many(
+    tiny_experiment: Callable[..., Experiment],
+) -> None:
+    """The seeds of each cell are those of its shape; values are those of one number of seeds."""
+    pairs = ["wide-mean_ode", "mean_ode-dmft", "finite-mean_ode", "finite-dmft"]
+    steps = [{"parameters": 100, "seeds": 3}, {"parameters": 200, "seeds": 2}, {"seeds": 1}]
+    experiment = tiny_experiment(sweep={"pairs": pairs, "seeds": steps})
+    results = Results(experiment)
+    tables = stage.errors(experiment, results)
+    expected = {
+        (2, 8, 4): 3, (4, 8, 4): 2, (2, 8, 16): 1, (4, 8, 16): 1,
+        (2, 0, 4): 3, (4, 0, 4): 2, (2, 0, 16): 1, (4, 0, 16): 1,
+        (0, 0, 4): 3, (0, 0, 16): 1,
+    }  # fmt: skip
+    for pair, table in tables.items():
+        found = Counter(row[:3] for row in coords(table))
+        assert found == {key: expected[key] for key in found}
+        assert not (table["status"] == NOT_RUN).any(), pair
+    assert sum(len(set(coords(table))) for table in tables.values()) == 2 * 7 + 7 + 4
+    # The network of two seeds against the limit of three, by hand.
+    mean_ode = results("mean_ode", {"embed_dim": 4})
+    finite = results("finite", {"depth": 4, "width": 8, "embed_dim": 4})
+    assert (mean_ode.sizes["seed"], finite.sizes["seed"]) == (3, 2)
+    gap = finite["output"].values - mean_ode["output"].values[:2]
+    table = tables["finite-mean_ode"]
+    rows = (table["depth"] == 4) & (table["embed_dim"] == 4)
+    np.testing.assert_allclose(
+        table["output_rms"].values[rows.values], np.sqrt((gap**2).mean(axis=(2, 3)))
+    )
 
 
 def test_kept_steps_only(tiny_experiment: Callable[..., Experiment]) -> None:

@@ -25,7 +25,8 @@ from resnet_limits.figures import fits, style
 from resnet_limits.figures.cells import by_shape
 from resnet_limits.figures.tables import rates_table_html, rates_table_rows
 from resnet_limits.problem import embedding_rows, make_problem
-from resnet_limits.stages.figures import FIGURES, figure, save
+from resnet_limits.stages.figures import figure, save
+from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
 
 REPORT = Path(__file__).parents[2] / "workflow" / "report"
@@ -47,6 +48,27 @@ def some_diverged() -> Study:
     return study
 
 
+def families(**sweep) -> Study:
+    parameters = [10.0 ** (k / 2) for k in range(6, 15)]
+    hidden = {
+        "parameters": parameters,
+        "depth": {"factor": 4, "exponent": "1/6"},
+        "embed_dim": {"factor": 2, "exponent": "1/3"},
+    }
+    output = {
+        "parameters": parameters,
+        "depth": {"factor": 2, "exponent": "1/4"},
+        "embed_dim": {"factor": 1.5, "exponent": "2/5"},
+    }
+    return small(
+        grid=None,
+        families={"hidden": hidden, "output": output},
+        seeds=[{"parameters": 2e4, "seeds": 6}, {"seeds": 3}],
+        pairs=["finite-mean_ode", "mean_ode-dmft", "finite-dmft"],
+        **sweep,
+    )
+
+
 def all_diverged() -> Study:
     study = small(shapes=[[4, 8, 8], [8, 16, 16], [16, 32, 32]], grid=None)
     study.diverged = {(*shape, seed) for shape in study.experiment.shapes for seed in range(3)}
@@ -61,6 +83,7 @@ CASES = {
     "one_shape": lambda: small(grid=None, shapes=[[2, 2, 2]], seeds=1),
     "some_diverged": some_diverged,
     "all_diverged": all_diverged,
+    "families": families,
 }
 
 
@@ -116,9 +139,18 @@ def test_an_unknown_name_is_refused(study):
         drawn(study, "pie_chart")
 
 
+@pytest.fixture(scope="module")
+def of_families() -> dict[str, Figure]:
+    return {name: drawn(families(), name) for name in FIGURES}
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_words_lie_on_other_words(full, name):
-    fig = full[name]
+@pytest.mark.parametrize("study_of", ["full", "of_families"])
+def test_no_words_lie_on_other_words(request, study_of, name):
+    no_words_lie_on_other_words(request.getfixturevalue(study_of)[name])
+
+
+def no_words_lie_on_other_words(fig: Figure) -> None:
     fig.draw_without_rendering()
     renderer = fig.canvas.get_renderer()
     boxes = [
@@ -167,7 +199,7 @@ def test_the_check_for_overlap_sees_an_overlap():
     axes.text(0.5, 0.5, "one word")
     axes.text(0.51, 0.5, "another")
     with pytest.raises(AssertionError, match="on"):
-        test_no_words_lie_on_other_words({"it": fig}, "it")
+        no_words_lie_on_other_words(fig)
 
 
 def test_files_are_the_same_every_time_and_hold_text_as_text(study, tmp_path):
@@ -675,10 +707,118 @@ def test_numbers_are_written_with_three_digits(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.5, "1/2"), (1.0, "1"), (-1 / 6, "−1/6"), (-0.2, "−1/5"), (0.123, "0.123")],
+    [
+        (0.5, "1/2"),
+        (1.0, "1"),
+        (-1 / 6, "−1/6"),
+        (-0.2, "−1/5"),
+        (-0.3, "−3/10"),
+        (0.123, "0.123"),
+    ],
 )
 def test_exponents_of_theory_are_written_as_fractions(value, text):
     assert style.fraction(value) == text
+
+
+# --- families of shapes ---------------------------------------------------------------------------
+
+
+def test_frontier_shows_every_pair_of_every_family(of_families):
+    study = families()
+    rates = study.rates()
+    places = [(name, quantity) for name in rates["families"] for quantity in ("hidden", "output")]
+    drawn_fits = 0
+    for axes, (name, quantity) in zip(of_families["frontier"].axes, places, strict=True):
+        theories = lines(axes, "_theory")
+        fits = iter(lines(axes, "_fit"))
+        written = " ".join(text.get_text() for text in axes.texts)
+        colours = {}
+        for bars in axes.containers:
+            data = bars.lines[0]
+            colours[data.get_color()] = np.array(data.get_data())
+        assert len(colours) == 3
+        for number, (pair, found) in enumerate(rates["families"][name]["pairs"].items()):
+            fit = found[quantity][str(LAST)]
+            points = colours[style.PAIR_COLOURS[pair]]
+            np.testing.assert_allclose(points[0], [p["parameters"] for p in fit["points"]])
+            np.testing.assert_allclose(points[1], [p["error"] for p in fit["points"]])
+            P, error = theories[number]
+            slope = np.log(error[1] / error[0]) / np.log(P[1] / P[0])
+            assert slope == pytest.approx(fit["theory"])
+            for of_range in fit["fits"]:
+                if of_range["exponent"] is None:
+                    continue
+                P, error = next(fits)
+                drawn_fits += 1
+                slope = np.log(error[1] / error[0]) / np.log(P[1] / P[0])
+                assert slope == pytest.approx(of_range["exponent"])
+                np.testing.assert_allclose(P, of_range["parameters"])
+                shown = style.with_interval(
+                    of_range["exponent"],
+                    of_range["exponent_interval"],
+                    lambda value: style.fixed(value, 3),
+                )
+                assert shown in written
+            assert style.fraction(fit["theory"]) in written
+            # Nothing that is drawn lies under the words, or beyond the axis.
+            assert axes.get_ylim()[0] < points[1].min()
+            assert points[1].max() < axes.get_ylim()[1]
+        assert next(fits, None) is None
+    assert drawn_fits >= 20
+
+
+def test_frontier_says_what_a_family_is_and_what_the_colours_are(of_families):
+    text = words(of_families["frontier"])
+    assert "family hidden: D ~ P^(1/3), L ~ P^(1/6)" in text
+    assert "family output: D ~ P^(2/5), L ~ P^(1/4)" in text
+    assert "P ≥ 1e4" in text
+    for pair in ("finite-mean_ode", "mean_ode-dmft", "finite-dmft"):
+        assert style.pair_name(pair) in text
+
+
+def test_frontier_counts_what_it_leaves_out():
+    study = families()
+    study.diverged = {(*shape, 0) for shape in study.experiment.shapes}
+    assert "hidden, finite network – DMFT limit: 9 diverged of 36 cells left out." in words(
+        drawn(study, "frontier")
+    )
+    study.diverged = {
+        (*shape, seed) for shape in study.experiment.shapes for seed in study.experiment.seeds
+    }
+    fig = drawn(study, "frontier")
+    assert len(fig.axes[0].containers) == 1
+
+
+def test_frontier_without_families_says_so(full):
+    assert "no families of shapes" in words(full["frontier"])
+
+
+def test_the_table_has_the_exponents_of_families(of_families):
+    study = families()
+    rates = study.rates()
+    rows = [row for row in rates_table_rows(rates) if row["kind"] == "family"]
+    assert len(rows) == 2 * 2 * 3 * 3 * len(rates["steps"])
+    fit = rates["families"]["output"]["pairs"]["finite-dmft"]["output"][str(LAST)]["fits"][1]
+    (row,) = [
+        row
+        for row in rows
+        if (row["pair"], row["quantity"], row["step"], row["variable"])
+        == ("finite-dmft", "output", LAST, "P ≥ 1e4, output")
+    ]
+    assert row["exponent"] == fit["exponent"]
+    assert [row["exponent_low"], row["exponent_high"]] == fit["exponent_interval"]
+    assert row["theory"] == pytest.approx(-1 / 5)
+    shown = style.with_interval(
+        fit["exponent"], fit["exponent_interval"], lambda value: style.fixed(value, 3)
+    )
+    assert shown in words(of_families["rates_table"])
+
+
+def test_figures_of_grids_say_what_families_lack(of_families):
+    text = words(of_families["error_vs_shape"])
+    for symbol in "DLM":
+        assert f"No two shapes of this experiment differ in {symbol} alone." in text
+    assert "does not compare finite-wide" in words(of_families["three_terms"])
 
 
 # --- captions -------------------------------------------------------------------------------------

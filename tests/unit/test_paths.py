@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from resnet_limits.stages.paths import CELL_KEYS, KINDS, Paths, cell_name, cells
+from resnet_limits.config import experiment_from_dict
+from resnet_limits.stages.paths import (
+    CELL_KEYS,
+    FIGURES,
+    KINDS,
+    Paths,
+    cell_name,
+    cells,
+    figure_names,
+)
 
 PLACES = [
     ("problem", {}, "problem.zarr"),
@@ -34,6 +43,17 @@ def test_figures_and_report():
     paths = Paths(Path("elsewhere"), "e")
     assert paths.figures == Path("elsewhere/e/figures")
     assert paths.report == Path("elsewhere/e/report.html")
+
+
+def test_the_frontier_is_drawn_for_families_only(tiny_experiment, tiny_values):
+    assert set(FIGURES) - set(figure_names(tiny_experiment())) == {"frontier"}
+    family = {
+        "parameters": [100],
+        "depth": {"factor": 2, "exponent": 0},
+        "embed_dim": {"factor": 4, "exponent": 0},
+    }
+    values = tiny_values() | {"sweep": {"families": {"a": family}}}
+    assert figure_names(experiment_from_dict(values)) == FIGURES
 
 
 def test_wildcards_make_patterns():

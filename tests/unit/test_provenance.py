@@ -12,7 +12,14 @@ import yaml
 
 from resnet_limits import provenance
 from resnet_limits.config import experiment_from_dict
-from resnet_limits.provenance import code_hash, collect, imported_modules, stage_key, stage_module
+from resnet_limits.provenance import (
+    cell_seeds,
+    code_hash,
+    collect,
+    imported_modules,
+    stage_key,
+    stage_module,
+)
 from resnet_limits.store import PROVENANCE
 
 CELLS = {
@@ -222,6 +229,66 @@ def test_a_grid_and_the_list_of_its_shapes_are_the_same(package, tiny_experiment
     values["sweep"] = {**sweep, "shapes": [list(shape) for shape in experiment.shapes]}
     other = experiment_from_dict(values)
     assert keys(other) == keys(experiment)
+
+
+def test_seeds_are_part_of_a_cell_and_not_of_its_stage(package, tiny_experiment):
+    """More seeds for small shapes: nothing else is computed again, but the comparison is."""
+    steps = [{"parameters": 100, "seeds": 3}, {"seeds": 2}]
+    one, other = tiny_experiment(), tiny_experiment(sweep={"seeds": steps})
+    shared = {"mean_ode", "wide", "finite"}
+    assert all(stage_key(stage, one) == stage_key(stage, other) for stage in shared)
+    cells = {  # the shape L2_M8_D4 has 64 parameters, all others have more
+        "mean_ode": [{"embed_dim": D} for D in (4, 16)],
+        "wide": [{"depth": L, "embed_dim": D} for L in (2, 4) for D in (4, 16)],
+        "finite": [{"depth": L, "width": 8, "embed_dim": D} for L in (2, 4) for D in (4, 16)],
+    }
+    stale = [
+        tuple(cell.values())
+        for stage, of_stage in cells.items()
+        for cell in of_stage
+        if stage_key(stage, one, **cell) != stage_key(stage, other, **cell)
+    ]
+    assert stale == [(4,), (2, 4), (2, 8, 4)]
+    assert changed(keys(one), keys(other)) == shared | AFTER
+
+
+def test_seeds_written_otherwise_are_the_same(package, tiny_experiment):
+    steps = [{"parameters": 1000, "seeds": 2}, {"seeds": 2}]
+    assert keys(tiny_experiment()) == keys(tiny_experiment(sweep={"seeds": steps}))
+
+
+def test_seeds_inside_a_result(tiny_experiment):
+    steps = [{"parameters": 100, "seeds": 3}, {"seeds": 2}]
+    experiment = tiny_experiment(sweep={"seeds": steps})
+    found = {
+        stage: len(cell_seeds(stage, experiment, **CELLS[stage])) for stage in ALL - {"figures"}
+    }
+    assert found == {
+        "problem": 0, "dmft": 0, "mean_ode": 3, "wide": 3, "finite": 3, "errors": 3, "rates": 3,
+    }  # fmt: skip
+    assert cell_seeds("mean_ode", experiment, embed_dim=16) == range(2)
+
+
+def test_families_make_only_the_rates_stale(package, tiny_experiment, tiny_values):
+    """A family of the same shapes as a list of them."""
+    family = {
+        "parameters": [100, 1000],
+        "depth": {"factor": 2, "exponent": 0},
+        "embed_dim": {"factor": 1, "exponent": "1/3"},
+    }
+    rest = {key: value for key, value in tiny_values()["sweep"].items() if key != "grid"}
+
+    def experiment(**sweep):
+        return experiment_from_dict(tiny_values() | {"sweep": rest | sweep})
+
+    one = experiment(families={"a": family})
+    listed = experiment(shapes=[list(shape) for shape in one.shapes])
+    assert changed(keys(one), keys(listed)) == {"rates", "figures"}
+    renamed = experiment(families={"b": family})
+    assert changed(keys(one), keys(renamed)) == {"rates", "figures"}
+    # Another exponent that rounds to the same shapes has another theory.
+    near = family | {"embed_dim": {"factor": 1, "exponent": 0.3334}}
+    assert changed(keys(one), keys(experiment(families={"a": near}))) == {"rates", "figures"}
 
 
 def test_a_limit_that_no_pair_needs_does_not_count(package, tiny_experiment):

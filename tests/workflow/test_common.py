@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import tomllib
@@ -16,7 +15,7 @@ import yaml
 from trees import ROOT
 
 from resnet_limits import provenance
-from resnet_limits.stages.figures import FIGURES
+from resnet_limits.stages.paths import FIGURES
 
 COMMON = ROOT / "rules" / "common.smk"
 
@@ -107,28 +106,66 @@ def test_new_cells_do_not_share_jobs_with_those_of_the_last_sweep(
     old = [names["cell_name"]("finite", **c) for c in names["cells"]("finite", names["EXPERIMENT"])]
     manifest = names["PATHS"].manifest("errors")
     manifest.parent.mkdir(parents=True)
-    manifest.write_text(json.dumps({"cells": old}), encoding="utf-8")
+    manifest.write_text(json.dumps({"cells": dict.fromkeys(old, 2)}), encoding="utf-8")
     names = common(sweep=_grid(4, 8, 12))
     for bundle in names["bundles"]("finite"):
         known = {names["cell_name"]("finite", **cell) in old for cell in bundle.cells}
         assert len(known) == 1
 
 
+def test_cells_of_a_job_have_the_same_number_of_seeds(common: Callable[..., Any]) -> None:
+    """It is in ``params``, so that a change of it plans the jobs of those cells only."""
+    seeds = [{"parameters": 100, "seeds": 3}, {"seeds": 2}]
+    names = common(sweep={**_grid(4, 8), "seeds": seeds})
+    bundles = names["bundles"]("finite")
+    assert sorted(bundle.seeds for bundle in bundles) == [2, 3]
+    for bundle in bundles:
+        for cell in bundle.cells:
+            assert bundle.seeds == (3 if cell == dict.fromkeys(cell, 4) else 2)
+
+
+def test_cells_with_more_seeds_than_before_do_not_share_jobs_with_others(
+    common: Callable[..., Any],
+) -> None:
+    """A grid of one number of seeds, of which one cell is found with another."""
+    names = common(sweep=_grid(4, 8))
+    old = [names["cell_name"]("finite", **c) for c in names["cells"]("finite", names["EXPERIMENT"])]
+    manifest = names["PATHS"].manifest("errors")
+    manifest.parent.mkdir(parents=True)
+    found = {**dict.fromkeys(old, 2), old[3]: 1}
+    manifest.write_text(json.dumps({"cells": found}), encoding="utf-8")
+    shared = [
+        [names["cell_name"]("finite", **cell) for cell in bundle.cells]
+        for bundle in names["bundles"]("finite")
+    ]
+    assert [old[3]] in shared
+
+
+def test_networks_without_weights_are_thought_to_be_cheap_where_they_are_large(
+    common: Callable[..., Any],
+) -> None:
+    sweep = _grid(4)
+    cell = {"depth": 100, "width": 100_000, "embed_dim": 100_000}
+    small = {"depth": 4, "width": 8, "embed_dim": 8}
+    auto, dense, implicit = (
+        common(sweep={**sweep, "engine": engine}) for engine in ("auto", "dense", "implicit")
+    )
+    for estimate in ("seconds", "megabytes"):
+        large = {name: names[estimate]("finite", cell) for name, names in
+                 (("auto", auto), ("dense", dense), ("implicit", implicit))}  # fmt: skip
+        assert large["auto"] == large["implicit"] < large["dense"] / 100
+        assert auto[estimate]("finite", small) == dense[estimate]("finite", small)
+
+
 def test_large_networks_ask_for_their_memory_and_for_cores(common: Callable[..., Any]) -> None:
-    names = common()
+    names = common(sweep={"engine": "dense"})
     small, large = ([{"depth": 50, "width": size, "embed_dim": size}] for size in (100, 4000))
     weights = 2 * 50 * 4000**2 * 8 / 2**20
     assert weights < names["mem_mb"]("finite", large) < 3 * weights
     assert names["cores"]("finite", large) > names["cores"]("finite", small) == 1
 
 
-def test_figures_are_those_of_the_package_and_have_captions() -> None:
-    assignments = {
-        node.targets[0].id: node.value
-        for node in ast.parse(COMMON.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    assert ast.literal_eval(assignments["FIGURES"]) == FIGURES
+def test_every_figure_has_a_caption() -> None:
     for name in ("workflow", *FIGURES):
         assert (ROOT / "workflow" / "report" / f"{name}.rst").is_file()
 
@@ -181,6 +218,7 @@ def test_missing_data_file_is_one_line(
     ("first_record", "second_record", "refused"),
     [
         ("other", "other", False),  # Snakemake sees the change itself
+        ("other seeds", "current", False),
         (None, "other", True),
         ("current", "current", True),
         ("other", None, True),  # with one record missing, Snakemake compares none
@@ -204,7 +242,12 @@ def test_results_that_snakemake_wrongly_takes_for_current_are_refused(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
     current = provenance.stage_key("mean_ode", experiment)
-    params = {"other": ["'1'"], "current": [repr(current)], None: None}
+    params = {
+        "other": ["'1'"],
+        "other seeds": [repr(current), "1"],
+        "current": [repr(current), "2"],
+        None: None,
+    }
     records = {str(first[0]): params[first_record], str(second[0]): params[second_record]}
     names["workflow"].persistence = SimpleNamespace(params=lambda path: records[str(path)])
     check = names["goal"]("result")

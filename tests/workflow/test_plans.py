@@ -71,6 +71,10 @@ CHANGES = {
         experiment(sweep={"grid": {**GRID, "embed_dim": [4, 8, 16]}}),
         {"finite": 1, "mean_ode": 1, "wide": 1, **ERRORS},
     ),
+    "more seeds for the smallest shape": Change(
+        experiment(sweep={"seeds": [{"parameters": 100, "seeds": 3}, {"seeds": 2}]}),
+        {"finite": 1, "mean_ode": 1, "wide": 1, **ERRORS},
+    ),
     "depth removed": Change(experiment(sweep={"grid": {**GRID, "depth": [4]}}), ERRORS),
 }
 

@@ -16,8 +16,7 @@ from trees import Tree, planned
 
 from resnet_limits import store
 from resnet_limits.config import experiment_from_dict
-from resnet_limits.stages.figures import FIGURES
-from resnet_limits.stages.paths import Paths, cells
+from resnet_limits.stages.paths import Paths, cells, figure_names
 
 Values = Callable[..., dict[str, Any]]
 
@@ -31,7 +30,9 @@ def test_every_result_is_there_and_sound(finished_tree: Tree, tiny_values: Value
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
     assert json.loads(paths.store("rates").read_text())["experiment"] == "tiny"
     names = {path.name for path in paths.figures.iterdir()}
-    assert names == {f"{name}.{form}" for name in FIGURES for form in ("png", "svg")}
+    assert names == {
+        f"{name}.{form}" for name in figure_names(experiment) for form in ("png", "svg")
+    }
 
 
 def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
@@ -42,10 +43,13 @@ def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
     assert all("done in" in text for text in logs.values())
 
 
-def test_report_shows_every_figure_with_a_caption_and_works_offline(finished_tree: Tree) -> None:
+def test_report_shows_every_figure_with_a_caption_and_works_offline(
+    finished_tree: Tree, tiny_values: Values
+) -> None:
+    figures = figure_names(experiment_from_dict(tiny_values()))
     page = (finished_tree.path / "results/tiny/report.html").read_text(encoding="utf-8")
-    assert all(f"{name}.png" in page for name in FIGURES)
-    assert page.count("data:image/png") >= len(FIGURES)
+    assert all(f"{name}.png" in page for name in figures)
+    assert page.count("data:image/png") >= len(figures)
     assert "<p>" in page.partition('"caption"')[2]
     assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
 

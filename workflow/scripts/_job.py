@@ -71,7 +71,7 @@ class Job:
             experiment=self.experiment,
             key=provenance.stage_key(self.stage, self.experiment, **cell),
             device="cpu",
-            seeds=() if self.stage in {"problem", "dmft"} else self.experiment.seeds,
+            seeds=provenance.cell_seeds(self.stage, self.experiment, **cell),
             started=started,
             manifest=self.paths.manifest(self.stage, **cell),
             facts=facts,

@@ -7,10 +7,15 @@ from _job import running
 with running(snakemake, "errors") as job:
     import dask
 
+    from resnet_limits import provenance
     from resnet_limits.stages import errors
     from resnet_limits.stages.paths import KINDS, cell_name, cells
 
     started = time.monotonic()
-    names = [cell_name(kind, **cell) for kind in KINDS for cell in cells(kind, job.experiment)]
+    compared = {
+        cell_name(kind, **cell): len(provenance.cell_seeds(kind, job.experiment, **cell))
+        for kind in KINDS
+        for cell in cells(kind, job.experiment)
+    }
     with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
-        job.publish(errors.errors(job.experiment, job.open_store), started, {}, cells=names)
+        job.publish(errors.errors(job.experiment, job.open_store), started, {}, cells=compared)

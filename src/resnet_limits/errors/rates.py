@@ -3,15 +3,14 @@
 Per shape the error is the root mean square over its seeds. A power law is fitted by least squares
 on logs. A law of several terms is fitted as a whole, also on logs, with the terms in quadrature:
 the parts are a bias (1/L, D/(LM)) and centred noise of independent origin (sqrt(D/(LM)),
-1/sqrt(LM), 1/sqrt(D)), whose mean squares add (theory.md, "The claim under test"). Intervals come
-from a bootstrap over whole seeds, because the shapes of one seed share their embedding rows.
+1/sqrt(LM), 1/sqrt(D)), whose mean squares add (theory.md, "The claim under test").
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -21,15 +20,23 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from resnet_limits.randomness import generator
+from resnet_limits.errors.samples import (
+    OBSERVABLES,
+    SIZES,
+    Array,
+    Draws,
+    Study,
+    interval_method,
+    make_study,
+    regress,
+    resample,
+    t_quantile,
+    wider,
+)
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float64]
 Fit = dict[str, Any]
-
-SIZES = ("depth", "width", "embed_dim")
-"""Names of L, M and D, the order of the powers in `POWERS`."""
 
 POWERS: dict[str, tuple[float, float, float]] = {
     "1/L": (-1.0, 0.0, 0.0),
@@ -40,13 +47,6 @@ POWERS: dict[str, tuple[float, float, float]] = {
     "1/sqrt(LM)": (-0.5, -0.5, 0.0),
 }
 """Powers of L, M and D in each variable of a law."""
-
-OBSERVABLES = {
-    "hidden": ("hidden_rms", "hidden_rms_stderr"),
-    "hidden_max_mean_abs": ("hidden_max_mean_abs", "hidden_rms_stderr"),
-    "output": ("output_rms", "output_rms_stderr"),
-}
-"""For each observable its distance and standard error in the errors store."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,15 @@ LAWS: dict[str, dict[str, Law]] = {
 }
 """Law of each pair for ``hidden`` (both metrics) and ``output``."""
 
-RESAMPLES = 500
-CONFIDENCE = 0.95
-RESOLUTION = 10.0
-"""An error counts as measured if it exceeds this many of its own standard errors."""
-
-_OK, _DIVERGED = 0, 1
 _MIN_VALUES = 3
 """A power through fewer distinct values is not tested by anything."""
 _BINS_PER_DECADE = 4
 _MIN_SHAPES_IN_BIN = 3
-_ROUNDING = 1e-12
-"""Distances below this are rounding errors, whatever their standard error."""
 _COLLINEAR = 1e-6
 _WIDER = (
     "on each side the wider of the bootstrap over whole seeds and a t interval from the residuals "
     "of the {}"
 )
-_BLOCK_ELEMENTS = 1 << 22
 _MAX_ITERATIONS = 200
 
 
@@ -203,12 +194,12 @@ def fit(dataset: xr.Dataset, pair: str, observable: str, step: int, root_seed: i
         "amplitude_at_theory": None,
         "amplitude_at_theory_interval": None,
     }
-    study = _study(dataset, observable, step)
+    study = make_study(dataset, observable, step)
     result |= {
         "cells": study.cells,
         "shapes": len(study.sizes),
         "seeds": study.seeds,
-        "interval_method": _interval_method(study.seeds),
+        "interval_method": interval_method(study),
         "residual": None,
         "range": None,
         "sizes": {name: _range(column) for name, column in zip(SIZES, study.sizes.T, strict=True)},
@@ -221,22 +212,22 @@ def fit(dataset: xr.Dataset, pair: str, observable: str, step: int, root_seed: i
         if law.budget is not None:
             result["fixed_budget"] = _no_budget(law.budget, result["reason"])
         return result
-    weights = _resampled_seeds(study.seeds, root_seed)
+    draws = resample(study.strata, root_seed)
     if law.variable is not None and law.theory is not None:
-        result |= _power_fit(study, weights, law.variable, law.theory)
+        result |= _power_fit(study, draws, law.variable, law.theory)
     if law.terms:
-        found = _joint_fit(study, weights, law.terms)
+        found = _joint_fit(study, draws, law.terms)
         if law.variable is not None:
             # The exponent stands beside the terms, and the residual and reason are its own.
             found["terms_residual"] = found.pop("residual", None)
             if "reason" in found:
                 found["reason"] = result.get("reason", f"terms: {found['reason']}")
         result |= found
-    result["individual"] = _individual_fits(study, weights, law)
+    result["individual"] = _individual_fits(study, draws, law)
     if law.budget is not None:
-        result["fixed_budget"] = _budget_fit(study, weights, law.budget)
-    json_values: Fit = _json(result)
-    return json_values
+        result["fixed_budget"] = _budget_fit(study, draws, law.budget)
+    values: Fit = json_values(result)
+    return values
 
 
 def _range(values: NDArray[Any]) -> list[Any] | None:
@@ -250,12 +241,12 @@ def _model(law: Law) -> str:
     return f"error^2 = {squares}"
 
 
-def _json(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """Turn NumPy values into JSON ones, and numbers that are not finite into None."""
     if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
+        return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
+        return [json_values(item) for item in value]
     if isinstance(value, np.integer | np.bool_):
         return value.item()
     if isinstance(value, float | np.floating):
@@ -263,230 +254,7 @@ def _json(value: Any) -> Any:
     return value
 
 
-# --- from cells to shapes -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Study:
-    """The errors of one distance at one step, shapes by seeds.
-
-    Attributes
-    ----------
-    sizes : ndarray of int, shape (shapes, 3)
-        Shapes with at least one cell that is used.
-    squares : ndarray, shape (shapes, seeds)
-        Squared errors; 0 where not used.
-    used : ndarray of bool, shape (shapes, seeds)
-    cells : dict
-        Counts of all cells.
-    """
-
-    sizes: NDArray[np.int64]
-    squares: Array
-    used: NDArray[np.bool_]
-    cells: dict[str, int]
-
-    @property
-    def seeds(self) -> int:
-        """Number of seeds with at least one cell that is used."""
-        return self.used.shape[1]
-
-    @property
-    def log_errors(self) -> Array:
-        """Log of the RMS over seeds of each shape."""
-        logs: Array = 0.5 * np.log(self.squares.sum(axis=1) / self.used.sum(axis=1))
-        return logs
-
-    def resampled(self, weights: Array) -> Iterator[tuple[slice, Array, NDArray[np.bool_]]]:
-        """Log errors with weighted seeds, in blocks of bounded size.
-
-        Parameters
-        ----------
-        weights : ndarray, shape (resamples, seeds)
-
-        Yields
-        ------
-        rows : slice
-            Which resamples.
-        logs : ndarray, shape (rows, shapes)
-            Log RMS errors; 0 where a resample holds no cell of the shape.
-        valid : ndarray of bool, shape (rows, shapes)
-            Where it holds one.
-        """
-        length = max(1, _BLOCK_ELEMENTS // len(self.sizes))
-        for start in range(0, len(weights), length):
-            rows = slice(start, start + length)
-            count = weights[rows] @ self.used.T.astype(float)
-            total = weights[rows] @ self.squares.T
-            valid = count > 0
-            mean = np.divide(total, count, out=np.ones_like(total), where=valid)
-            yield rows, 0.5 * np.log(mean), valid
-
-
-def _study(dataset: xr.Dataset, observable: str, step: int) -> _Study:
-    """Sort the cells at a step into shapes by seeds, and count those that cannot be used."""
-    name, stderr_name = OBSERVABLES[observable]
-    if step in dataset["step"].values:
-        at_step = dataset[[name, stderr_name]].sel(step=step)
-        error, stderr = at_step[name].values, np.nan_to_num(at_step[stderr_name].values)
-    else:
-        error = np.full(dataset.sizes["cell"], np.nan)
-        stderr = np.zeros_like(error)
-    status = dataset["status"].values
-    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(np.int64)
-    sizes, shape = np.unique(all_sizes, axis=0, return_inverse=True)
-    seeds, seed = np.unique(dataset["seed"].values, return_inverse=True)
-    shape = shape.reshape(-1)
-    table = (len(sizes), len(seeds))
-
-    diverged = status == _DIVERGED
-    sound = (status == _OK) & np.isfinite(error)
-    squares, noise = np.zeros(table), np.zeros(table)
-    present = np.zeros(table, bool)
-    squares[shape[sound], seed[sound]] = error[sound] ** 2
-    noise[shape[sound], seed[sound]] = stderr[sound]
-    present[shape[sound], seed[sound]] = True
-    # A cell's standard error is held against its shape's RMS, not against its own error: leaving
-    # out the smallest errors of a shape alone would make the others look larger than they are.
-    rms = np.sqrt(squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
-    used = present & (rms >= RESOLUTION * noise) & (rms > _ROUNDING)
-    squares = np.where(used, squares, 0.0)
-    kept = np.ix_(used.any(axis=1), used.any(axis=0))
-    cells = {
-        "total": int(np.prod(table)),
-        "used": int(used.sum()),
-        "diverged": int(diverged.sum()),
-        "below_resolution": int((present & ~used).sum()),
-    }
-    cells["missing"] = cells["total"] - cells["diverged"] - int(present.sum())
-    return _Study(sizes[used.any(axis=1)], squares[kept], used[kept], cells)
-
-
-# --- intervals ------------------------------------------------------------------------------------
-
-
-def _resampled_seeds(seeds: int, root_seed: int) -> Array:
-    """Draw how often each seed enters each resample; the first row is the sample itself.
-
-    Returns
-    -------
-    ndarray, shape (1 + RESAMPLES, seeds)
-    """
-    draws = generator(root_seed, "bootstrap").multinomial(
-        seeds, np.full(seeds, 1.0 / seeds), size=RESAMPLES
-    )
-    return np.concatenate([np.ones((1, seeds)), draws])
-
-
-def _interval_method(seeds: int) -> str | None:
-    if seeds == 0:
-        return None
-    if seeds == 1:
-        return "t interval from the residuals: a single seed cannot be resampled"
-    return (
-        f"bootstrap over whole seeds, {RESAMPLES} resamples, percentiles corrected for bias and "
-        f"widened by {_widening(seeds):.2f} for {seeds} seeds"
-    )
-
-
-def _t_quantile(degrees: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
-
-
-def _widening(seeds: int) -> float:
-    """Give the factor by which percentile intervals of few seeds are too narrow.
-
-    Resamples of n values scatter with the variance (n - 1)/n of an unbiased estimate, and their
-    percentiles are those of a normal law where Student's with n - 1 degrees of freedom is due.
-    """
-    normal = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-    return _t_quantile(seeds - 1) / normal * math.sqrt(seeds / (seeds - 1))
-
-
-def _bootstrap_interval(values: Array, seeds: int, lowest: float = -math.inf) -> list[float] | None:
-    """Interval from an estimate and its resamples.
-
-    Parameters
-    ----------
-    values : ndarray, shape (1 + resamples,)
-        The estimate, then the resamples; those that are not finite are left out.
-    seeds : int
-        Number of seeds, at least 2.
-    lowest : float
-        Bound of what is possible.
-    """
-    estimate, resamples = values[0], values[1:]
-    resamples = resamples[np.isfinite(resamples)]
-    if len(resamples) < RESAMPLES / 2:
-        return None
-    # The mean of few squares has a log that is too low; resampling shows by how much.
-    centre = 2 * estimate - resamples.mean()
-    tail = (1 - CONFIDENCE) / 2
-    spread = _widening(seeds) * (np.quantile(resamples, [tail, 1 - tail]) - resamples.mean())
-    low, high = centre + spread[0], centre + spread[1]
-    return [max(lowest, min(low, estimate)), max(high, estimate)]
-
-
 # --- power laws -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Regression:
-    """Least squares of log errors on some columns and a constant.
-
-    Attributes
-    ----------
-    values : ndarray, shape (1 + resamples, columns + 1)
-        Coefficients, the constant last; the first row is the estimate.
-    stderr : ndarray, shape (columns + 1,)
-        Standard errors of the estimate from its residuals.
-    degrees : int
-        Degrees of freedom of the residuals.
-    residual : float
-        RMS of the residuals.
-    seeds : int
-    """
-
-    values: Array
-    stderr: Array
-    degrees: int
-    residual: float
-    seeds: int
-
-    def interval(self, column: int) -> list[float] | None:
-        """Interval of one coefficient."""
-        if self.seeds > 1:
-            return _bootstrap_interval(self.values[:, column], self.seeds)
-        if self.degrees < 1:
-            return None
-        estimate = self.values[0, column]
-        half = _t_quantile(self.degrees) * self.stderr[column]
-        return [estimate - half, estimate + half]
-
-
-def _regress(
-    study: _Study, weights: Array, columns: Array, offset: Array | None = None
-) -> _Regression:
-    """Regress log errors, minus a known offset (shapes,), on columns (shapes, n)."""
-    X = np.column_stack([columns, np.ones(len(study.sizes))])
-    known = np.zeros(len(X)) if offset is None else offset
-    products = (X[:, :, None] * X[:, None, :]).reshape(len(X), -1)
-    values = np.empty((len(weights), X.shape[1]))
-    for rows, logs, valid in study.resampled(weights):
-        normal = (valid.astype(float) @ products).reshape(-1, X.shape[1], X.shape[1])
-        right = np.where(valid, logs - known, 0.0) @ X
-        values[rows] = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
-    residuals = study.log_errors - known - X @ values[0]
-    degrees = len(X) - X.shape[1]
-    variance = (residuals**2).sum() / max(degrees, 1)
-    covariance = variance * np.linalg.pinv(X.T @ X, hermitian=True)
-    return _Regression(
-        values,
-        np.sqrt(np.diag(covariance).clip(min=0.0)),
-        degrees,
-        float(np.sqrt(np.mean(residuals**2))),
-        study.seeds,
-    )
 
 
 def _distinct(values: NDArray[Any]) -> int:
@@ -498,11 +266,11 @@ def _exponentiated(interval: list[float] | None) -> list[float] | None:
     return None if interval is None else [math.exp(bound) for bound in interval]
 
 
-def _power_fit(study: _Study, weights: Array, variable: str, theory: float) -> Fit:
+def _power_fit(study: Study, draws: Draws, variable: str, theory: float) -> Fit:
     x = variable_values(variable, study.sizes)
     log_x = np.log(x)
     no_columns = np.empty((len(x), 0))
-    fixed = _regress(study, weights, no_columns, theory * log_x)
+    fixed = regress(study, draws, no_columns, theory * log_x)
     found: Fit = {
         "amplitude_at_theory": math.exp(fixed.values[0, 0]),
         "amplitude_at_theory_interval": _exponentiated(fixed.interval(0)),
@@ -512,7 +280,7 @@ def _power_fit(study: _Study, weights: Array, variable: str, theory: float) -> F
     if count < _MIN_VALUES:
         reason = f"needs {_MIN_VALUES} distinct values of {variable}, has {count}"
         return {**found, "reason": reason}
-    free = _regress(study, weights, log_x[:, None])
+    free = regress(study, draws, log_x[:, None])
     return {
         **found,
         "exponent": free.values[0, 0],
@@ -523,7 +291,7 @@ def _power_fit(study: _Study, weights: Array, variable: str, theory: float) -> F
     }
 
 
-def _individual_fits(study: _Study, weights: Array, law: Law) -> dict[str, Fit | None]:
+def _individual_fits(study: Study, draws: Draws, law: Law) -> dict[str, Fit | None]:
     """Exponents in each size, the others held fixed, by multiple regression."""
     result: dict[str, Fit | None] = dict.fromkeys(SIZES)
     logs = {
@@ -536,7 +304,7 @@ def _individual_fits(study: _Study, weights: Array, law: Law) -> dict[str, Fit |
         np.column_stack([columns, np.ones(len(columns))])
     ):
         return result
-    fitted = _regress(study, weights, columns)
+    fitted = regress(study, draws, columns)
     for k, (name, values) in enumerate(logs.items()):
         if _distinct(values) < _MIN_VALUES:
             continue
@@ -558,7 +326,7 @@ def _collinear(columns: Array) -> bool:
 # --- laws of several terms ------------------------------------------------------------------------
 
 
-def _joint_fit(study: _Study, weights: Array, terms: Sequence[str]) -> Fit:
+def _joint_fit(study: Study, draws: Draws, terms: Sequence[str]) -> Fit:
     """Fit error^2 = sum of (amplitude x variable)^2 on logs."""
     found: Fit = {"terms": None}
     values = {name: variable_values(name, study.sizes) for name in terms}
@@ -580,8 +348,8 @@ def _joint_fit(study: _Study, weights: Array, terms: Sequence[str]) -> Fit:
         return {**found, "reason": reason}
     if _collinear(X / np.exp(2 * study.log_errors)[:, None]):
         return {**found, "reason": "these shapes do not tell the terms apart"}
-    squares, residuals = _fit_nonnegative(study, weights, X)
-    intervals = _amplitude_intervals(study, X, squares, residuals)
+    squares, residuals = _fit_nonnegative(study, draws.weights, X)
+    intervals = _amplitude_intervals(study, draws, X, squares, residuals)
     amplitudes = np.sqrt(squares[0])
     found["terms"] = {}
     for name, amplitude, interval in zip(varying, amplitudes, intervals, strict=False):
@@ -601,9 +369,9 @@ def _joint_fit(study: _Study, weights: Array, terms: Sequence[str]) -> Fit:
 
 
 def _amplitude_intervals(
-    study: _Study, X: Array, squares: Array, residuals: Array
+    study: Study, draws: Draws, X: Array, squares: Array, residuals: Array
 ) -> list[list[float]]:
-    """Intervals of amplitudes, the roots of squares (1 + resamples, terms).
+    """Intervals of amplitudes, the roots of squares (rows, terms).
 
     On each side the wider end of what seeds and what residuals say: a law that is not exact over
     the range of shapes misplaces small terms in every seed alike, so that seeds alone would show
@@ -613,22 +381,20 @@ def _amplitude_intervals(
     # Derivative of the log error in the squared amplitudes.
     slopes = 0.5 * X / (X @ squares[0])[:, None]
     variance = (residuals**2).sum() / degrees
-    half = _t_quantile(degrees) * np.sqrt(
+    half = t_quantile(degrees) * np.sqrt(
         variance * np.diag(np.linalg.pinv(slopes.T @ slopes, hermitian=True))
     )
     intervals = [
         [math.sqrt(max(0.0, square - width)), math.sqrt(square + width)]
         for square, width in zip(squares[0], half, strict=True)
     ]
-    if study.seeds == 1:
-        return intervals
-    for interval, column in zip(intervals, np.sqrt(squares).T, strict=True):
-        low, high = _bootstrap_interval(column, study.seeds, 0.0) or interval
-        interval[:] = min(low, interval[0]), max(high, interval[1])
-    return intervals
+    return [
+        wider(interval, draws.interval(column, 0.0))
+        for interval, column in zip(intervals, np.sqrt(squares).T, strict=True)
+    ]
 
 
-def _fit_nonnegative(study: _Study, weights: Array, X: Array) -> tuple[Array, Array]:
+def _fit_nonnegative(study: Study, weights: Array, X: Array) -> tuple[Array, Array]:
     """Minimise the sum of (log X A - log error^2)^2 over A >= 0, for all resamples at once.
 
     The estimate is the better of two descents; the resamples start from it.
@@ -640,7 +406,7 @@ def _fit_nonnegative(study: _Study, weights: Array, X: Array) -> tuple[Array, Ar
 
     Returns
     -------
-    squares : ndarray, shape (1 + resamples, terms)
+    squares : ndarray, shape (rows, terms)
         A, the squared amplitudes.
     residuals : ndarray, shape (shapes,)
         log error - log model of the first row.
@@ -778,7 +544,7 @@ def _no_budget(theory: float, reason: str) -> Fit:
     }
 
 
-def _budget_fit(study: _Study, weights: Array, theory: float) -> Fit:
+def _budget_fit(study: Study, draws: Draws, theory: float) -> Fit:
     """Fit the error of the best shape for each P = L M D as a power of P.
 
     Shapes are put into bins of a quarter decade of P. A bin counts if its best shape has neither
@@ -797,8 +563,8 @@ def _budget_fit(study: _Study, weights: Array, theory: float) -> Fit:
             f"{_MIN_VALUES} needed",
         )
     log_parameters = np.log(parameters)
-    slopes = np.full(len(weights), np.nan)
-    for rows, logs, valid in study.resampled(weights):
+    slopes = np.full(len(draws.weights), np.nan)
+    for rows, logs, valid in study.resampled(draws.weights):
         open_ended = np.where(valid, logs, np.inf)
         best = np.stack([m[open_ended[:, m].argmin(axis=1)] for m in bins], axis=1)
         error = np.take_along_axis(open_ended, best, axis=1)
@@ -824,7 +590,7 @@ def _budget_fit(study: _Study, weights: Array, theory: float) -> Fit:
         return {**_no_budget(theory, reason), "points": points}
     x, y = log_parameters[first], study.log_errors[first]
     line = stats.linregress(x, y)
-    interval, method = _budget_interval(slopes, float(line.stderr), len(x) - 2, study.seeds)
+    interval, method = _budget_interval(slopes, float(line.stderr), len(x) - 2, draws)
     return {
         "exponent": slopes[0],
         "exponent_interval": interval,
@@ -846,19 +612,19 @@ def _slopes(x: Array, y: Array, counts: NDArray[np.bool_]) -> Array:
 
 
 def _budget_interval(
-    slopes: Array, stderr: float, degrees: int, seeds: int
+    slopes: Array, stderr: float, degrees: int, draws: Draws
 ) -> tuple[list[float], str]:
     """Take the wider end, on each side, of what seeds and what bins say.
 
     Sizes that were measured at few values make the best errors wander about their law; this is no
     matter of seeds, but shows in the residuals.
     """
-    half = _t_quantile(degrees) * stderr
+    half = t_quantile(degrees) * stderr
     interval = [slopes[0] - half, slopes[0] + half]
-    by_seeds = _bootstrap_interval(slopes, seeds) if seeds > 1 else None
+    by_seeds = draws.interval(slopes)
     if by_seeds is None:
         return interval, "t interval from the residuals of the bins"
     return (
-        [min(interval[0], by_seeds[0]), max(interval[1], by_seeds[1])],
+        wider(interval, by_seeds),
         _WIDER.format("bins") + "; every resample chooses its best shapes anew",
     )

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_limits.config import InputError
-from resnet_limits.errors.rates import LAWS, SIZES, variable_values
+from resnet_limits.errors.rates import LAWS, variable_values
+from resnet_limits.errors.samples import SIZES
 
 PAIR = "finite-dmft"
 """The distance that is made small."""

@@ -188,6 +188,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def power_of_ten(value: float) -> str:
+    """Write a round number of parameters: 10000 as ``1e4``."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
 def fixed(value: float | None, places: int = 2) -> str:
     """Write a number with some decimals and a true minus sign; a dash for none."""
     if value is None or not math.isfinite(value):
@@ -215,7 +221,7 @@ def fraction(value: float | None) -> str:
     if value is None:
         return "\N{EN DASH}"
     sign = "\N{MINUS SIGN}" if value < 0 else ""
-    for below in (1, 2, 3, 4, 5, 6):
+    for below in (1, 2, 3, 4, 5, 6, 8, 10, 12):
         above = round(abs(value) * below)
         if above and math.isclose(abs(value) * below, above, rel_tol=1e-6):
             return sign + (f"{above}" if below == 1 else f"{above}/{below}")

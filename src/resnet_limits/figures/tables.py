@@ -31,7 +31,8 @@ def rates_table_rows(rates: Mapping[str, Any]) -> list[Row]:
         Keys ``pair``, ``quantity``, ``step`` (int); ``kind`` (``"fit"``: one power of a variable;
         ``"term"``: one of several terms, with the exponent of theory; ``"floor"``: what
         stands for terms that are the same for all shapes; ``"alone"``: the exponent in one
-        size with the others fixed; ``"budget"``: best shapes against P); ``variable``;
+        size with the others fixed; ``"budget"``: best shapes against P; ``"family"``: the
+        shapes of a family against P); ``variable``;
         ``exponent``, ``exponent_low``, ``exponent_high``, ``theory``, ``amplitude``,
         ``amplitude_low``, ``amplitude_high`` (float or None; the amplitude of a ``"fit"`` is that
         at the exponent of theory); ``total``, ``used``, ``diverged``, ``below_resolution``,
@@ -43,7 +44,21 @@ def rates_table_rows(rates: Mapping[str, Any]) -> list[Row]:
             for step, fit in (steps or {}).items():
                 head = {"pair": pair, "quantity": quantity, "step": int(step)}
                 rows += [{**head, **row} for row in _fit_rows(fit or {})]
+                for name, family in (rates.get("families") or {}).items():
+                    found = family["pairs"][pair][quantity][step]
+                    rows += [{**head, **row} for row in _family_rows(name, found)]
     return rows
+
+
+def _family_rows(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
+    for fit in found["fits"]:
+        start = (
+            f" \N{GREATER-THAN OR EQUAL TO} {style.power_of_ten(fit['least'])}"
+            if fit["least"]
+            else ""
+        )
+        values = {**fit, "theory": found["theory"]}
+        yield _row("family", f"P{start}, {name}", values, found["cells"], "amplitude")
 
 
 def _row(
@@ -89,8 +104,12 @@ def _fit_rows(fit: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _exponent(row: Row) -> str:
+    # Families are there to tell exponents apart that differ by a few hundredths.
+    places = 3 if row["kind"] == "family" else 2
     return style.with_interval(
-        row["exponent"], (row["exponent_low"], row["exponent_high"]), style.fixed
+        row["exponent"],
+        (row["exponent_low"], row["exponent_high"]),
+        lambda value: style.fixed(value, places),
     )
 
 
@@ -106,6 +125,7 @@ def _variable(row: Row) -> str:
         "floor": name,
         "alone": f"{name} alone",
         "budget": "P, best shapes",
+        "family": name,
     }[row["kind"]]
 
 
@@ -304,7 +324,7 @@ def _columns(steps: list[int]) -> tuple[list[float], list[list[str]]]:
     """Widths in inches, and the two lines of the heading."""
     columns = [(1.3, "", "distance"), (1.15, "", "variable"), (0.5, "", "theory")]
     for step in steps:
-        columns += [(1.2, f"step {step}", "exponent"), (1.5, "", "amplitude")]
+        columns += [(1.4, f"step {step}", "exponent"), (1.5, "", "amplitude")]
     columns += [
         (0.7, "cells", "used"),
         (0.65, "", "diverged"),

@@ -20,7 +20,9 @@ from resnet_limits.errors.distances import (
     limit_distances,
     prepare,
 )
-from resnet_limits.errors.rates import SIZES, fit_rates
+from resnet_limits.errors.families import Family, fit_families
+from resnet_limits.errors.rates import fit_rates
+from resnet_limits.errors.samples import SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,8 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
     stores = _Stores(experiment, open_store)
     tables: dict[str, list[xr.Dataset]] = {pair: [] for pair in experiment.pairs}
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
-        tables[pair].append(_cells(distances, sizes, experiment.seeds))
+        seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
+        tables[pair].append(_cells(distances, sizes, seeds))
     return {pair: _sorted(parts) for pair, parts in tables.items()}
 
 
@@ -75,17 +78,26 @@ def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str,
     Returns
     -------
     dict
-        JSON values: ``experiment``, ``steps`` and, for each pair, observable and step, the fit of
-        ``errors.rates.fit``.
+        JSON values: ``experiment``, ``steps``, for each pair, observable and step the fit of
+        ``errors.rates.fit``, and for each family what ``errors.families.fit_family`` finds.
     """
     last = experiment.saved_steps[-1]
     steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
+    tables = {pair: errors[pair] for pair in experiment.pairs}
+    configured = experiment.sweep.families or {}
+    families = {
+        name: Family(
+            tuple(members),
+            configured[name].depth.exponent,
+            configured[name].embed_dim.exponent,
+        )
+        for name, members in experiment.families.items()
+    }
     return {
         "experiment": experiment.experiment,
         "steps": steps,
-        "pairs": fit_rates(
-            {pair: errors[pair] for pair in experiment.pairs}, steps, experiment.seed
-        ),
+        "pairs": fit_rates(tables, steps, experiment.seed),
+        "families": fit_families(tables, families, steps, experiment.seed),
     }
 
 

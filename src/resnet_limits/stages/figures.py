@@ -11,25 +11,16 @@ import xarray as xr
 from resnet_limits import fields
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.figures import scaling, tables, training
+from resnet_limits.figures.frontier import frontier
 from resnet_limits.figures.style import save
 from resnet_limits.problem import Loss, Problem, embedding_rows
+from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES: tuple[str, ...] = (
-    "error_vs_shape",
-    "error_vs_parameters",
-    "three_terms",
-    "loss_curves",
-    "trajectories",
-    "histograms",
-    "rates_table",
-)
-"""Names of the figures."""
-
-__all__ = ["FIGURES", "figure", "save"]
+__all__ = ["figure", "save"]
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
@@ -82,6 +73,8 @@ def figure(
             return scaling.error_vs_parameters(errors, rates)
         case "three_terms":
             return scaling.three_terms(errors, rates)
+        case "frontier":
+            return frontier(rates)
         case "rates_table":
             return tables.rates_table(rates)
         case "loss_curves":

@@ -123,26 +123,25 @@ def _each_seed(
     experiment: Experiment,
     problem: Problem,
     embed_dim: int,
-    seeds: Sequence[int] | None,
+    seeds: Sequence[int],
     solve: Callable[..., LimitSolution],
     device: str,
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
-    used = list(experiment.seeds) if seeds is None else list(seeds)
     parts, first = [], []
-    for seed in used:
+    for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
         solution = solve(root, seed)
         parts.append(_dataset(problem, solution, device))
         first.append(solution.trajectory.diverged_step)
-    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=used)
+    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=seeds)
     diverged = np.array(first) >= 0
     if diverged.any():
         logger.warning(
             "D=%d: the limit of %d of %d seeds diverges, the first at step %d; NaN from there on",
             embed_dim,
             diverged.sum(),
-            len(used),
+            len(seeds),
             np.array(first)[diverged].min(),
         )
     # Added here and not to the parts, where joining would repeat it for every seed.
@@ -168,7 +167,7 @@ def mean_ode(
     dmft : Dataset
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
-        All of the experiment's by default.
+        By default those of the networks that are compared with it.
     """
     problem, limits, device = _prepare(experiment)
     plan = _plan_of(dmft)
@@ -176,7 +175,8 @@ def mean_ode(
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
         return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
 
-    dataset = _each_seed(experiment, problem, embed_dim, seeds, solve, device)
+    used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
+    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
     dataset.attrs["embed_dim"] = embed_dim
     logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
     return dataset
@@ -200,7 +200,7 @@ def wide(
     dmft : Dataset
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
-        All of the experiment's by default.
+        By default those of the networks that are compared with it.
     """
     problem, limits, device = _prepare(experiment)
     plan = _plan_of(dmft)
@@ -208,7 +208,8 @@ def wide(
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
         return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
 
-    dataset = _each_seed(experiment, problem, embed_dim, seeds, solve, device)
+    used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
+    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
     dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
     logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
     return dataset

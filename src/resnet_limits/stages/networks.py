@@ -35,7 +35,7 @@ def finite(
     shape : Shape
         L, M and D.
     seeds : sequence of int, optional
-        All of the experiment's by default.
+        Those of the shape in the experiment by default.
     engine : str, optional
         In place of the experiment's ``sweep.engine``.
 
@@ -53,7 +53,7 @@ def finite(
     """
     problem = make_problem(experiment)
     dynamics = make_dynamics(experiment, problem)
-    used = list(experiment.seeds) if seeds is None else list(seeds)
+    used = list(experiment.seeds_of(shape)) if seeds is None else list(seeds)
     dtype = devices.dtype(experiment.numerics.precision)
     wanted = experiment.sweep.engine if engine is None else engine
     chosen = choose_engine(wanted, dynamics, shape, len(used), dtype)

@@ -6,7 +6,7 @@ nothing outside the standard library, so that the Snakefile can use it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,18 @@ CELL_KEYS: dict[str, tuple[str, ...]] = {
 """The sizes that name one result of each kind, in the order in which they are written."""
 
 KINDS = tuple(CELL_KEYS)
+
+FIGURES = (
+    "error_vs_shape",
+    "error_vs_parameters",
+    "three_terms",
+    "frontier",
+    "loss_curves",
+    "trajectories",
+    "histograms",
+    "rates_table",
+)
+"""Names of the figures."""
 
 _SYMBOLS = {"depth": "L", "width": "M", "embed_dim": "D"}
 
@@ -50,6 +62,8 @@ class _Experiment(Protocol):
     def embed_dims(self) -> list[int]: ...
     @property
     def wide_cells(self) -> list[tuple[int, int]]: ...
+    @property
+    def families(self) -> Mapping[str, object]: ...
 
 
 def cell_name(kind: str, **cell: int | str) -> str:
@@ -116,6 +130,11 @@ def cells(kind: str, experiment: _Experiment) -> list[Cell]:
                 for shape in experiment.shapes
             ]
     return [{}]
+
+
+def figure_names(experiment: _Experiment) -> tuple[str, ...]:
+    """Names of the figures of an experiment: ``frontier`` is for families of shapes only."""
+    return tuple(name for name in FIGURES if name != "frontier" or experiment.families)
 
 
 class Paths:
