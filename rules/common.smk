@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_limits import provenance
-from resnet_limits.config import InputError, load_experiment
+from resnet_limits.config import InputError, Shape, load_experiment
+from resnet_limits.networks import cost
 from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
 
@@ -165,19 +166,19 @@ def key_of(path):
 
 # --- cost -----------------------------------------------------------------------------------------
 
-# What one core does in a second, and what a layer costs at least. Rough: these numbers set the size
-# and the limits of jobs, never a result.
-FLOPS, BANDWIDTH, LAYER_SECONDS = 1e10, 5e9, 2e-4
+# Rough: these numbers set the size and the limits of jobs, never a result. The time of networks is
+# that of the cost model by which an engine is chosen.
+FLOPS = 1e10
 # A limit's evaluation of one activation and its derivative, and how often it evaluates a depth node
 # at each step, all iterations of both passes together.
 ACTIVATION_SECONDS, ITERATIONS = 1e-8, 10
 # Nodes in depth that most limits take; a network of fewer layers has a node for each.
 NODES = 4
-# Weights of the seeds of one shape are in memory together as long as they take less than this.
+# Seeds of one shape are in memory together as long as they take less than this.
 BATCH_MB = 2048
-# The implicit engine's operations for each pair of probes, layer and row of a weight matrix, and
-# how many vectors of every probe it keeps.
-PROBE_OPERATIONS, PROBE_VECTORS = 400, 4
+ITEMSIZE = {"float32": 4, "float64": 8}
+# Memory that comes with one core of most machines.
+CORE_MB = 8000
 
 
 def samples():
@@ -201,36 +202,21 @@ def seed_count(kind, cell):
     return len(provenance.cell_seeds(kind, EXPERIMENT, **cell))
 
 
-def dense_seconds(cell):
-    """Estimate the time of one cell with all its seeds, all weights in memory.
-
-    Forward, backward and update take 12 L M D N operations a step, and read or write the weights
-    three times.
-    """
-    weights = math.prod(cell.values()) * seed_count("finite", cell)
-    work = weights * (12 * samples() / FLOPS + 48 / BANDWIDTH)
-    return EXPERIMENT.training.steps * (work + cell["depth"] * LAYER_SECONDS)
-
-
-def implicit_seconds(cell):
-    """Estimate the same where only products of the weights with vectors are drawn."""
-    probes = EXPERIMENT.training.steps * samples()
-    rows = cell["depth"] * (cell["embed_dim"] + cell["width"])
-    work = seed_count("finite", cell) * rows * probes**2 * PROBE_OPERATIONS / FLOPS
-    return work + EXPERIMENT.training.steps * cell["depth"] * LAYER_SECONDS
-
-
-def without_weights(cell):
-    """Say whether a network is thought to be computed without its weights."""
-    if EXPERIMENT.sweep.engine == "auto":
-        return implicit_seconds(cell) < dense_seconds(cell)
-    return EXPERIMENT.sweep.engine == "implicit"
+def work(cell):
+    """Describe the networks of one cell to the cost model."""
+    return cost.Work(
+        Shape(**cell),
+        samples(),
+        EXPERIMENT.training.steps,
+        seed_count("finite", cell),
+        itemsize=ITEMSIZE[EXPERIMENT.numerics.precision],
+    )
 
 
 def seconds(kind, cell):
     """Estimate the time of one cell with all its seeds, on one core."""
     if kind == "finite":
-        return (implicit_seconds if without_weights(cell) else dense_seconds)(cell)
+        return cost.seconds(EXPERIMENT.sweep.engine, work(cell))
     if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
         points = 4 * directions()
     else:
@@ -239,8 +225,8 @@ def seconds(kind, cell):
     layers = ITERATIONS * min(NODES, cell.get("depth", NODES))
     evaluation = 4 * directions() / FLOPS + ACTIVATION_SECONDS
     solves = max(1, seed_count(kind, cell))
-    work = EXPERIMENT.training.steps * samples() * points * layers * evaluation
-    return solves * (0.05 + work)
+    evaluations = EXPERIMENT.training.steps * samples() * points * layers
+    return solves * (0.05 + evaluations * evaluation)
 
 
 def megabytes(kind, cell):
@@ -248,20 +234,12 @@ def megabytes(kind, cell):
     if kind != "finite":
         return 2000
     seeds = seed_count(kind, cell)
-    itemsize = {"float32": 4, "float64": 8}
-    word = itemsize[EXPERIMENT.numerics.precision] / 2**20
-    if without_weights(cell):
-        rows = cell["depth"] * (cell["embed_dim"] + cell["width"])
-        probes = EXPERIMENT.training.steps * samples()
-        weights = PROBE_VECTORS * rows * probes * word
-    else:
-        weights = 2 * math.prod(cell.values()) * word
-    together = min(seeds, max(1, BATCH_MB // weights))
-    states = 4 * cell["depth"] * samples() * (cell["embed_dim"] + cell["width"]) * word
+    network = cost.memory_bytes(EXPERIMENT.sweep.engine, work(cell)) / 2**20
+    together = min(seeds, max(1, int(BATCH_MB // network)))
     kept = len(EXPERIMENT.saved_steps) * len(EXPERIMENT.depth_layers(cell["depth"]))
     fields = 2 * seeds * kept * samples() * cell["embed_dim"]
-    fields *= 2 * itemsize[EXPERIMENT.save.dtype] / 2**20
-    return math.ceil(1000 + 1.2 * together * (weights + states) + fields)
+    fields *= 2 * ITEMSIZE[EXPERIMENT.save.dtype] / 2**20
+    return math.ceil(1000 + 1.2 * together * network + fields)
 
 
 def mem_mb(kind, some_cells):
@@ -281,7 +259,7 @@ def cores(kind, some_cells):
     """
     if kind == "dmft":
         return 1 + min(3, int(seconds(kind, {}) / 10))
-    return math.ceil(mem_mb(kind, some_cells) / 4000)
+    return math.ceil(mem_mb(kind, some_cells) / CORE_MB)
 
 
 # --- bundles --------------------------------------------------------------------------------------

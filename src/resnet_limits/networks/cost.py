@@ -96,25 +96,33 @@ def _seconds(engine: str, work: Work) -> float:
     )
 
 
-def dense_bytes(work: Work) -> float:
-    """Bytes of one network's block weights."""
+def _dense_bytes(work: Work) -> float:
     depth, width, embed_dim = work.shape
-    return float(work.vectors) * depth * width * embed_dim * work.itemsize
+    weights = work.vectors * depth * width * embed_dim
+    states = work.rows * depth * (2 * embed_dim + work.vectors * width)
+    return float(weights + states) * work.itemsize
 
 
-def implicit_bytes(work: Work) -> float:
-    """Bytes of one network's probes and products, about."""
+def _implicit_bytes(work: Work) -> float:
     depth, width, embed_dim = work.shape
     probes = work.rows * work.steps
-    return float(work.vectors) * depth * probes * (width + 2 * embed_dim) * work.itemsize
+    held = work.vectors * probes * (width + 2 * embed_dim)
+    states = 2 * work.rows * embed_dim
+    small = 8 * 5 * work.vectors * probes**2
+    return float(depth) * ((held + states) * work.itemsize + small)
 
 
-_BYTES = {"dense": dense_bytes, "implicit": implicit_bytes}
+_BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
 
 
 def seconds(engine: str, work: Work) -> float:
-    """Time of an engine on one core, all seeds; ``auto``: of the one that it takes."""
+    """Seconds that all seeds take on one core, about; with ``auto`` of the engine that it takes."""
     return _seconds(choose(work).engine if engine == "auto" else engine, work)
+
+
+def memory_bytes(engine: str, work: Work) -> float:
+    """Bytes that one network takes, about; with ``auto`` those of the engine that it takes."""
+    return _BYTES[choose(work).engine if engine == "auto" else engine](work)
 
 
 def choose(work: Work) -> Choice:
