@@ -22,10 +22,12 @@ run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is
 	@$(BIN)/snakemake --config experiment_file="$(CONFIG)"
 
 paper-linear: ## Run the published linear setting, full grid.
-paper-tanh: ## Run the published tanh setting, full grid.
+paper-tanh: ## Run the published tanh setting, full grid, and a sweep in depth besides.
 frontier: ## Run the best shapes for a number of parameters, over ten decades.
 $(STUDIES): $(VENV)/installed
-	@$(BIN)/snakemake --config experiment_file="config/$@.yaml"
+	@for config in $(wildcard config/$@.yaml config/$@-*.yaml); do \
+	    $(BIN)/snakemake --config experiment_file="$$config" || exit 1; \
+	done
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
