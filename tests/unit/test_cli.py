@@ -301,13 +301,13 @@ def test_inspect_and_check(fake, config, capsys):
 
 def test_check_finds_a_flipped_bit(fake, config, capsys):
     run(f"dmft {config} --out a.zarr", capsys)
-    chunk = Path("a.zarr/loss/c/0")
+    chunk = Path("a.zarr/loss/c.0")
     raw = bytearray(chunk.read_bytes())
     raw[3] ^= 4
     chunk.write_bytes(raw)
     code, output, complaint = run("check a.zarr", capsys)
     assert code == FAILED
-    assert output[0].startswith("loss/c/0: ")
+    assert output[0].startswith("loss/c.0: ")
     assert len(complaint) == 1
 
 
@@ -494,7 +494,7 @@ def test_stopped_in_the_middle_of_writing(fake, config, capsys, monkeypatch):
     def stop(*_args, **_options):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(store.zarr, "consolidate_metadata", stop)
+    monkeypatch.setattr(store.onechunk, "encode", stop)
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == FAILED
     assert complaint == ["error: stopped by SIGTERM; nothing was saved"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
+    COMPARED,
     NOT_RUN,
-    compared,
     finite_distances,
     limit_distances,
     prepare,
@@ -30,6 +30,14 @@ OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
 EARLY_STEP = 5
 """Rates are fitted at this step, where it is kept, and at the last."""
+
+READ = {
+    "dmft": COMPARED,
+    "mean_ode": (*COMPARED, "status"),
+    "wide": (*COMPARED, "status"),
+    "finite": ("output", "hidden", "status", "diverged_step"),
+}
+"""Variables of each kind of store that are read."""
 
 _CELL_KEYS = {"dmft": (), "mean_ode": ("embed_dim",), "wide": ("depth", "embed_dim")}
 _LIMIT_DEPTH_POINTS = 17
@@ -115,7 +123,7 @@ class _Stores:
 
     def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
         cell = dict(zip(_CELL_KEYS[kind], sizes, strict=True))
-        dataset = compared(self.open_store(kind, cell))
+        dataset = self.open_store(kind, cell)[list(READ[kind])]
         return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
 
     def _prepared(self, kind: str, seeds: tuple[int, ...], *sizes: tuple[str, int]) -> xr.Dataset:
