@@ -10,9 +10,6 @@ Usage: ``python benchmarks/overhead.py [CONFIG] [--shapes 60] [--results FOLDER]
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +24,7 @@ import numpy as np
 
 from resnet_limits import provenance, store
 from resnet_limits.config import Experiment, experiment_from_dict, load_experiment
-from resnet_limits.stages import errors, figures, limits, networks, problem, publish
+from resnet_limits.stages import errors, limits, networks, problem, publish
 from resnet_limits.stages.paths import KINDS, Paths, cells
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +162,11 @@ def study(experiment: Experiment, results: Path) -> None:
     with clock("checking"):
         for cell in some:
             assert not store.check(paths.store("finite", **cell), paths.manifest("finite", **cell))
-    print(clock.row("finite: checking", 1).replace("finite: ", "") if False else clock.row("checking", len(some)))
+    print(
+        clock.row("finite: checking", 1).replace("finite: ", "")
+        if False
+        else clock.row("checking", len(some))
+    )
     one("errors", {})
     one("rates", {})
     print(f"{f's for {len(some)} shapes':34} {'wall':>10} {'cores':>10}")

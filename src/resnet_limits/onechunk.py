@@ -39,7 +39,7 @@ _ENCODED = ("_FillValue", "coordinates")
 _DECODED = {"scale_factor", "add_offset", "missing_value", "dtype", "calendar"}
 
 
-class Damage(Exception):
+class DamageError(Exception):
     """A chunk that is missing or not what was written. The message is one line."""
 
 
@@ -97,16 +97,17 @@ def decode(raw: bytes, dtype: np.dtype, shape: tuple[int, ...], level: int) -> N
 
     Raises
     ------
-    Damage
+    DamageError
         If they are not the bytes that were written.
     """
     packed, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
     if google_crc32c.value(packed).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
-        raise Damage("stored and computed checksum do not match")
+        raise DamageError("stored and computed checksum do not match")
+    content = _zstd(level).decode(packed)
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise DamageError(f"holds {len(content)} bytes, and not an array of shape {shape}")
     # An array of its own, so that its reader may change it.
-    values = np.empty(shape, dtype)
-    _zstd(level).decode(packed, out=values.reshape(-1).view(np.uint8))
-    return values
+    return np.frombuffer(content, dtype).reshape(shape).copy()
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -159,7 +160,9 @@ def files(
         whole = filled(name, document)
         if not name:
             inner = document[_COPIES]
-            copies = {copied: filled(copied, inner["metadata"][copied]) for copied in inner["metadata"]}
+            copies = {
+                copied: filled(copied, inner["metadata"][copied]) for copied in inner["metadata"]
+            }
             whole[_COPIES] = {**inner, "metadata": copies}
         yield f"{name}/{METADATA}".lstrip("/"), _json(whole)
         if name in arrays and arrays[name].size:
@@ -243,7 +246,7 @@ def read(
 
     Raises
     ------
-    Damage
+    DamageError
         If a chunk is missing or damaged.
     """
     try:
@@ -302,9 +305,9 @@ class _Array:
         try:
             values = decode(file.read_bytes(), self.dtype, self.shape, self.level)
         except FileNotFoundError:
-            raise Damage(f"{folder.name}/{file.name}: missing") from None
-        except (Damage, OSError, ValueError, RuntimeError) as error:
-            raise Damage(f"{folder.name}/{file.name}: {error}") from error
+            raise DamageError(f"{folder.name}/{file.name}: missing") from None
+        except (DamageError, OSError, ValueError, RuntimeError) as error:
+            raise DamageError(f"{folder.name}/{file.name}: {error}") from error
         return xr.Variable(self.dims, values, self.attrs)
 
 

@@ -491,9 +491,7 @@ def _write_zarr(
 ) -> None:
     """Write with xarray and zarr, piece by piece."""
     with _quiet_zarr():
-        xr.Dataset(attrs=attrs.get("")).to_zarr(
-            target, mode="w", zarr_format=3, consolidated=False
-        )
+        xr.Dataset(attrs=attrs.get("")).to_zarr(target, mode="w", zarr_format=3, consolidated=False)
         for group, part in parts.items():
             prepared, encoding = _prepared(part, variables)
             prepared.attrs = dict(attrs.get(group, {}))
@@ -788,7 +786,7 @@ def load(path: Path | str, names: Collection[str]) -> xr.Dataset:
     path = Path(path)
     try:
         dataset = onechunk.read(path, names, _SHARD_BYTES)
-    except onechunk.Damage as error:
+    except onechunk.DamageError as error:
         raise StoreError(f"{path}: {error}") from error
     if dataset is not None:
         return dataset

@@ -59,12 +59,8 @@ def fake(monkeypatch, make_dataset):
         return dataset("finite", experiment, **shape._asdict())
 
     def errors(experiment, open_store):
-        opened = [
-            open_store("problem", {}),
-            open_store("dmft", {}),
-            open_store("finite", SIZES),
-        ]
-        assert all(len(part.variables) for part in opened)
+        opened = [open_store("dmft", {}), open_store("finite", SIZES)]
+        assert [set(part.data_vars) for part in opened] == [{"output"}, {"hidden", "status"}]
         return {pair: make_dataset("errors") for pair in experiment.pairs}
 
     modules = {
@@ -75,7 +71,11 @@ def fake(monkeypatch, make_dataset):
             "wide": wide,
         },
         "networks": {"finite": finite},
-        "errors": {"errors": errors, "rates": lambda experiment, errors: dict(RATES)},
+        "errors": {
+            "errors": errors,
+            "rates": lambda experiment, errors: dict(RATES),
+            "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
+        },
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")

@@ -13,4 +13,7 @@ with running(snakemake, "errors") as job:
     started = time.monotonic()
     names = [cell_name(kind, **cell) for kind in KINDS for cell in cells(kind, job.experiment)]
     with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
-        job.publish(errors.errors(job.experiment, job.open_store), started, {}, cells=names)
+        distances = errors.errors(
+            job.experiment, lambda kind, cell: job.load(kind, cell, errors.READ[kind])
+        )
+        job.publish(distances, started, {}, cells=names)

@@ -16,15 +16,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from resnet_limits import fields
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 Array = NDArray[np.float64]
 
@@ -89,7 +91,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
     names, gram = wanted[kept], _gram(embedding[kept])
     place = _Place(_positions(limit, "seed", names), slice(None))
     arrays = [_array(limit, name, place) for name in _REPLICATES]
-    stderr = _joined([_standard_errors(*piece, gram) for piece in _pieces(arrays)])
+    stderr = _joined([_standard_errors(output, hidden, gram) for output, hidden in _pieces(arrays)])
     kept_fields = limit[["output", "hidden_coef"]]
     return (
         (kept_fields.sel(seed=names) if seeded else kept_fields)
@@ -448,7 +450,9 @@ def _step_groups(hidden: da.Array) -> list[slice]:
 
 
 def _blockwise_sums(hidden: da.Array, embedding: Array, operands: Sequence[Any]) -> da.Array:
-    """Sums over samples and coordinates for every limit, seed, step and depth, lazily."""
+    """Sum over samples and coordinates for every limit, seed, step and depth, lazily."""
+    import dask.array as da
+
     dims = ["seed", "step", "depth_point", *map(str, range(hidden.ndim - 4)), "coordinate"]
     chunks = dict(zip(dims, hidden.chunks, strict=True))
     order = [d for d in dims if d not in ("depth_point", "coordinate")]

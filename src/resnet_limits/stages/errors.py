@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,7 @@ from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
     COMPARED,
     NOT_RUN,
+    VARIABLES,
     finite_distances,
     limit_distances,
     prepare,
@@ -64,10 +65,10 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         that diverged or was not run has a status and NaN from there on.
     """
     stores = _Stores(experiment, open_store)
-    tables: dict[str, list[xr.Dataset]] = {pair: [] for pair in experiment.pairs}
+    found: dict[str, list[tuple[dict[str, int], xr.Dataset]]] = {p: [] for p in experiment.pairs}
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
-        tables[pair].append(_cells(distances, sizes, experiment.seeds))
-    return {pair: _sorted(parts) for pair, parts in tables.items()}
+        found[pair].append((sizes, distances))
+    return {pair: _table(parts, experiment.seeds) for pair, parts in found.items()}
 
 
 def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -190,26 +191,40 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _cells(distances: xr.Dataset, sizes: Mapping[str, int], seeds: Sequence[int]) -> xr.Dataset:
-    """Turn the seeds of one comparison into cells; seeds that are not there were not run."""
-    whole = distances.reindex(seed=list(seeds), fill_value={"status": np.int8(NOT_RUN)})
-    parameters = float(np.prod([sizes[name] for name in SIZES], dtype=float))
-    coords = {name: ("cell", np.full(len(seeds), sizes[name])) for name in SIZES}
-    coords["seed"] = ("cell", np.array(seeds))
-    coords["parameters"] = ("cell", np.full(len(seeds), parameters))
-    return whole.rename(seed="cell").drop_vars("cell").assign_coords(coords)
+def _table(
+    found: Sequence[tuple[Mapping[str, int], xr.Dataset]], seeds: Sequence[int]
+) -> xr.Dataset:
+    """Turn sizes and their distances into cells over common steps, sorted by size and seed.
 
-
-def _sorted(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Put cells together over their common steps, sorted by size and seed."""
-    table = xr.concat(
-        parts,
-        "cell",
-        join="inner",
-        combine_attrs="drop",
-        data_vars="all",
-        coords="minimal",
-        compat="equals",
+    Seeds that a comparison lacks were not run.
+    """
+    steps = reduce(np.intersect1d, (distances.variables["step"].values for _, distances in found))
+    shape = (len(found), len(seeds))
+    values = {name: np.full((*shape, len(steps)), np.nan) for name in VARIABLES}
+    status = np.full(shape, NOT_RUN, np.int8)
+    for k, (_, distances) in enumerate(found):
+        known = distances.variables["seed"].values
+        here, there = np.isin(seeds, known), np.isin(known, seeds)
+        kept = np.isin(distances.variables["step"].values, steps)
+        for name in VARIABLES:
+            values[name][k, here] = distances.variables[name].values[there][:, kept]
+        status[k, here] = distances.variables["status"].values[there]
+    coords = {
+        name: np.repeat([sizes[name] for sizes, _ in found], len(seeds)) for name in SIZES
+    } | {"seed": np.tile(seeds, len(found))}
+    order = np.lexsort([coords[name] for name in ("seed", *reversed(SIZES))])
+    parameters = np.prod([coords[name] for name in SIZES], axis=0, dtype=float)
+    return xr.Dataset(
+        {
+            **{
+                name: (("cell", "step"), v.reshape(-1, len(steps))[order])
+                for name, v in values.items()
+            },
+            "status": ("cell", status.reshape(-1)[order]),
+        },
+        {
+            "step": steps,
+            **{name: ("cell", sizes[order]) for name, sizes in coords.items()},
+            "parameters": ("cell", parameters[order]),
+        },
     )
-    order = np.lexsort([table[name].values for name in ("seed", *reversed(SIZES))])
-    return table.isel(cell=order).transpose("cell", "step")
