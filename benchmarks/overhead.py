@@ -1,15 +1,21 @@
 """What a study spends on anything but computing: per cell, per start of a script, per plan.
 
-Runs the stages of a part of an experiment in this process, from the data to the figures, into a
-temporary folder, and prints the time of every part of a finite cell, then of every stage, then of
-the start of every script, then of Snakemake's plan of the whole experiment before and after it ran.
-Cells are spread over the sweep, so that their mean stands for it.
+Runs the stages of a part of an experiment in this process, into a temporary folder: all limits, and
+networks of shapes that are spread over the sweep. Fields of networks are made up, unless they are
+asked for with ``--train``: storing them takes the same time. Prints the time of every part of a
+cell, of the stages that read all cells, of starting every script, and of Snakemake's plan of the
+whole experiment before anything is there.
 
-Usage: ``python benchmarks/overhead.py [CONFIG] [--shapes 60] [--results FOLDER] [--no-plan]``.
+"cores" is the time of all cores; on a busy machine only its sums mean something.
+
+Usage: ``python benchmarks/overhead.py [CONFIG] [--shapes 60] [--train] [--no-plan]``.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,109 +27,140 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
+from machine import describe
 
 from resnet_limits import provenance, store
-from resnet_limits.config import Experiment, experiment_from_dict, load_experiment
-from resnet_limits.stages import errors, limits, networks, problem, publish
+from resnet_limits.config import Experiment, Shape, experiment_from_dict, load_experiment
+from resnet_limits.problem import make_problem
+from resnet_limits.stages import errors, limits, networks, problem
 from resnet_limits.stages.paths import KINDS, Paths, cells
+from resnet_limits.stages.publish import publish
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {
-    "problem": "problem",
-    "dmft, mean_ode, wide": "limits",
-    "finite": "networks",
-    "errors, rates": "errors",
-    "figures": "figures",
+STARTS = {
+    "problem": "resnet_limits.stages.problem",
+    "dmft, mean_ode, wide": "resnet_limits.stages.limits",
+    "finite": "resnet_limits.stages.networks",
+    "errors, rates": "resnet_limits.stages.errors",
+    "figures": "resnet_limits.stages.figures",
+    "Snakefile": "resnet_limits.provenance",
 }
 
+wall: dict[str, float] = defaultdict(float)
+cores: dict[str, float] = defaultdict(float)
 
-class Clock:
-    """Seconds of the wall and of all cores, summed under names."""
 
-    def __init__(self) -> None:
-        self.wall: dict[str, float] = defaultdict(float)
-        self.cores: dict[str, float] = defaultdict(float)
+@contextmanager
+def clock(name: str) -> Iterator[None]:
+    before = time.perf_counter(), time.process_time()
+    try:
+        yield
+    finally:
+        wall[name] += time.perf_counter() - before[0]
+        cores[name] += time.process_time() - before[1]
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        wall, cores = time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            self.wall[name] += time.perf_counter() - wall
-            self.cores[name] += time.process_time() - cores
 
-    def watch(self, owner: Any, function: str, name: str) -> None:
-        """Time every call of a module's function from now on."""
-        original = getattr(owner, function)
+def watch(owner: Any, function: str, name: str) -> None:
+    """Time every call of a module's function from now on."""
+    original = getattr(owner, function)
 
-        @wraps(original)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            with self(name):
-                return original(*arguments, **options)
+    @wraps(original)
+    def timed(*arguments: Any, **options: Any) -> Any:
+        with clock(name):
+            return original(*arguments, **options)
 
-        setattr(owner, function, timed)
+    setattr(owner, function, timed)
 
-    def row(self, name: str, count: int = 1, unit: float = 1e3) -> str:
-        wall, cores = (unit * times[name] / count for times in (self.wall, self.cores))
-        return f"{name:34} {wall:10.2f} {cores:10.2f}"
+
+def row(name: str, count: int = 1, indent: str = "") -> None:
+    """Print milliseconds for each of some cells."""
+    times = (1e3 * spent[name] / count for spent in (wall, cores))
+    print(f"{indent + name:36}" + "".join(f"{each:10.2f}" for each in times))
 
 
 def part_of(experiment: Experiment, count: int) -> Experiment:
     """Keep a box of about `count` shapes, spread over the sweep."""
-    sizes = [sorted({shape[axis] for shape in experiment.shapes}) for axis in range(3)]
-    varied = sum(len(values) > 1 for values in sizes)
+    axes = [sorted(set(sizes)) for sizes in zip(*experiment.shapes, strict=True)]
+    varied = sum(len(sizes) > 1 for sizes in axes)
     each = max(2, round(count ** (1 / max(1, varied))))
     kept = [
-        {values[i] for i in np.linspace(0, len(values) - 1, min(each, len(values))).astype(int)}
-        for values in sizes
+        {sizes[k] for k in np.linspace(0, len(sizes) - 1, min(each, len(sizes))).astype(int)}
+        for sizes in axes
     ]
     values = experiment.model_dump(mode="json")
     values["sweep"]["grid"] = None
     values["sweep"]["shapes"] = [
         list(shape)
         for shape in experiment.shapes
-        if all(size in k for size, k in zip(shape, kept, strict=True))
+        if all(size in sizes for size, sizes in zip(shape, kept, strict=True))
     ]
     return experiment_from_dict(values)
 
 
-def stage_functions(
-    experiment: Experiment, open_store: Callable[..., Any]
-) -> dict[str, Callable[..., Any]]:
-    """Give the function that computes one cell of each kind."""
-    from resnet_limits.config import Shape
+def made_up(experiment: Experiment, shape: Shape) -> xr.Dataset:
+    """Give what ``stages.networks.finite`` would, with random numbers."""
+    rng = np.random.default_rng(0)
+    seeds, steps = np.array(experiment.seeds), np.array(experiment.saved_steps)
+    layers = np.array(experiment.depth_layers(shape.depth))
+    samples, targets = make_problem(experiment).y.shape
+    field = ("seed", "step", "depth_point", "sample", "coordinate")
+    sizes = (len(seeds), len(steps), len(layers), samples, shape.embed_dim)
+    dtype = np.dtype(experiment.save.dtype).type
+    return xr.Dataset(
+        {
+            "output": (
+                ("seed", "step", "sample", "target"),
+                rng.normal(size=(*sizes[:2], samples, targets)),
+            ),
+            "loss": (("seed", "step"), rng.normal(size=sizes[:2])),
+            "hidden": (field, rng.standard_normal(sizes, np.float32).astype(dtype)),
+            "backward": (field, rng.standard_normal(sizes, np.float32).astype(dtype)),
+            "status": ("seed", np.zeros(len(seeds), np.int8)),
+            "diverged_step": ("seed", np.full(len(seeds), -1)),
+        },
+        {
+            "seed": seeds,
+            "step": steps,
+            "layer": ("depth_point", layers),
+            "s": ("depth_point", layers / shape.depth),
+        },
+        {**shape._asdict(), "engine": "dense", "engine_reason": "made up", "device": "cpu"},
+    )
 
-    return {
+
+def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
+    """Run all stages, and print what each part took."""
+
+    def load(kind: str, cell: dict[str, int]) -> xr.Dataset:
+        return store.load(paths.store(kind, **cell), errors.READ[kind])
+
+    def dmft() -> xr.Dataset:
+        return store.open_store(paths.store("dmft"))
+
+    def finite(**cell: int) -> xr.Dataset:
+        shape = Shape(**cell)
+        return networks.finite(experiment, shape) if train else made_up(experiment, shape)
+
+    def distances() -> dict[str, xr.Dataset]:
+        return store.open_groups(paths.store("errors"))
+
+    compute: dict[str, Callable[..., Any]] = {
         "problem": partial(problem.problem, experiment),
         "dmft": partial(limits.dmft, experiment),
-        "mean_ode": lambda embed_dim: limits.mean_ode(
-            experiment, embed_dim, open_store("dmft", {})
-        ),
-        "wide": lambda depth, embed_dim: limits.wide(
-            experiment, depth, embed_dim, open_store("dmft", {})
-        ),
-        "finite": lambda **cell: networks.finite(experiment, Shape(**cell)),
-        "errors": lambda: errors.errors(experiment, open_store),
-        "rates": lambda: errors.rates(
-            experiment, {pair: open_store("errors", {}, pair) for pair in experiment.pairs}
-        ),
+        "mean_ode": lambda embed_dim: limits.mean_ode(experiment, embed_dim, dmft()),
+        "wide": lambda depth, embed_dim: limits.wide(experiment, depth, embed_dim, dmft()),
+        "finite": finite,
+        "errors": lambda: errors.errors(experiment, load),
+        "rates": lambda: errors.rates(experiment, distances()),
     }
 
-
-def study(experiment: Experiment, results: Path) -> None:
-    """Run all stages, and print what each part took."""
-    clock, paths = Clock(), Paths(results, experiment.experiment)
-
-    def open_store(kind: str, cell: dict[str, int], group: str | None = None) -> Any:
-        return store.open_store(paths.store(kind, **cell), group)
-
-    def one(kind: str, cell: dict[str, int]) -> None:
+    def run(kind: str, cell: dict[str, int]) -> None:
         started = time.monotonic()
         with clock(f"{kind}: computing"):
             dataset = compute[kind](**cell)
         with clock(f"{kind}: publishing"):
-            publish.publish(
+            publish(
                 dataset,
                 paths.store(kind, **cell),
                 kind=kind,
@@ -135,47 +172,75 @@ def study(experiment: Experiment, results: Path) -> None:
                 manifest=paths.manifest(kind, **cell),
             )
 
-    compute = stage_functions(experiment, open_store)
-    watched = [
-        (provenance, "stage_key", "key"),
-        (provenance, "collect", "provenance"),
-        (store, "write", "writing"),
-        (store, "write_manifest", "manifest"),
+    for kind in KINDS[:-2]:
+        if some := cells(kind, experiment):
+            run(kind, some[0])  # imports, compilation and caches are no part of a cell
+    parts = [
+        *((provenance, "stage_key", "key"), (provenance, "collect", "provenance")),
+        *((store, "write", "store"), (store, "write_manifest", "manifest")),
     ]
-    first = {kind: cells(kind, experiment)[0] for kind in KINDS}
-    for kind in ("problem", "dmft", "mean_ode", "wide", "finite"):
-        one(kind, first[kind])  # imports, compilation and caches are no part of a cell
-    clock = Clock()
-    print(f"{'ms for each cell of a kind':34} {'wall':>10} {'cores':>10}")
-    for kind in ("mean_ode", "wide", "finite"):
+    print(f"{'milliseconds':36}{'wall':>10}{'cores':>10}")
+    for kind in KINDS:
         some = cells(kind, experiment)
-        for cell in some:
-            one(kind, cell)
-        for part in ("computing", "publishing"):
-            print(clock.row(f"{kind}: {part}", len(some)))
-    for owner, function, name in watched:
-        clock.watch(owner, function, name)
-    for cell in some:
-        one("finite", cell)
-    for _, _, name in watched:
-        print("  of which", clock.row(name, len(some)).replace(" " * 9, "", 1))
-    with clock("checking"):
-        for cell in some:
-            assert not store.check(paths.store("finite", **cell), paths.manifest("finite", **cell))
-    print(
-        clock.row("finite: checking", 1).replace("finite: ", "")
-        if False
-        else clock.row("checking", len(some))
+        new = some[1:] or some
+        for name in (f"{kind}: computing", f"{kind}: publishing"):
+            wall[name] = cores[name] = 0.0
+        if kind == "finite":
+            for owner, function, name in parts:
+                watch(owner, function, name)
+        for cell in new:
+            run(kind, cell)
+        print(f"{kind}, each of {len(new)}")
+        row(f"{kind}: computing", len(new), "  ")
+        row(f"{kind}: publishing", len(new), "  ")
+        if kind == "finite":
+            for _, _, name in parts:
+                row(name, len(new), "    ")
+            with clock("check"):
+                for cell in some:
+                    place = {
+                        "path": paths.store(kind, **cell),
+                        "manifest": paths.manifest(kind, **cell),
+                    }
+                    assert store.check(**place) == []
+            row("check", len(some), "    ")
+        if kind == "errors":
+            row("errors: computing", len(cells("finite", experiment)), "  for each shape, ")
+
+
+def seconds_of(*command: str | Path) -> str:
+    """Wall time and processor time of a program."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    before, start = os.times(), time.perf_counter()
+    subprocess.run(
+        [sys.executable, *command], check=True, cwd=ROOT, env=environment, capture_output=True
     )
-    one("errors", {})
-    one("rates", {})
-    print(f"{f's for {len(some)} shapes':34} {'wall':>10} {'cores':>10}")
-    for kind in ("errors", "rates"):
-        for part in ("computing", "publishing"):
-            print(clock.row(f"{kind}: {part}", 1, 1))
-    print(clock.row("errors: computing", len(some)), "(ms for each shape)")
+    spent, after = time.perf_counter() - start, os.times()
+    used = after.children_user + after.children_system
+    used -= before.children_user + before.children_system
+    return f"{1e3 * spent:10.0f}{1e3 * used:10.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, default=ROOT / "config/paper-linear.yaml")
+    parser.add_argument("--shapes", type=int, default=60)
+    parser.add_argument("--train", action="store_true", help="train the networks")
+    parser.add_argument("--no-plan", action="store_true", help="without Snakemake's plan")
+    arguments = parser.parse_args()
+    experiment = load_experiment(arguments.config)
+    print(f"{describe('cpu')}; {arguments.config.name}, {len(experiment.shapes)} shapes")
+    with tempfile.TemporaryDirectory() as folder:
+        part = part_of(experiment, arguments.shapes)
+        study(part, Paths(folder, part.experiment), train=arguments.train)
+        print("starting")
+        for name, module in STARTS.items():
+            print(f"  {name:34}{seconds_of('-c', f'import {module}')}")
+        if not arguments.no_plan:
+            command = ("-m", "snakemake", "--dry-run", "--configfile", arguments.config.resolve())
+            spent = seconds_of(*command, "--config", f"results={folder}/none")
+            print(f"  {'plan of all':34}{spent}")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        study(part_of(load_experiment(Path(sys.argv[1])), int(sys.argv[2])), Path(folder))
+    main()
