@@ -150,27 +150,20 @@ def files(
         for group, part in parts.items()
         for name, variable in part.variables.items()
     }
-
-    def filled(name: str, document: Document) -> Document:
+    copies = {}
+    for name, copied in template[""][_COPIES]["metadata"].items():
         if name in arrays:
-            return _sized(document, arrays[name].shape)
-        return {**document, "attributes": {**attrs.get(name, {}), **document["attributes"]}}
-
-    for name, document in template.items():
-        whole = filled(name, document)
-        if not name:
-            inner = document[_COPIES]
-            copies = {
-                copied: filled(copied, inner["metadata"][copied]) for copied in inner["metadata"]
-            }
-            whole[_COPIES] = {**inner, "metadata": copies}
-        yield f"{name}/{METADATA}".lstrip("/"), _json(whole)
-        if name in arrays and arrays[name].size:
-            level = _level(document)
+            array, level = arrays[name], _level(template[name])
             if level is None:
-                raise RuntimeError(f"{name}: zarr wrote codecs {document['codecs']}")
-            chunk = encode(arrays[name].values, level)
-            yield f"{name}/{_chunk_name(arrays[name].ndim)}", chunk
+                raise RuntimeError(f"{name}: zarr wrote codecs {template[name]['codecs']}")
+            text, copies[name] = _array_texts(layout, write_metadata, name, array.shape)
+            if array.size:
+                yield f"{name}/{_chunk_name(array.ndim)}", encode(array.values, level)
+        else:
+            own = attrs.get(name, {})
+            text, copies[name] = (_json(_with(own, each)) for each in (template[name], copied))
+        yield f"{name}/{METADATA}", text.encode()
+    yield METADATA, _root_text(_with(attrs.get("", {}), template[""]), copies).encode()
 
 
 def _variables(
@@ -206,6 +199,16 @@ def _template(layout: _Layout, write_metadata: WriteMetadata) -> Documents:
     }
 
 
+@lru_cache(maxsize=1024)
+def _array_texts(
+    layout: _Layout, write_metadata: WriteMetadata, name: str, shape: tuple[int, ...]
+) -> tuple[str, str]:
+    """Metadata of an array of one chunk: its own, and the copy that the root has of it."""
+    template = _template(layout, write_metadata)
+    copied = template[""][_COPIES]["metadata"][name]
+    return _json(_sized(template[name], shape)), _json(_sized(copied, shape))
+
+
 def _sized(array: Document, shape: tuple[int, ...]) -> Document:
     """Give an array's metadata another shape, of one chunk."""
     grid = array["chunk_grid"]
@@ -217,8 +220,23 @@ def _sized(array: Document, shape: tuple[int, ...]) -> Document:
     }
 
 
-def _json(document: Document) -> bytes:
-    return json.dumps(document, indent=2).encode()
+def _with(attrs: Mapping[str, Any], group: Document) -> Document:
+    """Give a group attributes before those that xarray adds."""
+    return {**group, "attributes": {**attrs, **group["attributes"]}}
+
+
+def _root_text(root: Document, copies: Mapping[str, str]) -> str:
+    """Metadata of the root, around the finished texts of its copies of the others."""
+    places = {name: f"\0{name}" for name in copies}
+    text = _json({**root, _COPIES: {**root[_COPIES], "metadata": places}})
+    for name, copied in copies.items():
+        # No line of JSON ends inside a string: indenting changes nothing but the layout.
+        text = text.replace(json.dumps(places[name]), copied.replace("\n", "\n      "), 1)
+    return text
+
+
+def _json(document: Document) -> str:
+    return json.dumps(document, indent=2)
 
 
 # --- reading --------------------------------------------------------------------------------------
