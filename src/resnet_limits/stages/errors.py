@@ -65,10 +65,10 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         that diverged or was not run has a status and NaN from there on.
     """
     stores = _Stores(experiment, open_store)
-    found: dict[str, list[tuple[dict[str, int], xr.Dataset]]] = {p: [] for p in experiment.pairs}
+    found: dict[str, list[Compared]] = {pair: [] for pair in experiment.pairs}
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
-        found[pair].append((sizes, distances))
-    return {pair: _table(parts, experiment.seeds) for pair, parts in found.items()}
+        found[pair].append((sizes, experiment.seeds, distances))
+    return {pair: _table(parts) for pair, parts in found.items()}
 
 
 def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -191,40 +191,46 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _table(
-    found: Sequence[tuple[Mapping[str, int], xr.Dataset]], seeds: Sequence[int]
-) -> xr.Dataset:
-    """Turn sizes and their distances into cells over common steps, sorted by size and seed.
+Compared = tuple[Mapping[str, int], Sequence[int], xr.Dataset]
+"""Sizes, the seeds that are wanted, and distances of those that are there."""
+
+
+def _table(found: Sequence[Compared]) -> xr.Dataset:
+    """Turn comparisons into cells over their common steps, sorted by size and seed.
 
     Seeds that a comparison lacks were not run.
     """
-    steps = reduce(np.intersect1d, (distances.variables["step"].values for _, distances in found))
-    shape = (len(found), len(seeds))
-    values = {name: np.full((*shape, len(steps)), np.nan) for name in VARIABLES}
-    status = np.full(shape, NOT_RUN, np.int8)
-    for k, (_, distances) in enumerate(found):
-        known = distances.variables["seed"].values
-        here, there = np.isin(seeds, known), np.isin(known, seeds)
+    steps = reduce(np.intersect1d, (distances["step"].values for _, _, distances in found))
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in (*VARIABLES, "status", *SIZES, "seed")
+    }
+    for sizes, seeds, distances in found:
+        place = {int(seed): k for k, seed in enumerate(distances.variables["seed"].values)}
+        here = [k for k, seed in enumerate(seeds) if seed in place]
+        there = [place[seeds[k]] for k in here]
         kept = np.isin(distances.variables["step"].values, steps)
         for name in VARIABLES:
-            values[name][k, here] = distances.variables[name].values[there][:, kept]
-        status[k, here] = distances.variables["status"].values[there]
-    coords = {
-        name: np.repeat([sizes[name] for sizes, _ in found], len(seeds)) for name in SIZES
-    } | {"seed": np.tile(seeds, len(found))}
-    order = np.lexsort([coords[name] for name in ("seed", *reversed(SIZES))])
-    parameters = np.prod([coords[name] for name in SIZES], axis=0, dtype=float)
+            values = np.full((len(seeds), len(steps)), np.nan)
+            values[here] = distances.variables[name].values[there][:, kept]
+            columns[name].append(values)
+        status = np.full(len(seeds), NOT_RUN, np.int8)
+        status[here] = distances.variables["status"].values[there]
+        columns["status"].append(status)
+        for name in SIZES:
+            columns[name].append(np.full(len(seeds), sizes[name]))
+        columns["seed"].append(np.array(seeds))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    order = np.lexsort([joined[name] for name in ("seed", *reversed(SIZES))])
+    table = {name: values[order] for name, values in joined.items()}
+    parameters = np.prod([table[name] for name in SIZES], axis=0, dtype=float)
     return xr.Dataset(
         {
-            **{
-                name: (("cell", "step"), v.reshape(-1, len(steps))[order])
-                for name, v in values.items()
-            },
-            "status": ("cell", status.reshape(-1)[order]),
+            **{name: (("cell", "step"), table[name]) for name in VARIABLES},
+            "status": ("cell", table["status"]),
         },
         {
             "step": steps,
-            **{name: ("cell", sizes[order]) for name, sizes in coords.items()},
-            "parameters": ("cell", parameters[order]),
+            **{name: ("cell", table[name]) for name in (*SIZES, "seed")},
+            "parameters": ("cell", parameters),
         },
     )
