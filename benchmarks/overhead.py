@@ -14,6 +14,7 @@ Usage: ``python benchmarks/overhead.py [CONFIG] [--shapes 60] [--train] [--no-pl
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -182,6 +183,8 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
     print(f"{'milliseconds':36}{'wall':>10}{'cores':>10}")
     for kind in KINDS:
         some = cells(kind, experiment)
+        if not some:
+            continue
         new = some[1:] or some
         for name in (f"{kind}: computing", f"{kind}: publishing"):
             wall[name] = cores[name] = 0.0
@@ -196,14 +199,15 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
         if kind == "finite":
             for _, _, name in parts:
                 row(name, len(new), "    ")
+            checked = some[:: math.ceil(len(some) / 60)]
             with clock("check"):
-                for cell in some:
+                for cell in checked:
                     place = {
                         "path": paths.store(kind, **cell),
                         "manifest": paths.manifest(kind, **cell),
                     }
                     assert store.check(**place) == []
-            row("check", len(some), "    ")
+            row("check", len(checked), "    ")
         if kind == "errors":
             row("errors: computing", len(cells("finite", experiment)), "  for each shape, ")
 
