@@ -320,11 +320,7 @@ def errors(config: Config, results: Results = _RESULTS) -> None:
     from resnet_limits.stages import errors as stage
 
     def open_result(kind: str, cell: dict[str, int]) -> xr.Dataset:
-        if kind == "problem":  # quick to make, so no subcommand writes it
-            from resnet_limits.stages import problem
-
-            return problem.problem(experiment)
-        return store.open_store(paths.store(kind, **cell))
+        return store.load(paths.store(kind, **cell), stage.READ[kind])
 
     _save(
         stage.errors(experiment, open_result),

@@ -13,12 +13,10 @@ from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from resnet_limits.config import (
     LOSSES,
@@ -31,6 +29,9 @@ from resnet_limits.config import (
     LinearTeacherData,
 )
 from resnet_limits.randomness import normal_rows, permutation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ class Loss:
         Tensor, shape (...)
         """
         if self.kind == "cross_entropy":
-            return -(y * torch.log_softmax(f, dim=-1)).sum(-1).mean(-1)
+            return -(y * f.log_softmax(dim=-1)).sum(-1).mean(-1)
         return self._weight(y) * 0.5 * (f - y).square().sum(-1).mean(-1)
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class Loss:
         Tensor, shape (..., rows, d_out)
         """
         if self.kind == "cross_entropy":
-            return torch.softmax(f, dim=-1) - y
+            return f.softmax(dim=-1) - y
         return self._weight(y) * (f - y)
 
     def _weight(self, y: Tensor) -> float:

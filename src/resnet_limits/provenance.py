@@ -475,11 +475,7 @@ def collect(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     sizes = "".join(f" {name}={size}" for name, size in (cell or {}).items())
     return {
-        "experiment_file": yaml.safe_dump(
-            experiment.model_dump(mode="json", exclude_none=True),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
+        "experiment_file": _experiment_file(experiment),
         "config_hash": _digest(_canonical_json(values)),
         "code_hash": code_hash(stage_module(stage)),
         "stage_key": key,
@@ -493,6 +489,13 @@ def collect(
         "peak_memory_bytes": _peak_memory_bytes(),
         "history": f"{created} resnet-limits {__version__}: {stage}{sizes}",
     }
+
+
+# The same for all cells of a job, and slower to write than a cell's chunks.
+@lru_cache(maxsize=1)
+def _experiment_file(experiment: Experiment) -> str:
+    values = experiment.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 @lru_cache(maxsize=1)

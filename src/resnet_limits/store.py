@@ -8,7 +8,6 @@ chunk carries a checksum, also inside shards; every variable says what it is. Be
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import math
@@ -19,19 +18,24 @@ import socket
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.storage import ZipStore
+from zarr.storage import MemoryStore, ZipStore
 
+from resnet_limits import onechunk
 from resnet_limits.config import PAIRS
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
 
 SCHEMA_VERSION = "1"
 
@@ -56,6 +60,7 @@ PROVENANCE = (
 """Root attributes that every published store carries."""
 
 _OK, _DIVERGED, _NOT_RUN = range(3)
+_TEMPORARY = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
 _SHARD_BYTES = 64 * 2**20
 # Readers take whole steps and whole layers, so these are cut first and the rest stays together.
@@ -415,6 +420,17 @@ def _packing(
     return tuple(chunks), tuple(shards)
 
 
+def _explained(
+    name: str, attrs: Mapping[Any, Any], variables: Mapping[str, Variable]
+) -> dict[str, Any]:
+    """Attributes of a variable, with what its kind says of it."""
+    described = variables.get(name)
+    if described is None:
+        return _plain(attrs)
+    units = {} if described.units is None else {"units": described.units}
+    return _plain({**attrs, **described.attrs, "long_name": described.long_name, **units})
+
+
 def _prepared(
     dataset: xr.Dataset, variables: Mapping[str, Variable]
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
@@ -423,11 +439,7 @@ def _prepared(
     dataset = dataset.drop_encoding()
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in list(dataset.variables.items()):
-        described = variables.get(str(name))
-        if described is not None:
-            variable.attrs.update(described.attrs, long_name=described.long_name)
-            if described.units is not None:
-                variable.attrs["units"] = described.units
+        variable.attrs = _explained(str(name), variable.attrs, variables)
         chunks, shards = _packing(
             tuple(map(str, variable.dims)), variable.shape, variable.dtype.itemsize
         )
@@ -436,6 +448,8 @@ def _prepared(
             # Zstd lets flipped bits pass; inside shards these are the inner codecs, so that the
             # checksum covers each chunk and not only the shard's index.
             "compressors": (ZstdCodec(level=3), Crc32cCodec()),
+            # One file beside the metadata, where "/" would nest a folder for every dimension.
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         }
         if shards is not None:
             encoding[str(name)]["shards"] = shards
@@ -469,23 +483,22 @@ def _quiet_zarr() -> Iterator[None]:
         yield
 
 
-def _write_directory(
-    parts: dict[str, xr.Dataset],
-    attrs: Mapping[str, Any],
+def _write_zarr(
+    parts: Mapping[str, xr.Dataset],
+    attrs: Mapping[str, Mapping[str, Any]],
     variables: Mapping[str, Variable],
-    directory: Path,
+    target: Path | MemoryStore,
 ) -> None:
+    """Write with xarray and zarr, piece by piece."""
     with _quiet_zarr():
-        xr.Dataset(attrs=_plain(attrs)).to_zarr(
-            directory, mode="w", zarr_format=3, consolidated=False
-        )
+        xr.Dataset(attrs=attrs.get("")).to_zarr(target, mode="w", zarr_format=3, consolidated=False)
         for group, part in parts.items():
             prepared, encoding = _prepared(part, variables)
-            prepared.attrs = _plain(part.attrs if group else attrs)
+            prepared.attrs = dict(attrs.get(group, {}))
             # Chunks that equal the fill value are written like others: a missing file is then
             # always a loss, never a saving.
             prepared.to_zarr(
-                directory,
+                target,
                 group=group or None,
                 mode="a",
                 zarr_format=3,
@@ -493,7 +506,46 @@ def _write_directory(
                 encoding=encoding,
                 write_empty_chunks=True,
             )
-        zarr.consolidate_metadata(directory, zarr_format=3)
+        zarr.consolidate_metadata(target, zarr_format=3)
+
+
+def _zarr_metadata(parts: dict[str, xr.Dataset]) -> dict[str, bytes]:
+    """Metadata files that zarr writes for some datasets."""
+    files: dict[str, Buffer] = {}
+    _write_zarr(parts, {}, {}, MemoryStore(files))
+    return {
+        name: content.to_bytes()
+        for name, content in files.items()
+        if name.endswith(onechunk.METADATA)
+    }
+
+
+def _write_directory(
+    parts: Mapping[str, xr.Dataset],
+    attrs: Mapping[str, Any],
+    variables: Mapping[str, Variable],
+    directory: Path,
+) -> None:
+    all_attrs = {group: _plain(part.attrs) for group, part in parts.items()} | {"": _plain(attrs)}
+    if not all(map(_is_small, parts.values())):
+        _write_zarr(parts, all_attrs, variables, directory)
+        return
+
+    def explain(name: str, own: Mapping[Any, Any]) -> dict[str, Any]:
+        return _explained(name, own, variables)
+
+    made = set()
+    for name, content in onechunk.files(parts, all_attrs, explain, _zarr_metadata):
+        file = directory / name
+        if file.parent not in made:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.add(file.parent)
+        file.write_bytes(content)
+
+
+def _is_small(part: xr.Dataset) -> bool:
+    """Whether every variable is in memory and becomes one chunk."""
+    return onechunk.fits(part) and all(v.nbytes <= _CHUNK_BYTES for v in part.variables.values())
 
 
 def _zip_directory(directory: Path, target: Path) -> None:
@@ -529,23 +581,28 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what writers of this name left that were killed on this machine."""
+@lru_cache(maxsize=1024)
+def _clean(folder: Path) -> None:
+    """Remove what writers into this folder left that were killed on this machine.
+
+    Once in a process: a folder of thousands of stores takes long to list.
+    """
     host = socket.gethostname()
-    prefix = f".{path.name}."
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-        owner, _, process = leftover.name[len(prefix) :].rpartition("-")[0].rpartition("-")
-        if owner == host and process.isdigit() and not _is_alive(int(process)):
-            _remove(leftover)
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
+            continue
+        owner, _, process = entry.name.rpartition("-")[0].rpartition("-")
+        if owner.endswith(f".{host}") and process.isdigit() and not _is_alive(int(process)):
+            _remove(Path(entry.path))
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Give a name beside the final one, gone again afterwards whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _clean(path.parent)
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{token}.tmp")
+    temporary = path.with_name(f".{path.name}.{token}{_TEMPORARY}")
     try:
         yield temporary
     finally:
@@ -692,16 +749,52 @@ def open_store(
     StoreError
         If there is no finished store of that name, or no such group.
     """
-    path = Path(path)
+    return _open(Path(path), group, dict(chunks or {}))
+
+
+def _open(path: Path, group: str | None, chunks: dict[str, int] | None) -> xr.Dataset:
+    """Open with xarray: as Dask arrays, or without chunks as arrays that are read when used."""
     if not path.exists():
         raise StoreError(f"{path}: no such store")
     try:
         source = ZipStore(path, mode="r") if _is_zip(path) else str(path)
-        return xr.open_zarr(source, group=group, chunks=dict(chunks or {}), consolidated=True)
+        return xr.open_zarr(source, group=group, chunks=chunks, consolidated=True)
     # Damaged metadata can fail in any way.
     except Exception as error:
         where = f"{path}, group {group}" if group else str(path)
         raise StoreError(f"{where}: cannot be opened as a store: {_one_line(error)}") from error
+
+
+def load(path: Path | str, names: Collection[str]) -> xr.Dataset:
+    """Open some variables of a store: in memory where they are small, else lazily.
+
+    Small is what takes no more memory than one file may; it is read at once, and thousands of
+    stores so in seconds.
+
+    Parameters
+    ----------
+    path : path
+        The store, without groups.
+    names : collection of str
+        Variables; coordinates along their dimensions come with them.
+
+    Raises
+    ------
+    StoreError
+        If there is no finished store of that name, it lacks a variable, or a chunk is damaged.
+    """
+    path = Path(path)
+    try:
+        dataset = onechunk.read(path, names, _SHARD_BYTES)
+    except onechunk.DamageError as error:
+        raise StoreError(f"{path}: {error}") from error
+    if dataset is not None:
+        return dataset
+    dataset = open_store(path)
+    missing = [name for name in names if name not in dataset.variables]
+    if missing:
+        raise StoreError(f"{path}: has no {', '.join(missing)}")
+    return dataset[list(names)]
 
 
 def groups(path: Path | str) -> list[str]:
@@ -734,12 +827,13 @@ def open_groups(path: Path | str) -> dict[str, xr.Dataset]:
 
 
 def _store_files(directory: Path) -> list[Path]:
+    """All files of a store, in the order of their paths."""
     # Hidden files are other programs' notes (file systems', workflow engines'), not content.
-    return sorted(
-        file
-        for file in directory.rglob("*")
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(directory).parts)
-    )
+    found = []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def _sha256(file: Path) -> str:
@@ -872,6 +966,12 @@ def _names(path: Path) -> set[str]:
     return {file.relative_to(path).as_posix() for file in _store_files(path)}
 
 
+def _loaded(path: Path, group: str | None) -> xr.Dataset:
+    """Open a group; one that is no larger than a file may be is read, which is quicker."""
+    part = _open(path, group, None)
+    return part.load() if part.nbytes <= _SHARD_BYTES else open_store(path, group)
+
+
 def _value_findings(part: xr.Dataset) -> list[str]:
     """Find values that are not numbers where they should be, and the other way round."""
     findings = []
@@ -930,8 +1030,8 @@ def check(path: Path | str, manifest: Path | str | None = None) -> list[str]:
     try:
         findings = _damage(path)
         if not findings:
-            parts = open_groups(path)
-            attrs = open_store(path).attrs
+            parts = {name: _loaded(path, name or None) for name in groups(path) or [""]}
+            attrs = parts[""].attrs if "" in parts else open_store(path).attrs
             kind = str(attrs.get("kind", ""))
             if kind in SCHEMAS:
                 findings += _kind_findings(kind, attrs, parts)

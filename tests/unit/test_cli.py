@@ -59,12 +59,8 @@ def fake(monkeypatch, make_dataset):
         return dataset("finite", experiment, **shape._asdict())
 
     def errors(experiment, open_store):
-        opened = [
-            open_store("problem", {}),
-            open_store("dmft", {}),
-            open_store("finite", SIZES),
-        ]
-        assert all(len(part.variables) for part in opened)
+        opened = [open_store("dmft", {}), open_store("finite", SIZES)]
+        assert [set(part.data_vars) for part in opened] == [{"output"}, {"hidden", "status"}]
         return {pair: make_dataset("errors") for pair in experiment.pairs}
 
     modules = {
@@ -75,7 +71,11 @@ def fake(monkeypatch, make_dataset):
             "wide": wide,
         },
         "networks": {"finite": finite},
-        "errors": {"errors": errors, "rates": lambda experiment, errors: dict(RATES)},
+        "errors": {
+            "errors": errors,
+            "rates": lambda experiment, errors: dict(RATES),
+            "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
+        },
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")
@@ -301,13 +301,13 @@ def test_inspect_and_check(fake, config, capsys):
 
 def test_check_finds_a_flipped_bit(fake, config, capsys):
     run(f"dmft {config} --out a.zarr", capsys)
-    chunk = Path("a.zarr/loss/c/0")
+    chunk = Path("a.zarr/loss/c.0")
     raw = bytearray(chunk.read_bytes())
     raw[3] ^= 4
     chunk.write_bytes(raw)
     code, output, complaint = run("check a.zarr", capsys)
     assert code == FAILED
-    assert output[0].startswith("loss/c/0: ")
+    assert output[0].startswith("loss/c.0: ")
     assert len(complaint) == 1
 
 
@@ -493,7 +493,7 @@ def test_stopped_in_the_middle_of_writing(fake, config, capsys, monkeypatch):
     def stop(*_args, **_options):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(store.zarr, "consolidate_metadata", stop)
+    monkeypatch.setattr(store.onechunk, "encode", stop)
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == FAILED
     assert complaint == ["error: stopped by SIGTERM; nothing was saved"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -496,6 +497,61 @@ def test_cells_hold_the_distances_of_their_own_stores(
         here = (table["embed_dim"] == e) & table["depth"].isin([0, L])
         for name in distances.VARIABLES:
             np.testing.assert_allclose(table[name].values[here.values], ds[name].values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reading", ["in memory", "lazy", "plain open"])
+def test_tables_against_brute_force_through_files(
+    tiny_experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reading: str,
+) -> None:
+    """Every number of the finite pairs, from stores on disk, by another way of computing it."""
+    experiment = tiny_experiment(
+        sweep={"grid": {"depth": [4, 8], "width": [8, 16]}}, save={"depth_points": P}
+    )
+    results = Results(experiment)
+    written: dict[Any, Path] = {}
+    if reading == "lazy":
+        monkeypatch.setattr(store, "_CHUNK_BYTES", 512)
+        monkeypatch.setattr(store, "_SHARD_BYTES", 1024)
+
+    def open_store(kind: str, cell: dict[str, int]) -> xr.Dataset:
+        key = (kind, *cell.values())
+        if key not in written:
+            written[key] = store.write(
+                results(kind, cell).load(), tmp_path / f"{len(written)}.zarr"
+            )
+        if reading == "plain open":
+            return xr.open_zarr(written[key])
+        found = store.load(written[key], stage.READ[kind])
+        assert (found["hidden" if kind == "finite" else "hidden_coef"].chunks is None) == (
+            reading == "in memory"
+        )
+        return found
+
+    tables = stage.errors(experiment, open_store)
+    for shape in experiment.shapes:
+        sizes = shape._asdict()
+        phi = np.stack(
+            [embedding_rows(results.problem, experiment.seed, k, shape.embed_dim) for k in (0, 1)]
+        )
+        limits = {
+            "wide": results("wide", {"depth": shape.depth, "embed_dim": shape.embed_dim}),
+            "mean_ode": results("mean_ode", {"embed_dim": shape.embed_dim}),
+            "dmft": results("dmft", {}),
+        }
+        finite = results("finite", sizes)
+        for kind, ds in limits.items():
+            table = tables[f"finite-{kind}"]
+            cells = np.logical_and.reduce([table[name] == size for name, size in sizes.items()])
+            for k in (0, 1):
+                found = table.isel(cell=np.flatnonzero(cells)[k])
+                assert int(found["seed"]) == k
+                for step in range(experiment.training.steps):
+                    expected = brute_force(finite, ds, phi, k, step)
+                    actual = [found[v].values[step] for v in distances.VARIABLES]
+                    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-14)
 
 
 def test_only_what_the_pairs_need_is_opened(tiny_experiment: Callable[..., Experiment]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,12 @@ class Job:
         from resnet_limits import store
 
         return store.open_store(self.paths.store(kind, **cell))
+
+    def load(self, kind: str, cell: Cell, names: Sequence[str]) -> xr.Dataset:
+        """Open some variables of a result, in memory where they are small."""
+        from resnet_limits import store
+
+        return store.load(self.paths.store(kind, **cell), names)
 
     def publish(self, dataset: Any, started: float, cell: Cell, **facts: Any) -> None:
         """Write a result and its manifest."""

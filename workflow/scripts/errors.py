@@ -18,4 +18,7 @@ with running(snakemake, "errors") as job:
         for cell in cells(kind, job.experiment)
     }
     with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
-        job.publish(errors.errors(job.experiment, job.open_store), started, {}, cells=compared)
+        distances = errors.errors(
+            job.experiment, lambda kind, cell: job.load(kind, cell, errors.READ[kind])
+        )
+        job.publish(distances, started, {}, cells=compared)

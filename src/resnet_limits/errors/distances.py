@@ -1,10 +1,13 @@
 """Distances between networks and limits, and between limits.
 
-Every function compares all seeds and steps of one cell. Networks are read block by block through
-Dask: each block of a store is read once and compared with all limits at once, so that memory is
-bounded by the blocks. Differences between limits are linear in the embedding rows Phi, so that
-their mean squares follow from the Gram matrix alone: the mean over coordinates of (Phi dc)^2 is
-dc^T G dc with G = Phi^T Phi / D.
+Every function compares all seeds and steps of one cell. Fields of networks that are in memory are
+compared as they are; lazy ones block by block through Dask: each block of a store is read once and
+compared with all limits at once, so that memory is bounded by the blocks. Differences between
+limits are linear in the embedding rows Phi, so that their mean squares follow from the Gram matrix
+alone: the mean over coordinates of (Phi dc)^2 is dc^T G dc with G = Phi^T Phi / D.
+
+Arrays have their axes in one order: seed, step, replicate, samples (and tokens), node, and what is
+left. The axis of seeds has length one where nothing depends on them.
 """
 
 from __future__ import annotations
@@ -13,16 +16,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from resnet_limits import fields
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 Array = NDArray[np.float64]
 
@@ -41,15 +45,16 @@ VARIABLES = (
 COMPARED = ("output", "output_replicate", "hidden_coef", "hidden_coef_replicate")
 """Variables of a limit store that are read."""
 
-_FIELD = ("seed", "step", "depth_point", "sample", "token", "coordinate")
+_AXES = (
+    *("seed", "step", "replicate", "depth_point", "sample", "token", "node"),
+    *("target", "coordinate", "embedding_direction"),
+)
+_REPLICATES = ("output_replicate", "hidden_coef_replicate")
+_STDERR = ("hidden_rms_stderr", "output_rms_stderr")
+_ENDING = ("status", "diverged_step")
 _GRAPH_BLOCKS = 128
 _WORK_ELEMENTS = 1 << 18
 """Elements of one temporary array inside a block: small enough for a core's cache."""
-
-
-def compared(limit: xr.Dataset) -> xr.Dataset:
-    """Take the variables of a limit that comparisons read; of one with seeds also the status."""
-    return limit[[*COMPARED, *(["status"] if "seed" in limit.dims else [])]]
 
 
 def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dataset:
@@ -69,7 +74,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
     Returns
     -------
     Dataset
-        ``output`` and ``hidden_coef`` for those of the seeds that the limit has, and, computed,
+        ``output`` and ``hidden_coef``, for those of the seeds that the limit has, and, computed,
         the RMS standard errors over scramblings, with dimensions (seed, step).
 
     Raises
@@ -79,13 +84,21 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
     """
     _check_embedding(embedding, len(seeds))
     wanted = np.asarray(seeds)
-    seeded = _with_seeds(limit, wanted)
-    common = np.isin(wanted, seeded["seed"].values)
-    if not common.any():
+    seeded = "seed" in limit.dims
+    kept = np.isin(wanted, limit["seed"].values) if seeded else np.full(len(wanted), True)
+    if not kept.any():
         raise ValueError("the limit and the networks have no seed in common")
-    seeded = seeded.sel(seed=wanted[common])
-    stderr = _compute(_standard_errors(seeded, None, _gram(embedding[common], wanted[common])))
-    return seeded[["output", "hidden_coef", "status"]].assign(stderr)
+    names, gram = wanted[kept], _gram(embedding[kept])
+    place = _Place(_positions(limit, "seed", names), slice(None))
+    arrays = [_array(limit, name, place) for name in _REPLICATES]
+    stderr = _joined([_standard_errors(output, hidden, gram) for output, hidden in _pieces(arrays)])
+    kept_fields = limit[["output", "hidden_coef"]]
+    return (
+        (kept_fields.sel(seed=names) if seeded else kept_fields)
+        .assign({name: (("seed", "step"), values) for name, values in stderr.items()})
+        .assign(status=("seed", _status(limit, place, len(names))))
+        .assign_coords(seed=names)
+    )
 
 
 def finite_distances(
@@ -115,25 +128,36 @@ def finite_distances(
         If the stores share no seed or no step, or the embedding does not fit.
     """
     _check_embedding(embedding, finite.sizes["seed"], finite.sizes["coordinate"])
-    (finite, *aligned), kept = _aligned([finite, *limits.values()])
-    parts: dict[str, list[xr.Dataset]] = {name: [] for name in limits}
-    for steps in _step_groups(finite["hidden"]):
-        part = finite.isel(step=steps)
-        by_name = {
-            name: limit.isel(step=steps) for name, limit in zip(limits, aligned, strict=True)
+    (own, *places), seeds, steps = _common([finite, *limits.values()])
+    points = finite.variables["s"].values
+    operands = []
+    for limit, place in zip(limits.values(), places, strict=True):
+        operands += [
+            fields.interpolation_matrix(limit.variables["node"].values, points),
+            _array(limit, "hidden_coef", place),
+        ]
+    hidden = _array(finite, "hidden", own)
+    measure = _block_sums if isinstance(hidden, np.ndarray) else _lazy_sums
+    sums = measure(hidden, embedding[own.seeds], *operands)
+    means = sums.reshape(sums.shape[:4]) / math.prod(hidden.shape[3:])
+    output = np.asarray(_array(finite, "output", own))
+    status, first = (finite.variables[name].values[own.seeds] for name in _ENDING)
+    before = (status == DIVERGED)[:, None] & (steps < first[:, None])
+    valid = (status == OK)[:, None] | before
+    last = int(np.argmax(points))
+    tables = {}
+    for k, (name, limit) in enumerate(limits.items()):
+        reference = {v: np.asarray(_array(limit, v, places[k])) for v in ("output", *_STDERR)}
+        distances = {
+            "hidden_rms": np.sqrt(means[2 * k + 1, :, :, last]),
+            "hidden_max_mean_abs": means[2 * k].max(axis=-1),
+            "output_rms": _rms(output - reference.pop("output")),
+            **reference,
         }
-        lazy = _field_errors(part, by_name, embedding[kept])
-        for name, limit in by_name.items():
-            lazy[name]["output_rms"] = _rms(part["output"] - limit["output"])
-            lazy[name] |= {v: limit[v] for v in VARIABLES if v in limit}
-        computed = _compute(lazy)
-        for name, variables in computed.items():
-            parts[name].append(_table(variables))
-    valid = _valid(finite)
-    return {
-        name: xr.concat(parts[name], "step").where(valid).assign(status=_ending(finite, limit))
-        for name, limit in zip(limits, aligned, strict=True)
-    }
+        ending = np.where(status == OK, _status(limit, places[k], len(seeds)), status)
+        sound = {v: np.where(valid, values, np.nan) for v, values in distances.items()}
+        tables[name] = _table(sound, ending, seeds, steps)
+    return tables
 
 
 def limit_distances(
@@ -167,43 +191,59 @@ def limit_distances(
     if "seed" not in seeded.dims:
         raise ValueError("neither limit has seeds: there are no networks they could describe")
     _check_embedding(embedding, seeded.sizes["seed"])
-    seeds = seeded["seed"].values
-    (one, two), kept = _aligned([_with_seeds(limit, seeds) for limit in (first, second)])
-    rows = embedding[kept]
-    gram = _gram(rows, seeds[kept])
+    (one, two), seeds, steps = _common([first, second])
+    rows = embedding[(one if seeded is first else two).seeds]
+    gram, depths = _gram(rows), np.asarray(s, float)
+    arrays = [
+        _array(limit, name, place)
+        for limit, place in ((first, one), (second, two))
+        for name in COMPARED
+    ]
+    nodes = [limit.variables["node"].values for limit in (first, second)]
+    parts = [
+        _differences(piece[:4], piece[4:], nodes, depths, rows, gram) for piece in _pieces(arrays)
+    ]
+    endings = [_status(limit, at, len(seeds)) for limit, at in ((first, one), (second, two))]
+    ending = np.where(endings[0] == OK, endings[1], endings[0])
+    return _table(_joined(parts), ending, seeds, steps)
 
-    def difference(depths: Array) -> xr.DataArray:
-        return fields.coefficients(one, depths) - fields.coefficients(two, depths)
 
-    end = difference(np.ones(1)).isel(s=0, drop=True)
-    variables = {
-        "hidden_rms": _root(_mean_square(end, gram)),
-        "hidden_max_mean_abs": _max_mean_abs(difference(np.asarray(s, float)), rows),
-        "output_rms": _rms(one["output"] - two["output"]),
-        **_standard_errors(one, two, gram),
+def _differences(
+    one: Sequence[Array],
+    two: Sequence[Array],
+    nodes: Sequence[Array],
+    depths: Array,
+    rows: Array,
+    gram: Array,
+) -> dict[str, Array]:
+    """Measure the difference of two limits, each given by what is `COMPARED` of it."""
+    replicates = [len(limit[1][0, 0]) for limit in (one, two)]
+    if replicates[0] != replicates[1]:
+        raise ValueError(
+            f"limits solved with {replicates[0]} and {replicates[1]} scramblings cannot be paired"
+        )
+
+    def difference(at: Array) -> Array:
+        """Coordinates of h at some depths, shape (seeds, steps, samples, [tokens,] depths, r)."""
+        first, second = (fields.interpolation_matrix(known, at) for known in nodes)
+        return np.asarray(first @ one[2] - second @ two[2])
+
+    return {
+        "hidden_rms": np.sqrt(_mean_square(difference(np.ones(1)), gram)),
+        "hidden_max_mean_abs": _max_mean_abs(np.moveaxis(difference(depths), -2, 2), rows),
+        "output_rms": _for_seeds(_rms(one[0] - two[0]), gram),
+        **_standard_errors(one[1] - two[1], one[3] - two[3], gram),
     }
-    return _table(_compute(variables)).assign(status=_ending(one, two))
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
+# --- what stores hold -----------------------------------------------------------------------------
 
 
-def _compute(lazy: dict[str, Any]) -> dict[str, Any]:
-    """Compute everything in a dictionary at once."""
-    # Dask's threads share the cores; matrix products with threads of their own would wait for
-    # each other, and on a busy machine for much longer than they take.
-    with _libraries().limit(limits=1, user_api="blas"):
-        (computed,) = dask.compute(lazy)
-    return dict(computed)
+class _Place(NamedTuple):
+    """Which seeds and steps of a dataset are compared, by position."""
 
-
-def _table(variables: Mapping[str, xr.DataArray]) -> xr.Dataset:
-    return xr.Dataset({name: variables[name] for name in VARIABLES}).transpose("seed", "step")
-
-
-# --- alignment ------------------------------------------------------------------------------------
+    seeds: Any
+    steps: Any
 
 
 def _check_embedding(embedding: Array, seeds: int, embed_dim: int | None = None) -> None:
@@ -216,132 +256,123 @@ def _check_embedding(embedding: Array, seeds: int, embed_dim: int | None = None)
         raise ValueError(f"embedding of shape {embedding.shape}: must be {wanted}")
 
 
-def _with_seeds(limit: xr.Dataset, seeds: NDArray[np.int64]) -> xr.Dataset:
-    """Take what is compared of a limit; the fields of one without seeds are the same for all."""
-    taken = compared(limit)
-    if "seed" in limit.dims:
-        return taken
-    fields_of_all = taken[["output", "hidden_coef"]].expand_dims(seed=seeds)
-    return taken.assign(fields_of_all).assign(status=("seed", np.full(len(seeds), OK, np.int8)))
-
-
-def _aligned(datasets: Sequence[xr.Dataset]) -> tuple[list[xr.Dataset], NDArray[np.intp]]:
-    """Restrict datasets to their common seeds and steps, in the order of the first.
+def _common(
+    datasets: Sequence[xr.Dataset],
+) -> tuple[list[_Place], NDArray[np.int64], NDArray[np.int64]]:
+    """Find the common seeds and steps of datasets, in the order of the first that has any.
 
     Returns
     -------
-    datasets : list of Dataset
-    kept : ndarray of int
-        Positions of the remaining seeds among those of the first dataset.
+    places : list of _Place
+        For each dataset, where they are.
+    seeds, steps : ndarray of int
+        What they are.
     """
-    aligned, kept = list(datasets), np.arange(0)
-    for dim in ("step", "seed"):
-        known = aligned[0][dim].values
-        common = np.logical_and.reduce([np.isin(known, ds[dim].values) for ds in aligned])
+    names = {}
+    for dim in ("seed", "step"):
+        found = [ds.variables[dim].values for ds in datasets if dim in ds.variables]
+        common = np.logical_and.reduce([np.isin(found[0], values) for values in found])
         if not common.any():
             raise ValueError(f"the stores to compare have no {dim} in common")
-        kept = np.flatnonzero(common)
-        # Where nothing is left out, the graph of a lazy store stays as simple as it is.
-        aligned = [
-            ds if np.array_equal(ds[dim].values, known[kept]) else ds.sel({dim: known[kept]})
-            for ds in aligned
-        ]
-    return aligned, kept
+        names[dim] = found[0][common]
+    places = [_Place(*(_positions(ds, dim, names[dim]) for dim in names)) for ds in datasets]
+    return places, names["seed"], names["step"]
 
 
-def _ending(one: xr.Dataset, two: xr.Dataset) -> xr.DataArray:
-    """Status (seed) of a comparison: that of the side that did not end well."""
-    first, second = one["status"].load(), two["status"].load()
-    return first.where(first != OK, second).astype(np.int8)
+def _positions(ds: xr.Dataset, dim: str, wanted: NDArray[np.int64]) -> Any:
+    """Index of some names of a dimension; one that takes all, as they are, where that is so."""
+    known = ds.variables[dim].values if dim in ds.variables else wanted
+    if np.array_equal(known, wanted):
+        return slice(None)
+    order = np.argsort(known)
+    return order[np.searchsorted(known, wanted, sorter=order)]
 
 
-def _valid(finite: xr.Dataset) -> xr.DataArray:
-    """Whether (seed, step) holds a result of a run that was sound up to there."""
-    status, first = finite["status"].load(), finite["diverged_step"].load()
-    before = (status == DIVERGED) & (finite["step"] < first)
-    return (status == OK) | before
+def _array(ds: xr.Dataset, name: str, place: _Place) -> Any:
+    """Take a variable as an array, lazy if it is, with its axes in order."""
+    variable = ds.variables[name]
+    data = variable.transpose(*(dim for dim in _AXES if dim in variable.dims)).data
+    data = data[place.seeds] if "seed" in variable.dims else data[None]
+    return data[:, place.steps]
+
+
+def _pieces(arrays: Sequence[Any]) -> Iterator[list[Array]]:
+    """Read arrays: all at once, or step by step if any is lazy."""
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        yield list(arrays)
+        return
+    for step in range(arrays[0].shape[1]):
+        yield [np.asarray(array[:, step : step + 1]) for array in arrays]
+
+
+def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Put the steps of several pieces together."""
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def _status(limit: xr.Dataset, place: _Place, seeds: int) -> NDArray[np.int8]:
+    if "status" not in limit.variables:
+        return np.full(seeds, OK, np.int8)
+    return np.asarray(limit.variables["status"].values[place.seeds])
+
+
+def _table(
+    variables: Mapping[str, Array],
+    status: NDArray[np.integer],
+    seeds: NDArray[np.int64],
+    steps: NDArray[np.int64],
+) -> xr.Dataset:
+    return xr.Dataset(
+        {
+            **{name: (("seed", "step"), variables[name]) for name in VARIABLES},
+            "status": ("seed", status.astype(np.int8)),
+        },
+        {"seed": seeds, "step": steps},
+    )
 
 
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def _inner(array: xr.DataArray) -> list[str]:
-    """Dimensions that distances are averaged over."""
-    return [str(d) for d in array.dims if d in ("sample", "token", "target", "coordinate")]
+def _rms(difference: Array) -> Array:
+    """Root mean square for each seed and step."""
+    return np.sqrt((difference**2).mean(axis=tuple(range(2, difference.ndim))))
 
 
-def _rms(difference: xr.DataArray, *also: str) -> xr.DataArray:
-    return _root((difference**2).mean([*_inner(difference), *also], skipna=False))
+def _for_seeds(values: Array, gram: Array) -> Array:
+    """Repeat what is the same for all seeds."""
+    return np.broadcast_to(values, (len(gram), *values.shape[1:]))
 
 
-def _root(squares: xr.DataArray) -> xr.DataArray:
-    return squares**0.5
+def _gram(rows: Array) -> Array:
+    """G = Phi^T Phi / D, shape (seeds, r, r)."""
+    return rows.transpose(0, 2, 1) @ rows / rows.shape[1]
 
 
-def _gram(rows: Array, seeds: NDArray[np.int64]) -> xr.DataArray:
-    """G = Phi^T Phi / D for each seed."""
-    gram = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
-    dims = ("seed", "embedding_direction", "other_direction")
-    return xr.DataArray(gram, dims=dims, coords={"seed": seeds})
-
-
-def _mean_square(coefs: xr.DataArray, gram: xr.DataArray) -> xr.DataArray:
-    """Mean over coordinates, samples, tokens and replicates of (Phi c)^2, as trace of G c c^T."""
-    inner = [*_inner(coefs), *(d for d in ("replicate",) if d in coefs.dims)]
-    other = coefs.rename(embedding_direction="other_direction")
-    count = math.prod(coefs.sizes[d] for d in inner)
-    moments = xr.dot(coefs, other, dim=inner) / count
-    product = xr.dot(moments, gram, dim=["embedding_direction", "other_direction"])
+def _mean_square(coefs: Array, gram: Array) -> Array:
+    """Mean of (Phi c)^2 for each seed and step, as trace of G c c^T."""
+    lines = coefs.reshape(*coefs.shape[:2], -1, coefs.shape[-1])
+    moments = lines.swapaxes(-1, -2) @ lines / lines.shape[2]
     # Rounding may leave a difference of nothing slightly below zero.
-    return product.clip(min=0.0)
+    return np.maximum((moments * gram[:, None]).sum(axis=(-2, -1)), 0.0)
 
 
-def _standard_errors(
-    one: xr.Dataset, two: xr.Dataset | None, gram: xr.DataArray
-) -> dict[str, xr.DataArray]:
+def _standard_errors(output: Array, hidden: Array, gram: Array) -> dict[str, Array]:
     """RMS standard errors of a limit, or of a difference of limits, from its scramblings."""
-    hidden, output = one["hidden_coef_replicate"], one["output_replicate"]
-    if two is not None:
-        if one.sizes["replicate"] != two.sizes["replicate"]:
-            raise ValueError(
-                f"limits solved with {one.sizes['replicate']} and {two.sizes['replicate']} "
-                "scramblings cannot be paired"
-            )
-        hidden = hidden - two["hidden_coef_replicate"]
-        output = output - two["output_replicate"]
     # A single replicate is an exact cubature, and its deviation from itself is zero.
-    share = 1.0 / max(1, one.sizes["replicate"] - 1)
-    squares = _mean_square(hidden - hidden.mean("replicate"), gram)
-    spread = output - output.mean("replicate")
+    share = 1.0 / max(1, hidden.shape[2] - 1)
+    squares = _mean_square(hidden - hidden.mean(axis=2, keepdims=True), gram)
+    spread = output - output.mean(axis=2, keepdims=True)
     return {
-        "hidden_rms_stderr": _root(share * squares),
-        "output_rms_stderr": _rms(share**0.5 * spread, "replicate") * xr.ones_like(gram["seed"]),
+        "hidden_rms_stderr": np.sqrt(share * squares),
+        "output_rms_stderr": _for_seeds(share**0.5 * _rms(spread), gram),
     }
 
 
-def _max_mean_abs(difference: xr.DataArray, rows: Array) -> xr.DataArray:
-    """Maximum over depths of the mean over coordinates and samples of |Phi dc|, lazily."""
-    inner = ["s", *(d for d in ("sample", "token") if d in difference.dims), "embedding_direction"]
-    coefs = difference.transpose("seed", "step", *inner).chunk()
-    coefs = coefs.chunk(dict.fromkeys(inner, -1))
-    embedding = da.from_array(rows, chunks=(coefs.chunksizes["seed"], -1, -1))
-    values = da.blockwise(
-        _block_max,
-        ("seed", "step"),
-        *(coefs.data, coefs.dims),
-        *(embedding, ("seed", "coordinate", "embedding_direction")),
-        concatenate=True,
-        align_arrays=False,
-        dtype=np.float64,
-        meta=np.empty((0, 0)),
-    )
-    coords = {d: difference[d] for d in ("seed", "step") if d in difference.coords}
-    return xr.DataArray(values, dims=("seed", "step"), coords=coords)
-
-
-def _block_max(coefs: Array, embedding: Array) -> Array:
-    """Maximum over depths (axis 2) of the mean of |Phi c|, for each seed and step of a block."""
-    seeds, steps, points = coefs.shape[:3]
+def _max_mean_abs(coefs: Array, embedding: Array) -> Array:
+    """Maximum over depths (axis 2) of the mean of |Phi c|, for each seed and step."""
+    seeds, (steps, points) = len(embedding), coefs.shape[1:3]
+    coefs = np.broadcast_to(coefs, (seeds, *coefs.shape[1:]))
     result = np.empty((seeds, steps))
     for seed in range(seeds):
         sums, _ = _line_sums(coefs[seed].reshape(-1, coefs.shape[-1]), embedding[seed])
@@ -386,87 +417,86 @@ def _blocks(size: int, length: int) -> Iterator[slice]:
     return (slice(start, start + length) for start in range(0, size, length))
 
 
-# --- one pass over a finite store -----------------------------------------------------------------
+# --- fields of networks ---------------------------------------------------------------------------
 
 
-def _step_groups(hidden: xr.DataArray) -> list[slice]:
+def _lazy_sums(hidden: da.Array, embedding: Array, *interpolations_and_coefs: Any) -> Array:
+    """Do the same as `_block_sums` for a lazy field, each block of which is read once."""
+    found = []
+    for steps in _step_groups(hidden):
+        operands = list(interpolations_and_coefs)
+        operands[1::2] = [coefs[:, steps] for coefs in operands[1::2]]
+        sums = _blockwise_sums(hidden[:, steps], embedding, operands)
+        # Dask's threads share the cores; matrix products with threads of their own would wait for
+        # each other, and on a busy machine for much longer than they take.
+        with _libraries().limit(limits=1, user_api="blas"):
+            found.append(sums.compute())
+    return np.concatenate(found, axis=2)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _step_groups(hidden: da.Array) -> list[slice]:
     """Cut the steps between blocks, so that one graph does not describe too many blocks."""
-    lengths = hidden.chunksizes.get("step") or (hidden.sizes["step"],)
-    others = math.prod(len(sizes) for d, sizes in hidden.chunksizes.items() if d != "step")
+    lengths = hidden.chunks[1]
+    others = math.prod(hidden.numblocks) // len(lengths)
     per_group = max(1, _GRAPH_BLOCKS // others)
     ends = np.cumsum(lengths)[per_group - 1 : -1 : per_group]
-    bounds = [0, *(int(end) for end in ends), hidden.sizes["step"]]
+    bounds = [0, *(int(end) for end in ends), hidden.shape[1]]
     return [slice(*pair) for pair in pairwise(bounds)]
 
 
-def _field_errors(
-    finite: xr.Dataset, limits: Mapping[str, xr.Dataset], rows: Array
-) -> dict[str, dict[str, xr.DataArray]]:
-    """Hidden distances to every limit, lazily, from one reading of the hidden field."""
-    hidden = finite["hidden"].chunk()
-    dims = [d for d in _FIELD if d in hidden.dims]
-    hidden = hidden.transpose(*dims)
-    chunks = dict(hidden.chunksizes)
-    embedding = da.from_array(rows, chunks=(chunks["seed"], chunks["coordinate"], -1))
-    operands: list[object] = [
-        *(hidden.data, dims),
-        *(embedding, ("seed", "coordinate", "embedding_direction")),
-    ]
+def _blockwise_sums(hidden: da.Array, embedding: Array, operands: Sequence[Any]) -> da.Array:
+    """Sum over samples and coordinates for every limit, seed, step and depth, lazily."""
+    import dask.array as da
+
+    dims = ["seed", "step", "depth_point", *map(str, range(hidden.ndim - 4)), "coordinate"]
+    chunks = dict(zip(dims, hidden.chunks, strict=True))
     order = [d for d in dims if d not in ("depth_point", "coordinate")]
-    for name, limit in limits.items():
-        node = f"node of {name}"
-        matrix = fields.interpolation_matrix(limit["node"].values, finite["s"].values)
-        coefs = limit["hidden_coef"].transpose(*order, "node", "embedding_direction")
-        coefs = coefs.chunk(
-            {**{d: chunks[d] for d in order}, "node": -1, "embedding_direction": -1}
-        )
-        operands += [
+    rows = da.from_array(embedding, chunks=(chunks["seed"], chunks["coordinate"], -1))
+    arguments: list[object] = [hidden, dims, rows, ("seed", "coordinate", "direction")]
+    for k in range(0, len(operands), 2):
+        matrix, coefs = operands[k : k + 2]
+        shape = tuple(sum(chunks[d]) for d in order)
+        coefs = da.broadcast_to(da.asarray(coefs), (*shape, *coefs.shape[-2:]))
+        coefs = coefs.rechunk((*(chunks[d] for d in order), -1, -1))
+        node = f"node of {k}"
+        arguments += [
             *(da.from_array(matrix, chunks=(chunks["depth_point"], -1)), ("depth_point", node)),
-            *(coefs.data, (*order, node, "embedding_direction")),
+            *(coefs, (*order, node, "direction")),
         ]
-    inner = [d for d in dims if d in ("sample", "token", "coordinate")]
     sums = da.blockwise(
         _block_sums,
         ("sum", *dims),
-        *operands,
-        new_axes={"sum": 2 * len(limits)},
+        *arguments,
+        new_axes={"sum": len(operands)},
         # Every block leaves one number for each seed, step and depth.
-        adjust_chunks={d: (1,) * len(chunks[d]) for d in inner},
+        adjust_chunks={d: (1,) * len(chunks[d]) for d in dims[3:]},
         concatenate=True,
         align_arrays=False,
         dtype=np.float64,
         meta=np.empty((0,) * (len(dims) + 1)),
     )
-    count = np.prod([hidden.sizes[d] for d in inner])
-    means = xr.DataArray(
-        sums.sum(axis=tuple(1 + dims.index(d) for d in inner)) / count,
-        dims=("sum", "seed", "step", "depth_point"),
-        coords={d: finite[d] for d in ("seed", "step")},
-    )
-    last = int(np.argmax(finite["s"].values))
-    return {
-        name: {
-            "hidden_rms": _root(means.isel(sum=2 * k + 1, depth_point=last)),
-            "hidden_max_mean_abs": means.isel(sum=2 * k).max("depth_point", skipna=False),
-        }
-        for k, name in enumerate(limits)
-    }
+    return sums.sum(axis=tuple(range(4, sums.ndim)))
 
 
 def _block_sums(
     hidden: NDArray[np.floating], embedding: Array, *interpolations_and_coefs: Array
 ) -> Array:
-    """Reduce one block of the hidden field against all limits.
+    """Reduce the hidden field, or one block of it, against all limits.
 
     Parameters
     ----------
     hidden : ndarray, shape (seeds, steps, points, samples, [tokens,] D)
-        A block of h.
+        h.
     embedding : ndarray, shape (seeds, D, r)
-        Its embedding rows.
+        Embedding rows.
     *interpolations_and_coefs : ndarrays
         For each limit the interpolation in depth (points, nodes) and its coefficients
-        (seeds, steps, samples, [tokens,] nodes, r).
+        (seeds or 1, steps, samples, [tokens,] nodes, r).
 
     Returns
     -------
@@ -479,11 +509,8 @@ def _block_sums(
     for seed in range(seeds):
         lines = hidden[seed].reshape(-1, hidden.shape[-1])
         for k in range(limits):
-            matrix, coefs = (
-                interpolations_and_coefs[2 * k],
-                interpolations_and_coefs[2 * k + 1][seed],
-            )
-            at_depth = np.moveaxis(matrix @ coefs, -2, 1)
+            matrix, coefs = interpolations_and_coefs[2 * k : 2 * k + 2]
+            at_depth = np.moveaxis(matrix @ coefs[min(seed, len(coefs) - 1)], -2, 1)
             found = _line_sums(at_depth.reshape(len(lines), -1), embedding[seed], lines)
             for which, values in enumerate(found):
                 sums[2 * k + which, seed] = values.reshape(steps, points, -1).sum(axis=-1)

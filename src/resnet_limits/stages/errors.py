@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
+    COMPARED,
     NOT_RUN,
-    compared,
+    VARIABLES,
     finite_distances,
     limit_distances,
     prepare,
@@ -32,6 +33,14 @@ OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
 EARLY_STEP = 5
 """Rates are fitted at this step, where it is kept, and at the last."""
+
+READ = {
+    "dmft": COMPARED,
+    "mean_ode": (*COMPARED, "status"),
+    "wide": (*COMPARED, "status"),
+    "finite": ("output", "hidden", "status", "diverged_step"),
+}
+"""Variables of each kind of store that are read."""
 
 _CELL_KEYS = {"dmft": (), "mean_ode": ("embed_dim",), "wide": ("depth", "embed_dim")}
 _LIMIT_DEPTH_POINTS = 17
@@ -58,11 +67,11 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         that diverged or was not run has a status and NaN from there on.
     """
     stores = _Stores(experiment, open_store)
-    tables: dict[str, list[xr.Dataset]] = {pair: [] for pair in experiment.pairs}
+    found: dict[str, list[Compared]] = {pair: [] for pair in experiment.pairs}
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
         seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
-        tables[pair].append(_cells(distances, sizes, seeds))
-    return {pair: _sorted(parts) for pair, parts in tables.items()}
+        found[pair].append((sizes, seeds, distances))
+    return {pair: _table(parts) for pair, parts in found.items()}
 
 
 def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class _Stores:
 
     def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
         cell = dict(zip(_CELL_KEYS[kind], sizes, strict=True))
-        dataset = compared(self.open_store(kind, cell))
+        dataset = self.open_store(kind, cell)[list(READ[kind])]
         return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
 
     def _prepared(self, kind: str, seeds: tuple[int, ...], *sizes: tuple[str, int]) -> xr.Dataset:
@@ -194,26 +203,46 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _cells(distances: xr.Dataset, sizes: Mapping[str, int], seeds: Sequence[int]) -> xr.Dataset:
-    """Turn the seeds of one comparison into cells; seeds that are not there were not run."""
-    whole = distances.reindex(seed=list(seeds), fill_value={"status": np.int8(NOT_RUN)})
-    parameters = float(np.prod([sizes[name] for name in SIZES], dtype=float))
-    coords = {name: ("cell", np.full(len(seeds), sizes[name])) for name in SIZES}
-    coords["seed"] = ("cell", np.array(seeds))
-    coords["parameters"] = ("cell", np.full(len(seeds), parameters))
-    return whole.rename(seed="cell").drop_vars("cell").assign_coords(coords)
+Compared = tuple[Mapping[str, int], Sequence[int], xr.Dataset]
+"""Sizes, the seeds that are wanted, and distances of those that are there."""
 
 
-def _sorted(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Put cells together over their common steps, sorted by size and seed."""
-    table = xr.concat(
-        parts,
-        "cell",
-        join="inner",
-        combine_attrs="drop",
-        data_vars="all",
-        coords="minimal",
-        compat="equals",
+def _table(found: Sequence[Compared]) -> xr.Dataset:
+    """Turn comparisons into cells over their common steps, sorted by size and seed.
+
+    Seeds that a comparison lacks were not run.
+    """
+    steps = reduce(np.intersect1d, (distances["step"].values for _, _, distances in found))
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in (*VARIABLES, "status", *SIZES, "seed")
+    }
+    for sizes, seeds, distances in found:
+        place = {int(seed): k for k, seed in enumerate(distances.variables["seed"].values)}
+        here = [k for k, seed in enumerate(seeds) if seed in place]
+        there = [place[seeds[k]] for k in here]
+        kept = np.isin(distances.variables["step"].values, steps)
+        for name in VARIABLES:
+            values = np.full((len(seeds), len(steps)), np.nan)
+            values[here] = distances.variables[name].values[there][:, kept]
+            columns[name].append(values)
+        status = np.full(len(seeds), NOT_RUN, np.int8)
+        status[here] = distances.variables["status"].values[there]
+        columns["status"].append(status)
+        for name in SIZES:
+            columns[name].append(np.full(len(seeds), sizes[name]))
+        columns["seed"].append(np.array(seeds))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    order = np.lexsort([joined[name] for name in ("seed", *reversed(SIZES))])
+    table = {name: values[order] for name, values in joined.items()}
+    parameters = np.prod([table[name] for name in SIZES], axis=0, dtype=float)
+    return xr.Dataset(
+        {
+            **{name: (("cell", "step"), table[name]) for name in VARIABLES},
+            "status": ("cell", table["status"]),
+        },
+        {
+            "step": steps,
+            **{name: ("cell", table[name]) for name in (*SIZES, "seed")},
+            "parameters": ("cell", parameters),
+        },
     )
-    order = np.lexsort([table[name].values for name in ("seed", *reversed(SIZES))])
-    return table.isel(cell=order).transpose("cell", "step")
