@@ -585,7 +585,7 @@ def test_a_failed_swap_puts_the_old_store_back(tmp_path, make_dataset, monkeypat
 
 
 KILLED = """
-import sys, time
+import pathlib, sys, time
 import numpy as np, xarray as xr
 from resnet_limits import store
 
@@ -593,7 +593,7 @@ def stop(*args, **options):
     print("writing", flush=True)
     time.sleep(60)
 
-store.onechunk.encode = stop
+pathlib.Path.write_bytes = stop
 store.write(xr.Dataset({"a": ("x", np.ones(3))}), sys.argv[1])
 """
 
