@@ -152,17 +152,18 @@ def files(
     }
     copies = {}
     for name, copied in template[""][_COPIES]["metadata"].items():
-        if name in arrays:
-            array, level = arrays[name], _level(template[name])
-            if level is None:
-                raise RuntimeError(f"{name}: zarr wrote codecs {template[name]['codecs']}")
-            text, copies[name] = _array_texts(layout, write_metadata, name, array.shape)
-            if array.size:
-                yield f"{name}/{_chunk_name(array.ndim)}", encode(array.values, level)
-        else:
+        if name not in arrays:
             own = attrs.get(name, {})
             text, copies[name] = (_json(_with(own, each)) for each in (template[name], copied))
+            yield f"{name}/{METADATA}", text.encode()
+            continue
+        array, level = arrays[name], _level(template[name])
+        if level is None:
+            raise RuntimeError(f"{name}: zarr wrote codecs {template[name]['codecs']}")
+        text, copies[name] = _array_texts(layout, write_metadata, name, array.shape)
         yield f"{name}/{METADATA}", text.encode()
+        if array.size:
+            yield f"{name}/{_chunk_name(array.ndim)}", encode(array.values, level)
     yield METADATA, _root_text(_with(attrs.get("", {}), template[""]), copies).encode()
 
 
