@@ -1,16 +1,22 @@
-"""The DMFT limit of the published tanh setting: its time to a tolerance, and its honesty.
+"""The DMFT limit of a nonlinear setting: its time to a tolerance, and its honesty.
 
-Solves the setting of ``config/paper-tanh.yaml`` with its own pilot, prints time, standard error and
-depth error; then, with ``--solves n``, solves it again with n other sets of scramblings and
-compares the scatter of the solutions with the standard error that each of them claims. The floor is
-the time of the final solve's activations alone, measured in the same run.
+Solves a setting with its own pilot and prints time, standard error and depth error; then, with
+``--solves n``, solves it again with n other sets of scramblings and compares the scatter of the
+solutions with the standard error that each of them claims; with ``--finer n``, against n times the
+points, which shows a bias that the replicates share. The floor is the time of the activations of
+the final solve alone, measured in the same run.
 
-Usage: ``python benchmarks/limit_solver.py [--tolerance 1e-3] [--solves 20]``.
+The settings: ``paper-tanh``, that of ``config/paper-tanh.yaml``, and ``one-sample``, a tanh network
+with one sample, three inputs, three targets and six states at a learning rate of 1.
+
+Usage: ``python benchmarks/limit_solver.py [--setting one-sample] [--tolerance 1e-4] [--solves 20]
+[--finer 16]``.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +25,26 @@ import numpy as np
 import torch
 from machine import describe, median_seconds
 
-from resnet_limits.config import load_experiment
+from resnet_limits import devices
+from resnet_limits.config import Experiment, experiment_from_dict, load_experiment
 from resnet_limits.dynamics import make_dynamics
+from resnet_limits.limits import depth
 from resnet_limits.limits.models import Limits, standard_error
 from resnet_limits.problem import limit_gram_root, make_problem
 
-SETTING = Path(__file__).parents[1] / "config" / "paper-tanh.yaml"
+
+def setting(name: str) -> Experiment:
+    if name == "paper-tanh":
+        return load_experiment(Path(__file__).parents[1] / "config" / "paper-tanh.yaml")
+    return experiment_from_dict(
+        {
+            "experiment": name,
+            "problem": {"data": {"kind": "gaussian", "samples": 1, "inputs": 3, "targets": 3}},
+            "model": {"unit": {"kind": "perceptron", "activation": "tanh"}},
+            "training": {"steps": 6, "learning_rate": 1.0},
+            "sweep": {"shapes": [[1, 1, 4]]},
+        }
+    )
 
 
 def rms(values: np.ndarray) -> float:
@@ -33,41 +53,65 @@ def rms(values: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--setting", choices=["paper-tanh", "one-sample"], default="paper-tanh")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--solves", type=int, default=0)
-    parser.add_argument("--finer", type=int, default=6, help="nodes added for the depth check")
+    parser.add_argument("--finer", type=int, default=0)
+    parser.add_argument("--points", type=int, default=0, help="points of the checks; the plan's")
     arguments = parser.parse_args()
-    experiment = load_experiment(SETTING)
+    experiment = setting(arguments.setting)
     problem = make_problem(experiment)
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem))
 
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     plan, solution = limits.make_plan(arguments.tolerance, experiment.seed)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    start = time.perf_counter()
+    limits.mean_ode(limits.limit_root, plan)
+    again = time.perf_counter() - start
     output = solution.trajectory.output
-    elements = plan.nodes * plan.replicates * plan.points * problem.rows
-    block = torch.randn(1 << 18, dtype=torch.float64)
+    block = torch.randn(1 << 15, dtype=devices.dtype(plan.precision))
     each = median_seconds(lambda: torch.tanh(block)) / len(block)
-    floor = each * elements * solution.trajectory.iterations / 2
+    floor = each * plan.replicates * plan.points * problem.rows * solution.trajectory.passes
     print(f"{describe('cpu')}: {plan}")
-    print(f"time {seconds:.2f} s; activations of the last solve alone {floor:.2f} s")
-    print(f"standard error {rms(standard_error(output)):.2e} (wanted {arguments.tolerance:.1e})")
-    finer = limits.dmft(replace(plan, nodes=plan.nodes + arguments.finer)).trajectory.output
     print(
-        f"depth error: estimate {rms(solution.depth_error):.1e}, against "
-        f"{plan.nodes + arguments.finer} nodes {rms((finer - output).mean(axis=0)):.1e}"
+        f"time {seconds:.2f} s, pilot included (of processors {busy:.2f} s); one solve {again:.2f} s"
     )
+    print(f"activations of {solution.trajectory.passes} passes on one thread: {floor:.2f} s")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(f"standard error {rms(standard_error(output)):.2e} (wanted {arguments.tolerance:.1e})")
+    few = replace(plan, points=min(plan.points, 1 << 12), replicates=4)
+    coarse, fine = (
+        limits._trajectory(
+            limits.limit_root, depth.continuous, replace(few, nodes=nodes), "", shared=True
+        ).output
+        for nodes in (plan.nodes, plan.nodes + 6)
+    )
+    print(
+        f"depth error: estimate {rms(solution.depth_error):.1e}, against {plan.nodes + 6} nodes "
+        f"{rms((fine - coarse).mean(axis=0)):.1e}"
+    )
+    check = replace(plan, points=arguments.points or plan.points)
     if arguments.solves:
         solves = [
-            limits.dmft(replace(plan, root_seed=10_000 + i)).trajectory.output
+            limits.dmft(replace(check, root_seed=10_000 + i)).trajectory.output
             for i in range(arguments.solves)
         ]
         claimed = rms(np.array([standard_error(o) for o in solves]))
         spread = rms(np.std([o.mean(axis=0) for o in solves], axis=0, ddof=1))
         print(
-            f"{arguments.solves} solves: claimed {claimed:.2e}, seen {spread:.2e}, "
-            f"ratio {spread / claimed:.2f}"
+            f"{arguments.solves} solves of {check.points} points: claimed {claimed:.2e}, seen "
+            f"{spread:.2e}, ratio {spread / claimed:.2f}"
         )
+        if arguments.finer:
+            more = replace(check, points=arguments.finer * check.points, root_seed=20_000)
+            exact = limits.dmft(more).trajectory.output
+            mean = np.mean([o.mean(axis=0) for o in solves], axis=0)
+            own = spread / len(solves) ** 0.5
+            print(
+                f"their mean against {more.points} points: {rms(mean - exact.mean(axis=0)):.2e}; "
+                f"expected from scatter {np.hypot(own, rms(standard_error(exact))):.2e}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The nonlinear limits against a plain layer-by-layer solution, symmetries and error estimates."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
-from resnet_limits.limits import models, quadrature
+from resnet_limits.limits import depth, models, quadrature, solver
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.quadrature import Directions
 from resnet_limits.limits.solver import LimitError
@@ -40,16 +41,16 @@ def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
     return Dynamics(**(values | changes))
 
 
-def layer_by_layer(dynamics, root, layers, incoming, outgoing):
-    """Train the network whose layers all hold the given units, with plain loops and autograd."""
+def layer_by_layer(dynamics, root, incoming, outgoing):
+    """Train the network with the given units in each layer, with plain loops and autograd."""
     r_in = dynamics.inputs.shape[1]
     rows = len(dynamics.inputs)
     root = torch.tensor(root)
     embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
     x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
-    points = len(incoming)
-    ins = [dynamics.input_std * incoming.clone() for _ in range(layers)]
-    outs = [dynamics.output_std * outgoing.clone() for _ in range(layers)]
+    layers, points = incoming.shape[:2]
+    ins = [dynamics.input_std * weights for weights in incoming.clone()]
+    outs = [dynamics.output_std * weights for weights in outgoing.clone()]
     alpha = dynamics.residual_scale
     outputs = []
     for _ in range(dynamics.steps):
@@ -87,17 +88,17 @@ def layer_by_layer(dynamics, root, layers, incoming, outgoing):
         ("erf", {"rate_embedding": 0.3, "residual_scale": 0.7}),
     ],
 )
-def test_finite_depth_is_gradient_descent_on_its_units(activation, changes):
+@pytest.mark.parametrize("part", [1 << 20, 16])
+def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, changes, part):
     """The oracle shares nothing with the solver but the units' map: gradients by autograd."""
+    monkeypatch.setattr(solver, "_PART_POINTS", part)
     dynamics = make(activation, **changes)
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
-    plan = Plan("sobol", 64, 1, 6, 0)
-    sample = limits._sampled(plan)
+    plan = Plan("sobol", 384, 1, 6, 0)
+    incoming, outgoing = limits._sample(plan, range(1), shared=False).at_nodes(6)
     solved = limits.wide(root, 6, plan).trajectory.output[0]
-    expected = layer_by_layer(
-        dynamics, root, 6, sample.in_vectors[0, :, 0], sample.out_vectors[0, :, 0]
-    )
+    expected = layer_by_layer(dynamics, root, incoming[:, 0, :, 0], outgoing[:, 0, :, 0])
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
     np.testing.assert_allclose(solved, expected, atol=1e-9)
 
@@ -106,11 +107,14 @@ def test_spectral_depth_agrees_with_every_layer():
     dynamics = make(steps=5, rate_in=0.5, rate_out=0.5)
     limits = Limits(dynamics, np.eye(4))
     plan = Plan("sobol", 256, 2, 8, 0)
-    spectral = limits.wide(np.eye(4), 40, plan).trajectory.output
-    every = limits.wide(np.eye(4), 40, replace(plan, nodes=40)).trajectory.output
+    grid = partial(depth.layered, 40)
+    spectral, every = (
+        limits._trajectory(np.eye(4), grid, replace(plan, nodes=nodes), "", shared=True).output
+        for nodes in (8, 40)
+    )
     gaps = np.abs(spectral - every).max(axis=(0, 2, 3))
     # Training amplifies the error from step to step, the more the fewer the points.
-    np.testing.assert_array_less(gaps, [1e-14, 1e-13, 1e-9, 1e-6, 1e-4])
+    np.testing.assert_array_less(gaps, [1e-14, 1e-11, 1e-9, 1e-6, 1e-4])
 
 
 def test_untrained_network_is_the_identity():
@@ -144,8 +148,12 @@ def test_the_plan_meets_its_tolerance_and_its_depth_error():
     plan, solution = limits.make_plan(2e-3, 0)
     assert np.sqrt(np.mean(standard_error(solution.trajectory.output) ** 2)) <= 2e-3
     assert np.sqrt(np.mean(solution.depth_error**2)) <= 2e-4
-    finer = limits.dmft(replace(plan, nodes=plan.nodes + 6)).trajectory.output
-    gap = solution.trajectory.output.mean(axis=0) - finer.mean(axis=0)
+    # The same points at all nodes: dealt out to other nodes they would change more than the depth.
+    few, finer = (
+        limits._trajectory(np.eye(4), depth.continuous, replace(plan, nodes=nodes), "", shared=True)
+        for nodes in (plan.nodes, plan.nodes + 6)
+    )
+    gap = few.output.mean(axis=0) - finer.output.mean(axis=0)
     assert np.sqrt(np.mean(gap**2)) <= 2e-4
 
 
@@ -223,7 +231,7 @@ def test_cubature_has_the_second_moments_of_normals():
 
 def test_sobol_points_have_the_moments_of_normals_and_nest():
     directions = Directions(np.eye(4), np.eye(4))
-    options = {"replicates": 2, "root_seed": 0, "flip_inputs": True}
+    options = {"replicates": range(2), "root_seed": 0, "flip_inputs": True}
     long = quadrature.sobol(1, 1, directions, points=4096, **options)
     short = quadrature.sobol(1, 1, directions, points=1024, **options)
     joint = torch.cat([long.in_vectors, long.out_vectors], dim=2)[0].reshape(-1, 8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -20,21 +20,31 @@ from resnet_limits.dynamics import Dynamics
 from resnet_limits.limits import depth, quadrature
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.quadrature import Directions, UnitSample
-from resnet_limits.limits.solver import LimitError, Trajectory, solve
+from resnet_limits.limits.solver import TIGHT, LimitError, Trajectory, solve
 
 logger = logging.getLogger(__name__)
 
 REPLICATES = 8
-MAX_POINTS = 1 << 20
-FIRST_NODES = 4
-# With an exact cubature more nodes cost nothing, and eight leave only rounding.
-CUBATURE_NODES = 8
+MAX_POINTS = 1 << 22
+# Points are dealt out to the nodes, so that more nodes cost no more; a power of two keeps the runs
+# of a Sobol' sequence that the nodes get balanced.
+FIRST_NODES = 8
 MAX_NODES = 32
-_FIRST_POINTS = 1 << 9
+_FIRST_POINTS = 1 << 12
+# Points that every node gets where the depth error is looked at.
+_DEPTH_POINTS = 1 << 10
 # Share of the tolerance that is left to the depth error, and the scramblings by which the pilot
 # estimates it (later solves look with one, which is enough to see that it has not grown).
 _DEPTH_SHARE = 0.1
 _PILOT_REPLICATES = 4
+# Fixed points are iterated to this share of the tolerance, and no further than to rounding. It is
+# so small because the differences of coupled limits are far more accurate than the limits.
+_ITERATION_SHARE = 1e-4
+# The loosest tolerance that asks for the units' arithmetic in float64.
+_DOUBLE_TOLERANCE = 1e-5
+# Units' weights are kept for so many replicates at a time as fit in this many bytes.
+_STATE_BYTES = 1 << 30
+_KEPT_SAMPLES = 3
 # Singular values of the Gram root below this share of the largest are directions that D < r rows
 # of embedding do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
@@ -49,11 +59,15 @@ class Plan:
     quadrature : str
         ``cubature`` (exact, linear units) or ``sobol``.
     points, replicates : int
-        Points of one scrambling, and independent scramblings.
+        Points of one scrambling, dealt out to the nodes, and independent scramblings.
     nodes : int
         Nodes in depth.
     root_seed : int
         Root of the scramblings' random streams.
+    precision : str
+        ``float64`` or ``float32``: arithmetic of the units. States and sums are in float64.
+    iteration_tolerance : float
+        Relative tolerance of the fixed points over depth.
     """
 
     quadrature: str
@@ -61,8 +75,10 @@ class Plan:
     replicates: int
     nodes: int
     root_seed: int
+    precision: str = "float64"
+    iteration_tolerance: float = TIGHT
 
-    def as_dict(self) -> dict[str, int | str]:
+    def as_dict(self) -> dict[str, int | float | str]:
         """Return the plan as plain values; ``Plan(**values)`` gives it back."""
         return asdict(self)
 
@@ -96,7 +112,7 @@ class LimitSolution:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Precision and device of a solve."""
+    """Highest precision of the units' arithmetic, and the device."""
 
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
@@ -122,25 +138,6 @@ def standard_error(values: Array) -> Array:
     return error
 
 
-def _sample(dynamics: Dynamics, limit_root: Array, plan: Plan) -> UnitSample:
-    unit = dynamics.unit
-    if plan.quadrature == quadrature.CUBATURE:
-        return quadrature.cubature(unit.in_vectors, unit.out_vectors, len(limit_root))
-    r_in = dynamics.inputs.shape[1]
-    directions = Directions.of_data(
-        limit_root[:, :r_in] @ dynamics.inputs.T, limit_root[:, r_in:] @ dynamics.targets.T
-    )
-    return quadrature.sobol(
-        unit.in_vectors,
-        unit.out_vectors,
-        directions,
-        points=plan.points,
-        replicates=plan.replicates,
-        root_seed=plan.root_seed,
-        flip_inputs=not unit.is_odd,
-    )
-
-
 class Limits:
     """The limits of one training problem.
 
@@ -160,26 +157,64 @@ class Limits:
         self.dynamics = dynamics
         self.limit_root = limit_root
         self.arithmetic = arithmetic or Arithmetic()
-        self._samples: dict[Plan, UnitSample] = {}
-
-    def _sampled(self, plan: Plan) -> UnitSample:
         # Every Mean ODE and finite-depth limit of a run asks for the same points.
-        if plan not in self._samples:
-            self._samples[plan] = _sample(self.dynamics, self.limit_root, plan)
-        return self._samples[plan]
+        self._sampled = lru_cache(maxsize=_KEPT_SAMPLES)(self._sample)
+
+    def _dtype(self, plan: Plan) -> torch.dtype:
+        return torch.float32 if plan.precision == "float32" else self.arithmetic.dtype
+
+    def _sample(self, plan: Plan, replicates: range, shared: bool) -> UnitSample:
+        unit, r = self.dynamics.unit, len(self.limit_root)
+        if plan.quadrature == quadrature.CUBATURE:
+            return quadrature.cubature(unit.in_vectors, unit.out_vectors, r)
+        r_in = self.dynamics.inputs.shape[1]
+        directions = Directions.of_data(
+            self.limit_root[:, :r_in] @ self.dynamics.inputs.T,
+            self.limit_root[:, r_in:] @ self.dynamics.targets.T,
+        )
+        sample = quadrature.sobol(
+            unit.in_vectors,
+            unit.out_vectors,
+            directions,
+            points=plan.points,
+            replicates=replicates,
+            root_seed=plan.root_seed,
+            flip_inputs=not unit.is_odd,
+            dtype=self._dtype(plan),
+        )
+        return replace(sample, shared=shared)
 
     def _trajectory(
-        self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
+        self,
+        root: Array,
+        grid: Callable[[int], DepthGrid],
+        plan: Plan,
+        name: str,
+        *,
+        shared: bool = False,
     ) -> Trajectory:
-        return solve(
-            self.dynamics,
-            root,
-            grid(plan.nodes),
-            self._sampled(plan),
-            name=name,
-            dtype=self.arithmetic.dtype,
-            device=self.arithmetic.device,
-        )
+        unit, depth_grid = self.dynamics.unit, grid(plan.nodes)
+        units = plan.points * (depth_grid.nodes if shared else 1)
+        weights = units * (unit.in_vectors + unit.out_vectors) * len(root)
+        together = max(1, _STATE_BYTES // max(1, weights * self._dtype(plan).itemsize))
+        parts = []
+        for first in range(0, plan.replicates, together):
+            replicates = range(first, min(plan.replicates, first + together))
+            # One that is solved in parts would not find its first part again.
+            draw = self._sampled if together >= plan.replicates else self._sample
+            parts.append(
+                solve(
+                    self.dynamics,
+                    root,
+                    depth_grid,
+                    draw(plan, replicates, shared),
+                    name=name,
+                    dtype=self._dtype(plan),
+                    device=self.arithmetic.device,
+                    tolerance=plan.iteration_tolerance,
+                )
+            )
+        return Trajectory.joined(parts)
 
     def _depth_error(
         self,
@@ -189,11 +224,16 @@ class Limits:
         name: str,
         replicates: int = 1,
     ) -> Array:
-        """RMS change of the outputs at each step when two nodes are added, on fewer points."""
-        points = max(_FIRST_POINTS, plan.points // 16)
+        """RMS change of the outputs at each step when two nodes are added.
+
+        All nodes have the same few points here: dealt out anew, they would change more.
+        """
+        points = min(_DEPTH_POINTS, plan.points)
         small = replace(plan, points=points, replicates=min(plan.replicates, replicates))
         coarse, fine = (
-            self._trajectory(root, grid, replace(small, nodes=nodes), name).output.mean(axis=0)
+            self._trajectory(
+                root, grid, replace(small, nodes=nodes), name, shared=True
+            ).output.mean(axis=0)
             for nodes in (plan.nodes, plan.nodes + 2)
         )
         error: Array = np.sqrt(np.mean((fine - coarse) ** 2, axis=(1, 2)))
@@ -276,7 +316,7 @@ class Limits:
         """
         root, grid, name = self.limit_root, depth.continuous, "dmft"
         if self.dynamics.unit.is_linear:
-            plan = Plan(quadrature.CUBATURE, 0, 1, CUBATURE_NODES, root_seed)
+            plan = Plan(quadrature.CUBATURE, 0, 1, FIRST_NODES, root_seed, self._precision(0.0))
             trajectory = self._reference(plan)
         else:
             plan, trajectory = self._enough_points(tolerance, root_seed)
@@ -297,8 +337,20 @@ class Limits:
                 )
             plan = replace(plan, nodes=plan.nodes + 2)
 
+    def _precision(self, tolerance: float) -> str:
+        single = tolerance > _DOUBLE_TOLERANCE or self.arithmetic.dtype == torch.float32
+        return "float32" if single else "float64"
+
     def _enough_points(self, tolerance: float, root_seed: int) -> tuple[Plan, Trajectory]:
-        plan = Plan(quadrature.SOBOL, _FIRST_POINTS, REPLICATES, FIRST_NODES, root_seed)
+        plan = Plan(
+            quadrature.SOBOL,
+            _FIRST_POINTS,
+            REPLICATES,
+            FIRST_NODES,
+            root_seed,
+            self._precision(tolerance),
+            max(TIGHT, _ITERATION_SHARE * tolerance),
+        )
         while True:
             trajectory = self._reference(plan)
             error = standard_error(trajectory.output)

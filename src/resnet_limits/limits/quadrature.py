@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from scipy.stats import qmc
 from torch import Tensor
 
@@ -24,6 +23,8 @@ Array = NDArray[np.float64]
 
 CUBATURE = "cubature"
 SOBOL = "sobol"
+# Points that are drawn at a time, which bounds temporary arrays.
+_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ class UnitSample:
         Standard normal (before ``s_in``).
     out_vectors : Tensor, shape (replicates, points, c, r)
         Standard normal (before ``s_out``).
+    group : int
+        So many consecutive points differ in their signs alone and stay together.
+    shared : bool
+        Every depth node gets all the points. Otherwise they are dealt out to the nodes.
     """
 
     in_vectors: Tensor
     out_vectors: Tensor
+    group: int = 1
+    shared: bool = False
 
     @property
     def replicates(self) -> int:
@@ -50,6 +57,37 @@ class UnitSample:
     def points(self) -> int:
         """Number of points of each replicate."""
         return self.in_vectors.shape[1]
+
+    def at_nodes(self, nodes: int) -> tuple[Tensor, Tensor]:
+        """Return the in- and the out-vectors of each depth node.
+
+        Parameters
+        ----------
+        nodes : int
+            Number of nodes. Each gets an equal run of consecutive groups, in the order of depth;
+            what is left over is not used.
+
+        Returns
+        -------
+        tuple of Tensor, shapes (nodes, replicates, points, a or c, r)
+
+        Raises
+        ------
+        ValueError
+            If there are fewer groups than nodes.
+        """
+        if self.shared:
+            ins, outs = self.in_vectors, self.out_vectors
+            return ins.expand(nodes, *ins.shape), outs.expand(nodes, *outs.shape)
+        each = self.points // (nodes * self.group) * self.group
+        if each == 0:
+            raise ValueError(f"{self.points} points are too few for {nodes} depth nodes")
+
+        def deal(vectors: Tensor) -> Tensor:
+            used = vectors[:, : nodes * each]
+            return used.unflatten(1, (nodes, each)).transpose(0, 1)
+
+        return deal(self.in_vectors), deal(self.out_vectors)
 
 
 @dataclass(frozen=True)
@@ -109,7 +147,7 @@ def cubature(in_vectors: int, out_vectors: int, dimension: int) -> UnitSample:
     n = (in_vectors + out_vectors) * dimension
     half = torch.eye(n, dtype=torch.float64) * n**0.5
     both = torch.cat([half, -half]).view(1, 2 * n, in_vectors + out_vectors, dimension)
-    return UnitSample(both[:, :, :in_vectors].contiguous(), both[:, :, in_vectors:].contiguous())
+    return UnitSample(both[:, :, :in_vectors], both[:, :, in_vectors:], shared=True)
 
 
 def sobol(
@@ -118,9 +156,10 @@ def sobol(
     directions: Directions,
     *,
     points: int,
-    replicates: int,
+    replicates: range,
     root_seed: int,
     flip_inputs: bool,
+    dtype: torch.dtype = torch.float64,
 ) -> UnitSample:
     """Scrambled Sobol' points mapped to normals, closed under sign flips.
 
@@ -131,31 +170,41 @@ def sobol(
     directions : Directions
         The rotation of the normals.
     points : int
-        Points of one replicate, a power of two and at least 4; the flips are among them, so that
-        a longer sample contains a shorter one's sequence.
-    replicates : int
-        Independent scramblings.
+        Points of one replicate, a multiple of 4. Flips are among them, each point's next to it, so
+        that a longer sample begins with a shorter one.
+    replicates : range
+        Numbers of the independent scramblings.
     root_seed : int
         Replicate i is a function of (root_seed, i) and of the shapes alone.
     flip_inputs : bool
         Flip the signs of the in-vectors too: worth its points unless g is odd, for which
         (-I, -O) behaves as (I, O) does.
+    dtype : torch dtype
+        What the normals, drawn in float64, are rounded to.
     """
     r = len(directions.incoming)
     vectors = in_vectors + out_vectors
-    flips = 4 if flip_inputs else 2
-    base = max(1, points // flips)
-    exponent = base.bit_length() - 1
-    incoming, outgoing = [], []
-    for replicate in range(replicates):
+    signs = [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)][: 4 if flip_inputs else 2]
+    flips = torch.tensor(signs, dtype=torch.float64)
+    turns = [torch.from_numpy(turn.T.copy()) for turn in (directions.incoming, directions.outgoing)]
+    counts = in_vectors, out_vectors
+    drawn = [torch.empty(len(replicates), points, count, r, dtype=dtype) for count in counts]
+    for index, replicate in enumerate(replicates):
         # scipy spawns children of the seed that it is given, which a plain integer allows.
         seed = int(randomness.generator(root_seed, "quadrature", replicate).integers(2**63))
-        sequence = qmc.Sobol(vectors * r, scramble=True, rng=seed).random_base2(exponent)
-        # Half of the last of the sequence's 30 bits keeps the inverse finite at both ends.
-        normal = ndtri(sequence + 2.0**-31).reshape(base, r, vectors).transpose(0, 2, 1)
-        inner = normal[:, :in_vectors] @ directions.incoming.T
-        outer = normal[:, in_vectors:] @ directions.outgoing.T
-        signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)][:flips]
-        incoming.append(np.concatenate([si * inner for si, _ in signs]))
-        outgoing.append(np.concatenate([so * outer for _, so in signs]))
-    return UnitSample(torch.from_numpy(np.stack(incoming)), torch.from_numpy(np.stack(outgoing)))
+        sequence = qmc.Sobol(vectors * r, scramble=True, rng=seed)
+        for start in range(0, points, _BLOCK):
+            stop = min(points, start + _BLOCK)
+            needed = (stop - start) // len(signs)
+            # The sequence is balanced in runs of a power of two.
+            run = sequence.random(1 << (needed - 1).bit_length())[:needed]
+            uniform = torch.from_numpy(run)
+            # Half of the last of the sequence's 30 bits keeps the inverse finite at both ends.
+            normal = torch.special.ndtri(uniform + 2.0**-31).unflatten(1, (r, vectors)).mT
+            for target, turn, part, sign in zip(
+                drawn, turns, normal.split(counts, dim=1), flips.T, strict=True
+            ):
+                images = sign[:, None, None] * (part @ turn)[:, None]
+                target[index, start:stop] = images.flatten(0, 1)
+    ins, outs = drawn
+    return UnitSample(ins, outs, group=len(signs))
