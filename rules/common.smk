@@ -216,7 +216,7 @@ def work(cell):
 def seconds(kind, cell):
     """Estimate the time of one cell with all its seeds, on one core."""
     if kind == "finite":
-        return cost.seconds(EXPERIMENT.sweep.engine, work(cell))
+        return STORE_SECONDS + cost.seconds(EXPERIMENT.sweep.engine, work(cell))
     if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
         points = 4 * directions()
     else:
@@ -264,8 +264,8 @@ def cores(kind, some_cells):
 
 # --- bundles --------------------------------------------------------------------------------------
 
-# Starting Python and importing torch takes about three seconds.
-BUNDLE_SECONDS, MOST_BUNDLES = 60, 64
+# Starting Python and importing torch takes about three seconds, a store a few milliseconds.
+BUNDLE_SECONDS, STORE_SECONDS, MOST_BUNDLES = 120, 0.01, 64
 
 
 class Bundle(NamedTuple):
