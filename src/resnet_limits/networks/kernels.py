@@ -1,8 +1,13 @@
 """Products of the block weights with a few rows of states, each reading the weights once.
 
 Matrix libraries reach a fraction of the memory bandwidth and of the matrix rate on products as thin
-as those of a few samples. These kernels, compiled for the processor at hand, go along the weights a
-few rows at a time (:mod:`resnet_limits.networks.tiles`), all seeds of a layer in one call.
+as those of a few samples. These kernels, compiled for the processor at hand, go along the weights
+a few rows at a time, all seeds of a layer in one call. Their innermost loops are written as vector
+code: a tile keeps the sums or the coefficients of a few rows in registers while it goes along these
+rows once, and asks for the rows that come next while it computes. That overlaps memory with
+arithmetic, which for a few samples take about the same time, and compilers arrive at neither.
+Vectors are as wide as the registers of the processor; NaN and infinity keep their meaning, which
+the detection of divergence needs.
 
 Weights are ``(L, S, m, d)``, states ``(L, S, n, d)`` and coefficients ``(L, S, n, m)``, all
 C-contiguous and of one dtype; a kernel works on one layer. Gradient steps are taken in place, or
@@ -12,19 +17,23 @@ of earlier steps. Sums are taken in an order that does not depend on the number 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
-
-from resnet_limits.networks.tiles import ROWS, STATES, add, dots
 
 Array = NDArray[np.floating]
 
 _AVAILABLE_THREADS: int = numba.get_num_threads()
 # Weight rows that are worked on between two tasks on them.
-_BLOCK = 4 * ROWS
+_BLOCK = 16
 # The work on one layer is split in this many parts, each for one thread. More parts would feed more
 # threads and cost more to add up.
 PARTS = 4
@@ -39,6 +48,209 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+_HAS_32_WIDE_REGISTERS = llvm.get_host_cpu_features().get("avx512f", False)
+_BYTES = 64 if _HAS_32_WIDE_REGISTERS else 32
+
+# Weight rows and most states of a tile: what the registers hold.
+ROWS, STATES = 4, 5 if _HAS_32_WIDE_REGISTERS else 2
+
+_INDEX = ir.IntType(64)
+_INT = ir.IntType(32)
+_POINTER = ir.IntType(8).as_pointer()
+
+
+class _Matrix:
+    """A C-contiguous matrix from one of its entries on, in code that is being written."""
+
+    def __init__(self, context, builder, kind, value, row, column=None) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self.builder = builder
+        self.columns = cgutils.unpack_tuple(builder, array.shape, 2)[1]
+        self.start = builder.gep(array.data, [builder.mul(row, self.columns)])
+        if column is not None:
+            self.start = builder.gep(self.start, [column])
+
+    def row(self, index):
+        """Pointer to the start of a row."""
+        offset = _INDEX(index) if isinstance(index, int) else index
+        return self.builder.gep(self.start, [self.builder.mul(self.columns, offset)])
+
+    def entry(self, row, column):
+        """Pointer to an entry."""
+        return self.builder.gep(self.row(row), [_INDEX(column)])
+
+
+class _Vectors:
+    """Writes operations on vectors; those with a mask leave out the lanes beyond the end."""
+
+    def __init__(self, context, builder, dtype) -> None:
+        self.builder = builder
+        self.scalar = context.get_data_type(dtype)
+        self.size = context.get_abi_sizeof(self.scalar)
+        self.lanes = _BYTES // self.size
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.name = f"v{self.lanes}f{8 * self.size}"
+
+    def _call(self, name, result, *arguments, fastmath=()):
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments, fastmath=fastmath)
+
+    def load(self, pointer, mask):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            return self.builder.load(pointer, align=self.size)
+        name = f"llvm.masked.load.{self.name}.p0"
+        return self._call(name, self.vector, pointer, _INT(self.size), mask, self.vector(None))
+
+    def store(self, value, pointer, mask) -> None:
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=self.size)
+            return
+        name = f"llvm.masked.store.{self.name}.p0"
+        self._call(name, ir.VoidType(), value, pointer, _INT(self.size), mask)
+
+    def prefetch(self, pointer, distances) -> None:
+        """Ask for lines into the second cache: the first is for the rows at work."""
+        for distance in distances:
+            there = self.builder.bitcast(self.builder.gep(pointer, [distance]), _POINTER)
+            self._call("llvm.prefetch.p0", ir.VoidType(), there, _INT(0), _INT(2), _INT(1))
+
+    def multiply_add(self, x, y, total):
+        return self._call(f"llvm.fma.{self.name}", self.vector, x, y, total)
+
+    def splat(self, value):
+        kind = ir.VectorType(value.type, self.lanes)
+        empty = ir.Constant(kind, ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(_INT, self.lanes), [0] * self.lanes)
+        first = self.builder.insert_element(empty, value, _INT(0))
+        return self.builder.shuffle_vector(first, empty, zeros)
+
+    def sum(self, value):
+        name = f"llvm.vector.reduce.fadd.{self.name}"
+        return self._call(name, self.scalar, self.scalar(-0.0), value, fastmath=("reassoc",))
+
+    def along(self, columns, body: Callable) -> None:
+        """Write ``body(column, mask)`` for a row's whole vectors, then for its rest."""
+        builder = self.builder
+        whole = builder.and_(columns, _INDEX(-self.lanes))
+        step = _INDEX(self.lanes)
+        with cgutils.for_range_slice(builder, _INDEX(0), whole, step) as (column, _):
+            body(column, None)
+        rest = builder.sub(columns, whole)
+        with builder.if_then(builder.icmp_signed(">", rest, _INDEX(0))):
+            lanes = ir.Constant(ir.VectorType(_INDEX, self.lanes), list(range(self.lanes)))
+            body(whole, builder.icmp_signed("<", lanes, self.splat(rest)))
+
+
+@intrinsic(prefer_literal=True)
+def _dots(_, rows, states, weights, m, x, n, scale, ahead, also, out):
+    """``out[n + j, m + i] = scale * sum_d weights[m + i, d] x[n + j, d]``, i < rows, j < states.
+
+    `rows` and `states` are literal. The rows `ahead` further on are asked for; 0: none.
+    """
+    count, width = rows.literal_value, states.literal_value
+    kinds = (rows, states, weights, m, x, n, scale, ahead, also, out)
+
+    def write(context, builder, _, arguments):
+        _, _, weights_at, m_at, x_at, n_at, scale_at, ahead_at, also_at, out_at = arguments
+        v = _Vectors(context, builder, weights.dtype)
+        w = _Matrix(context, builder, weights, weights_at, m_at)
+        y = _Matrix(context, builder, x, x_at, n_at)
+        sums = [
+            [cgutils.alloca_once_value(builder, v.vector(None)) for _ in range(width)]
+            for _ in range(count)
+        ]
+        w_rows, y_rows = [w.row(i) for i in range(count)], [y.row(j) for j in range(width)]
+        distances = [builder.mul(rows, w.columns) for rows in (ahead_at, also_at)]
+
+        def body(column, mask):
+            ys = [v.load(builder.gep(row, [column]), mask) for row in y_rows]
+            for i, (row, row_sums) in enumerate(zip(w_rows, sums, strict=True)):
+                here = builder.gep(row, [column])
+                value = v.load(here, mask)
+                if mask is None and i % 2 == 0:
+                    v.prefetch(here, distances)
+                for place, other in zip(row_sums, ys, strict=True):
+                    builder.store(v.multiply_add(value, other, builder.load(place)), place)
+
+        v.along(w.columns, body)
+        o = _Matrix(context, builder, out, out_at, n_at, m_at)
+        for i in range(count):
+            for j in range(width):
+                total = builder.fmul(scale_at, v.sum(builder.load(sums[i][j])))
+                builder.store(total, o.entry(j, i))
+        return context.get_dummy_value()
+
+    return types.void(*kinds), write
+
+
+@intrinsic(prefer_literal=True)
+def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo, hi, ahead, also):
+    """Add rows of `source` times coefficients to rows of `to`, over columns lo..hi-1.
+
+    ``to[t + i, lo:hi] += scale * sum_j c(i, j) source[s + j, lo:hi]`` for i < targets and
+    j < sources, with ``c(i, j) = coefficients[t + i, s + j]``, or if `swapped`, its transpose's.
+    `targets`, `sources` and `swapped` are literal. The rows `ahead` further on are asked for.
+    """
+    count, width, transposed = (kind.literal_value for kind in (targets, sources, swapped))
+    kinds = (
+        *(targets, sources, to, t, source, s),
+        *(coefficients, swapped, scale, lo, hi, ahead, also),
+    )
+
+    def write(context, builder, _, arguments):
+        _, _, to_at, t_at, source_at, s_at, c_at, _, scale_at, lo_at, hi_at, *asked = arguments
+        v = _Vectors(context, builder, to.dtype)
+        target = _Matrix(context, builder, to, to_at, t_at, lo_at)
+        values = _Matrix(context, builder, source, source_at, s_at, lo_at)
+        first = (s_at, t_at) if transposed else (t_at, s_at)
+        c = _Matrix(context, builder, coefficients, c_at, *first)
+
+        def coefficient(i, j):
+            place = c.entry(j, i) if transposed else c.entry(i, j)
+            return v.splat(builder.fmul(scale_at, builder.load(place)))
+
+        factors = [[coefficient(i, j) for j in range(width)] for i in range(count)]
+        rows = [values.row(j) for j in range(width)]
+        target_rows = [target.row(i) for i in range(count)]
+        distances = [builder.mul(rows, values.columns) for rows in asked]
+
+        def body(column, mask):
+            xs = []
+            for j, row in enumerate(rows):
+                here = builder.gep(row, [column])
+                xs.append(v.load(here, mask))
+                if mask is None and j % 2 == 0:
+                    v.prefetch(here, distances)
+            for row, row_factors in zip(target_rows, factors, strict=True):
+                place = builder.gep(row, [column])
+                total = v.load(place, mask)
+                for factor, x in zip(row_factors, xs, strict=True):
+                    total = v.multiply_add(factor, x, total)
+                v.store(total, place, mask)
+
+        v.along(builder.sub(hi_at, lo_at), body)
+        return context.get_dummy_value()
+
+    return types.void(*kinds), write
+
+
+@njit
+def _ask(group, groups):
+    """Distances of the rows that a group of states asks for, for every other row of a tile.
+
+    The next tile's rows are the next four. One group asks for all of them; of several, the first
+    for one half and the second for the other, so that memory is busy for longer.
+    """
+    if groups == 1:
+        return ROWS, ROWS + 1
+    if group > 1:
+        return 0, 0
+    return ROWS + group, 0
+
+
 @njit
 def _project(weights, x, scale, first, last, out):
     """``out[n, m] = scale * weights[m] . x[n]`` for m in first..last-1."""
@@ -46,25 +258,23 @@ def _project(weights, x, scale, first, last, out):
     groups = (states + STATES - 1) // STATES
     whole = last - (last - first) % ROWS
     for m in range(first, whole, ROWS):
-        # Rows are asked for while the states' first group is at work.
-        ahead = ROWS
         for group in range(groups):
+            ahead, also = _ask(group, groups)
             n = group * states // groups
             size = (group + 1) * states // groups - n
             if size == 1:
-                dots(ROWS, 1, weights, m, x, n, scale, ahead, out)
+                _dots(ROWS, 1, weights, m, x, n, scale, ahead, also, out)
             elif size == 2:
-                dots(ROWS, 2, weights, m, x, n, scale, ahead, out)
+                _dots(ROWS, 2, weights, m, x, n, scale, ahead, also, out)
             elif size == 3:
-                dots(ROWS, 3, weights, m, x, n, scale, ahead, out)
+                _dots(ROWS, 3, weights, m, x, n, scale, ahead, also, out)
             elif size == 4:
-                dots(ROWS, 4, weights, m, x, n, scale, ahead, out)
+                _dots(ROWS, 4, weights, m, x, n, scale, ahead, also, out)
             else:
-                dots(ROWS, 5, weights, m, x, n, scale, ahead, out)
-            ahead = 0
+                _dots(ROWS, 5, weights, m, x, n, scale, ahead, also, out)
     for m in range(whole, last):
         for n in range(states):
-            dots(1, 1, weights, m, x, n, scale, 0, out)
+            _dots(1, 1, weights, m, x, n, scale, 0, 0, out)
 
 
 @njit
@@ -75,24 +285,23 @@ def _expand(source, coefficients, scale, first, last, lo, hi, out):
     whole = last - (last - first) % ROWS
     c = coefficients
     for m in range(first, whole, ROWS):
-        ahead = ROWS
         for group in range(groups):
+            ahead, also = _ask(group, groups)
             n = group * states // groups
             size = (group + 1) * states // groups - n
             if size == 1:
-                add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead)
+                _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
             elif size == 2:
-                add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead)
+                _add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
             elif size == 3:
-                add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead)
+                _add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
             elif size == 4:
-                add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead)
+                _add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
             else:
-                add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead)
-            ahead = 0
+                _add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
     for m in range(whole, last):
         for n in range(states):
-            add(1, 1, out, n, source, m, c, False, scale, lo, hi, 0)
+            _add(1, 1, out, n, source, m, c, False, scale, lo, hi, 0, 0)
 
 
 @njit
@@ -104,16 +313,16 @@ def _update(weights, coefficients, x, step, first, last):
     for m in range(first, whole, ROWS):
         n = 0
         while n + 4 <= states:
-            add(ROWS, 4, weights, m, x, n, c, True, step, 0, columns, 0)
+            _add(ROWS, 4, weights, m, x, n, c, True, step, 0, columns, 0, 0)
             n += 4
         if n + 2 <= states:
-            add(ROWS, 2, weights, m, x, n, c, True, step, 0, columns, 0)
+            _add(ROWS, 2, weights, m, x, n, c, True, step, 0, columns, 0, 0)
             n += 2
         if n < states:
-            add(ROWS, 1, weights, m, x, n, c, True, step, 0, columns, 0)
+            _add(ROWS, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
     for m in range(whole, last):
         for n in range(states):
-            add(1, 1, weights, m, x, n, c, True, step, 0, columns, 0)
+            _add(1, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
 
 
 @njit
