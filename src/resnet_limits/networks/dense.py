@@ -7,7 +7,6 @@ as low-rank factors beside weights that nothing writes to. No autograd graph is 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,7 +98,10 @@ class _Products(Protocol):
 
 
 class _Batched:
-    """Matrix products, all seeds in one batch; gradient steps in place, all layers in one batch."""
+    """Matrix products, all seeds in one batch; gradient steps in place, all layers in one batch.
+
+    A GPU's recordings need all but :meth:`learn` to give the same when they are done twice.
+    """
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
         self.at, self.scales = arrays, scales
@@ -137,17 +139,17 @@ class _Compiled:
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
         threads = torch.get_num_threads()
+        # Compiled code takes time to load, and may change torch's number of threads.
         from resnet_limits.networks import kernels
 
         self.at = _Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
         at = self.at
         _, seeds, width, embed_dim = at.incoming.shape
         weights = seeds * embed_dim * max(width, at.outgoing.shape[2])
-        if weights >= _SHARED_FROM:
-            kernels.use_threads(threads)
-            self.project, self.expand = kernels.project_shared, kernels.expand_shared
-        else:
-            self.project, self.expand = kernels.project, kernels.expand
+        shared = weights >= _SHARED_FROM
+        kernels.use_threads(threads)
+        self.project: Callable[..., None] = kernels.project_shared if shared else kernels.project
+        self.expand: Callable[..., None] = kernels.expand_shared if shared else kernels.expand
         dtype = at.h.dtype
         self.scales = _Scales(**{name: dtype.type(value) for name, value in vars(scales).items()})
         rows, room = at.h.shape[2], at.past_h.shape[2]
@@ -157,32 +159,26 @@ class _Compiled:
         self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
 
     def read(self, layer: int, used: int) -> None:
-        at, scales = self.at, self.scales
-        factors = (at.past_h, at.past_dp, self.overlaps, layer, used)
-        self.project(at.incoming, at.h, at.p, at.dp, *factors, scales.read, scales.step_in, False)
+        at, scales, scratch = self.at, self.scales, self.overlaps
+        arrays = (at.incoming, at.h, at.p, at.dp, at.past_h, at.past_dp, scratch)
+        self.project(*arrays, layer, used, scales.read, scales.step_in, False)
 
     def write(self, layer: int, used: int) -> None:
         at, scales = self.at, self.scales
-        factors = (at.past_b, at.past_g, self.overlaps, self.partial, layer, used)
-        self.expand(
-            *(at.outgoing, at.g, at.h, at.next_h, at.next_b),
-            *(*factors, scales.write, scales.step_out, False),
-        )
+        arrays = (at.outgoing, at.g, at.h, at.next_h, at.next_b, at.past_b, at.past_g)
+        scratch = (self.overlaps, self.partial)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out, False)
 
     def read_back(self, layer: int, used: int, learn: bool) -> None:
-        at, scales = self.at, self.scales
-        factors = (at.past_b, at.past_g, self.overlaps, layer, used)
-        self.project(
-            at.outgoing, at.next_b, at.r, at.g, *factors, scales.read, scales.step_out, learn
-        )
+        at, scales, scratch = self.at, self.scales, self.overlaps
+        arrays = (at.outgoing, at.next_b, at.r, at.g, at.past_b, at.past_g, scratch)
+        self.project(*arrays, layer, used, scales.read, scales.step_out, learn)
 
     def write_back(self, layer: int, used: int, learn: bool) -> None:
         at, scales = self.at, self.scales
-        factors = (at.past_h, at.past_dp, self.overlaps, self.partial, layer, used)
-        self.expand(
-            *(at.incoming, at.dp, at.next_b, at.b, at.h),
-            *(*factors, scales.write, scales.step_in, learn),
-        )
+        arrays = (at.incoming, at.dp, at.next_b, at.b, at.h, at.past_h, at.past_dp)
+        scratch = (self.overlaps, self.partial)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in, learn)
 
     def learn(self) -> None:
         """Nothing is left: each product has been followed by its gradient step."""
@@ -306,18 +302,14 @@ class DenseNetwork:
         )
         self._gradient = room(batch, rows, self.targets.shape[1])
         self._output = torch.empty_like(self._gradient)
-        run = _eager if on_cpu or not graphs else _recorded
-        self._forward = run(self._all_forward)
-        self._backward = {
-            learn: run(functools.partial(self._all_backward, learn)) for learn in (False, True)
-        }
+        self._run = _run if on_cpu or not graphs else _Recordings().run
 
     def _by_unit(self, states: Tensor, vectors: int) -> Tensor:
         return states.view(*states.shape[:2], self.shape.width, vectors).permute(0, 2, 3, 1)
 
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-        self._forward()
+        self._run(self._all_forward)
         return self._output.clone()
 
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
@@ -333,9 +325,18 @@ class DenseNetwork:
         if update and self.kept and self.used == self.kept:
             self.add_factors()
         self._gradient.copy_(gradient)
-        self._backward[update]()
-        if update and self.kept:
-            self.used += gradient.shape[1]
+        self._learning = update
+        self._run(self._all_backward)
+        if not update:
+            return
+        self._products.learn()
+        dynamics, rows = self.dynamics, gradient.shape[1]
+        if self.kept:
+            self.used += rows
+        if dynamics.rate_embedding:
+            scale = -dynamics.rate_embedding / (dynamics.residual_scale * rows)
+            self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)
+            self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ self._gradient)
 
     def add_factors(self) -> None:
         """Add the gradient steps that are kept as factors to the weights."""
@@ -354,25 +355,13 @@ class DenseNetwork:
         torch.matmul(self.hidden[-1], self.unembedding, out=self._output)
         self._output /= self.shape.embed_dim
 
-    def _all_backward(self, learn: bool) -> None:
-        products, unit, dynamics = self._products, self.unit, self.dynamics
-        gradient = self._gradient
-        torch.bmm(gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
+    def _all_backward(self) -> None:
+        products, unit, used, learning = self._products, self.unit, self.used, self._learning
+        torch.bmm(self._gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
         for layer in reversed(range(self.shape.depth)):
-            products.read_back(layer, self.used, learn)
+            products.read_back(layer, used, learning)
             self.dp[layer].copy_(unit.backward(self.p[layer], self.g[layer], self.r[layer]))
-            products.write_back(layer, self.used, learn)
-        if not learn:
-            return
-        products.learn()
-        if dynamics.rate_embedding:
-            scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
-            self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)
-            self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ gradient)
-
-
-def _eager(work: Callable[[], None]) -> Callable[[], None]:
-    return work
+            products.write_back(layer, used, learning)
 
 
 def kept_steps(dynamics: Dynamics, shape: Shape) -> int:
@@ -391,19 +380,36 @@ def kept_steps(dynamics: Dynamics, shape: Shape) -> int:
     return updates if factors <= vectors * width * embed_dim else 0
 
 
-def _recorded(work: Callable[[], None]) -> Callable[[], None]:
-    """Record a GPU's work when it is first called for, and replay it: one launch, not thousands."""
-    graph: torch.cuda.CUDAGraph | None = None
+def _run(work: Callable[[], None]) -> None:
+    work()
 
-    def run() -> None:
-        nonlocal graph
-        if graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+
+class _Recordings:
+    """Work on a GPU that is recorded once and then replayed: one launch, not thousands.
+
+    A recording is of work on fixed arrays, which reads nothing back and gives the same when it is
+    done twice: libraries make what they need on their first use, which a recording must not
+    contain, so that the work is done once before it is recorded.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work; record it first if its name is new."""
+        # By name: with the work itself, network and recordings would keep each other in memory.
+        name = work.__name__
+        if name not in self.graphs:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 work()
-        graph.replay()
-
-    return run
+            torch.cuda.current_stream().wait_stream(self.stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                work()
+            self.graphs[name] = graph
+        self.graphs[name].replay()
 
 
 def _block_weights(
