@@ -75,7 +75,8 @@ def main() -> None:
     floor = each * plan.replicates * plan.points * problem.rows * solution.trajectory.passes
     print(f"{describe('cpu')}: {plan}")
     print(
-        f"time {seconds:.2f} s, pilot included (of processors {busy:.2f} s); one solve {again:.2f} s"
+        f"time {seconds:.2f} s, pilot included (of processors {busy:.2f} s); "
+        f"one solve {again:.2f} s"
     )
     print(f"activations of {solution.trajectory.passes} passes on one thread: {floor:.2f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -49,8 +49,8 @@ class Choice:
 
 # Seconds on one core, in float64, of the terms below.
 _CONSTANTS = {
-    "dense": (9e-5, 1e-5, 1.4e-8, 2e-9, 3e-10),
-    "implicit": (1.2e-3, 1e-4, 1.4e-8, 1e-8),
+    "dense": (2.0e-5, 8.1e-6, 1.6e-8, 5.3e-10, 8.1e-11),
+    "implicit": (7.6e-4, 5.8e-5, 3.7e-4, 4.2e-8, 9.3e-10),
 }
 ENGINES = tuple(_CONSTANTS)
 """Names of the engines."""
@@ -71,7 +71,8 @@ def terms(engine: str, work: Work) -> tuple[float, ...]:
     tuple of float
         ``dense``: layers and steps, the same for each seed, weights drawn, weights read in all
         steps (in numbers of 8 bytes), weights times rows in all steps. ``implicit``: layers and
-        steps, the same for each seed, numbers drawn, pairs of probes times their length.
+        steps, the same for each seed, the same for each row, numbers drawn, pairs of probes times
+        their length.
     """
     depth, width, embed_dim = work.shape
     visits = depth * work.steps
@@ -86,7 +87,7 @@ def terms(engine: str, work: Work) -> tuple[float, ...]:
         directions = min(probes, size)
         drawn += depth * work.seeds * size * directions
         pairs += depth * work.seeds * size * probes * directions / 2
-    return visits, visits * work.seeds, drawn, pairs
+    return visits, visits * work.seeds, visits * work.rows, drawn, pairs
 
 
 def _seconds(engine: str, work: Work) -> float:
