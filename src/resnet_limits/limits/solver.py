@@ -40,11 +40,11 @@ TIGHT = 1e-11
 """Relative tolerance of the fixed points where nothing looser is asked for."""
 # Elements of the activations of one chunk. On a CPU all arrays of a chunk stay in a core's cache;
 # on a GPU one kernel has work for the whole device.
-_CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24}
 # The part of the units that does the iteration: large enough for its derivative to be within a few
 # per cent of that of all, small enough to cost little beside one pass over all.
 _PART_POINTS = 1 << 10
-_PART_SHARE = 32
+_PART_SHARE = 16
 # The smallest factor that one pass is trusted to leave of an error.
 _BEST_GAIN = 1e-3
 # In float32 the state that the units see moves in steps of 6e-8.
@@ -76,7 +76,7 @@ class Trajectory:
     diverged_step : int
         First step at which the dynamics have no bounded state; NaN from there on. -1 if none.
     passes : int
-        Passes over all units, those that only update them not counted.
+        Passes over all units that gave drifts; zero where all of them were iterated on.
     """
 
     output: Array
@@ -302,11 +302,19 @@ class _Units:
 
         return drift
 
-    def drifts(self, w: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Both drifts, from one pass over the units."""
-        local_w, local_z = self._local(w), self._local(z)
+    def drifts(
+        self, w: Tensor, z: Tensor, settled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both drifts, from one pass over the units.
 
-        def work(_number: int, chunk: _Chunk) -> list[Tensor]:
+        With the `settled` states of the step before, each unit takes its gradient step first.
+        """
+        local_w, local_z = self._local(w), self._local(z)
+        train = None if settled is None else self._gradient_step(*settled)
+
+        def work(number: int, chunk: _Chunk) -> list[Tensor]:
+            if train is not None:
+                train(number, chunk)
             p, g = self._activate(chunk, local_w)
             change = self._cotangent(chunk, p, g, local_z)
             return [_sums(chunk.outgoing, _from_unit(g)), _sums(chunk.incoming, change)]
@@ -314,26 +322,24 @@ class _Units:
         forward, backward = self._drifts(w, work)
         return forward, backward
 
-    def update(self, w: Tensor, z: Tensor, ahead: Tensor | None = None) -> list[Tensor]:
-        """Take one gradient step with every unit (theory.md, "Gradient step").
+    def update(self, w: Tensor, z: Tensor) -> None:
+        """Take one gradient step with every unit, at the states of all nodes."""
+        for _ in self._each(self._gradient_step(w, z)):
+            pass
 
-        With a state `ahead`, the same pass also gives the forward drift of the updated units there.
-        """
+    def _gradient_step(self, w: Tensor, z: Tensor) -> Callable[[int, _Chunk], None]:
+        """Return what one gradient step does to a chunk (theory.md, "Gradient step")."""
         local_w, local_z = self._local(w), self._local(z)
-        local_ahead = None if ahead is None else self._local(ahead)
         scale = -1.0 / (self.dynamics.residual_scale * z.shape[-1])
+        rate_in, rate_out = scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
 
-        def work(_number: int, chunk: _Chunk) -> list[Tensor]:
+        def work(_number: int, chunk: _Chunk) -> None:
             p, g = self._activate(chunk, local_w)
             change = self._cotangent(chunk, p, g, local_z)
-            rates = scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
-            _add_products(chunk.incoming, local_w[chunk.pairs], change, rates[0])
-            _add_products(chunk.outgoing, local_z[chunk.pairs], _from_unit(g), rates[1])
-            if local_ahead is None:
-                return []
-            return [_sums(chunk.outgoing, _from_unit(self._activate(chunk, local_ahead)[1]))]
+            _add_products(chunk.incoming, local_w[chunk.pairs], change, rate_in)
+            _add_products(chunk.outgoing, local_z[chunk.pairs], _from_unit(g), rate_out)
 
-        return self._drifts(w, work)
+        return work
 
 
 class _FixedPoint:
@@ -514,11 +520,10 @@ class _Fields:
             self.part.update(w, z)
         self.settled = w, z
 
-    def _train(self, ahead: Tensor | None = None) -> list[Tensor]:
-        if self.settled is None:
-            return [] if ahead is None else [self.units.forward_drift(ahead)]
+    def _train(self) -> None:
         settled, self.settled = self.settled, None
-        return self.units.update(*settled, ahead)
+        if settled is not None:
+            self.units.update(*settled)
 
     def _settle(
         self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], step: int
@@ -547,30 +552,26 @@ class _Fields:
             return end, *read(end)
 
         w, slope = forward((start + self.hidden_change.next()).expand(shape))
-        if not whole:
-            self.passes += 1
-            hidden_defect = self._train(w)[0] - self.part.forward_drift(w)
-            w, slope = forward(w)
         end, output, gradient, z_end = onward(slope)
         drift = self.part.backward_drift(w)
         z, z_slope = backward(z_end, (z_end + self.backward_change.next()).expand(shape))
-        before = 0.0
+        change = math.inf
         for _ in range(0 if whole else MAX_PASSES):
             self.passes += 1
-            old = w, z
-            forward_all, backward_all = self.units.drifts(w, z)
+            settled, self.settled = self.settled, None
+            forward_all, backward_all = self.units.drifts(w, z, settled)
             hidden_defect = forward_all - self.part.forward_drift(w)
             backward_defect = backward_all - drift(z)
+            old, before = (w, z), change
             w, slope = forward(w)
             end, output, gradient, z_end = onward(slope)
             drift = self.part.backward_drift(w)
             z, z_slope = backward(z_end, z)
             change = max(_moved(*pair) for pair in zip(old, (w, z), strict=True))
-            if before:
+            if before < math.inf:
                 self.gain = min(1.0, max(_BEST_GAIN, change / before))
-            if min(1.0, self.gain) * change <= self.tolerance:
+            if self.gain * change <= self.tolerance:
                 break
-            before = change
         else:
             if not whole:
                 raise LimitError(
