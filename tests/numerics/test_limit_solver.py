@@ -96,9 +96,10 @@ def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, 
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
     plan = Plan("sobol", 384, 1, 6, 0)
-    incoming, outgoing = limits._sample(plan, range(1), shared=False).at_nodes(6)
+    dealt = limits._sample(plan, range(1), shared=False).at_nodes(np.full(6, 1 / 6))
+    incoming, outgoing = (torch.stack(vectors)[:, 0, :, 0] for vectors in zip(*dealt, strict=True))
     solved = limits.wide(root, 6, plan).trajectory.output[0]
-    expected = layer_by_layer(dynamics, root, incoming[:, 0, :, 0], outgoing[:, 0, :, 0])
+    expected = layer_by_layer(dynamics, root, incoming, outgoing)
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
     np.testing.assert_allclose(solved, expected, atol=1e-9)
 

@@ -98,7 +98,7 @@ def test_quasi_monte_carlo_agrees_with_the_exact_cubature(several_samples):
     x, y = several_samples
     limits = Limits(linear(x, y, 0.4, 5), np.eye(5))
     exact = limits.dmft(Plan("cubature", 0, 1, 6, 0)).trajectory.output[0]
-    sampled = limits.dmft(Plan("sobol", 2048, 8, 6, 0)).trajectory.output
+    sampled = limits.dmft(Plan("sobol", 8192, 8, 6, 0)).trajectory.output
     error = sampled.std(axis=0, ddof=1) / np.sqrt(8)
     score = np.abs(sampled.mean(axis=0) - exact)[1:] / error[1:]
     assert score.max() < 6.0

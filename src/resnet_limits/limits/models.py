@@ -42,9 +42,10 @@ _PILOT_REPLICATES = 4
 _ITERATION_SHARE = 1e-4
 # The loosest tolerance that asks for the units' arithmetic in float64.
 _DOUBLE_TOLERANCE = 1e-5
-# Units' weights are kept for so many replicates at a time as fit in this many bytes.
-_STATE_BYTES = 1 << 30
-_KEPT_SAMPLES = 3
+# As many replicates are solved side by side as have their units' weights in so many bytes. Samples
+# of up to half of that are kept for the next limit.
+_STATE_BYTES = 1 << 29
+_KEPT_SAMPLES = 2
 # Singular values of the Gram root below this share of the largest are directions that D < r rows
 # of embedding do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
@@ -191,29 +192,30 @@ class Limits:
         plan: Plan,
         name: str,
         *,
+        replicates: range | None = None,
         shared: bool = False,
     ) -> Trajectory:
+        """Solve for the given replicates, all of the plan's by default."""
         unit, depth_grid = self.dynamics.unit, grid(plan.nodes)
+        chosen = range(plan.replicates) if replicates is None else replicates
         units = plan.points * (depth_grid.nodes if shared else 1)
-        weights = units * (unit.in_vectors + unit.out_vectors) * len(root)
-        together = max(1, _STATE_BYTES // max(1, weights * self._dtype(plan).itemsize))
-        parts = []
-        for first in range(0, plan.replicates, together):
-            replicates = range(first, min(plan.replicates, first + together))
-            # One that is solved in parts would not find its first part again.
-            draw = self._sampled if together >= plan.replicates else self._sample
-            parts.append(
-                solve(
-                    self.dynamics,
-                    root,
-                    depth_grid,
-                    draw(plan, replicates, shared),
-                    name=name,
-                    dtype=self._dtype(plan),
-                    device=self.arithmetic.device,
-                    tolerance=plan.iteration_tolerance,
-                )
+        weights = units * (unit.in_vectors + unit.out_vectors) * len(self.limit_root)
+        size = max(1, weights * self._dtype(plan).itemsize)
+        draw = self._sampled if 2 * len(chosen) * size <= _STATE_BYTES else self._sample
+        together = max(1, _STATE_BYTES // size)
+        parts = [
+            solve(
+                self.dynamics,
+                root,
+                depth_grid,
+                draw(plan, chosen[first : first + together], shared),
+                name=name,
+                dtype=self._dtype(plan),
+                device=self.arithmetic.device,
+                tolerance=plan.iteration_tolerance,
             )
+            for first in range(0, len(chosen), together)
+        ]
         return Trajectory.joined(parts)
 
     def _depth_error(
@@ -239,9 +241,11 @@ class Limits:
         error: Array = np.sqrt(np.mean((fine - coarse) ** 2, axis=(1, 2)))
         return error
 
-    def _reference(self, plan: Plan) -> Trajectory:
+    def _reference(self, plan: Plan, replicates: range | None = None) -> Trajectory:
         """Solve the DMFT limit, which everything else is measured against."""
-        trajectory = self._trajectory(self.limit_root, depth.continuous, plan, "dmft")
+        trajectory = self._trajectory(
+            self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
+        )
         if trajectory.diverged_step >= 0:
             raise LimitError(
                 f"dmft: the limit itself diverges at step {trajectory.diverged_step}: the "
@@ -351,8 +355,8 @@ class Limits:
             self._precision(tolerance),
             max(TIGHT, _ITERATION_SHARE * tolerance),
         )
+        trajectory = self._reference(plan)
         while True:
-            trajectory = self._reference(plan)
             error = standard_error(trajectory.output)
             worst = float(np.sqrt(np.mean(error**2)))
             logger.info(
@@ -368,12 +372,15 @@ class Limits:
             # Close to the goal more scramblings cost less than twice the points.
             replicates = int(np.ceil(plan.replicates * (1.05 * excess) ** 2))
             if replicates < 2 * REPLICATES:
+                more = self._reference(plan, range(plan.replicates, replicates))
+                trajectory = Trajectory.joined([trajectory, more])
                 plan = replace(plan, replicates=replicates)
             elif plan.points < MAX_POINTS:
                 # The error falls at least like points^(-1/2), here nearly like points^(-2/3).
                 factor = 2 ** max(1, round(1.5 * np.log2(excess)))
                 points = min(MAX_POINTS, plan.points * min(16, factor))
                 plan = replace(plan, points=points, replicates=REPLICATES)
+                trajectory = self._reference(plan)
             else:
                 by_step = np.sqrt(np.mean(error**2, axis=(1, 2)))
                 step = int(np.argmax(by_step > tolerance))

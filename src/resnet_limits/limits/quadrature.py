@@ -58,36 +58,36 @@ class UnitSample:
         """Number of points of each replicate."""
         return self.in_vectors.shape[1]
 
-    def at_nodes(self, nodes: int) -> tuple[Tensor, Tensor]:
+    def at_nodes(self, shares: Array) -> list[tuple[Tensor, Tensor]]:
         """Return the in- and the out-vectors of each depth node.
+
+        A node gets a run of consecutive points as long as its share, the first points the first
+        node. A point's number over the number of points is thus a depth, whatever the nodes, and
+        all points together sample units and depth with equal weights.
 
         Parameters
         ----------
-        nodes : int
-            Number of nodes. Each gets an equal run of consecutive groups, in the order of depth;
-            what is left over is not used.
+        shares : ndarray, shape (nodes,)
+            Positive, of sum 1.
 
         Returns
         -------
-        tuple of Tensor, shapes (nodes, replicates, points, a or c, r)
+        list of tuple of Tensor, shapes (replicates, points of the node, a or c, r)
 
         Raises
         ------
         ValueError
-            If there are fewer groups than nodes.
+            If a node gets no points.
         """
         if self.shared:
-            ins, outs = self.in_vectors, self.out_vectors
-            return ins.expand(nodes, *ins.shape), outs.expand(nodes, *outs.shape)
-        each = self.points // (nodes * self.group) * self.group
-        if each == 0:
-            raise ValueError(f"{self.points} points are too few for {nodes} depth nodes")
-
-        def deal(vectors: Tensor) -> Tensor:
-            used = vectors[:, : nodes * each]
-            return used.unflatten(1, (nodes, each)).transpose(0, 1)
-
-        return deal(self.in_vectors), deal(self.out_vectors)
+            return [(self.in_vectors, self.out_vectors)] * len(shares)
+        ends = np.rint(np.cumsum(shares) * (self.points // self.group)).astype(int) * self.group
+        runs = np.diff(ends, prepend=0)
+        if runs.min() <= 0:
+            raise ValueError(f"{self.points} points are too few for {len(shares)} depth nodes")
+        sizes = runs.tolist()
+        used = self.in_vectors[:, : ends[-1]], self.out_vectors[:, : ends[-1]]
+        return list(zip(*(vectors.split(sizes, dim=1) for vectors in used), strict=True))
 
 
 @dataclass(frozen=True)

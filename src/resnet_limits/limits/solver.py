@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -40,11 +39,13 @@ TIGHT = 1e-11
 """Relative tolerance of the fixed points where nothing looser is asked for."""
 # Elements of the activations of one chunk. On a CPU all arrays of a chunk stay in a core's cache;
 # on a GPU one kernel has work for the whole device.
-_CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24}
 # The part of the units that does the iteration: large enough for its derivative to be within a few
 # per cent of that of all, small enough to cost little beside one pass over all.
 _PART_POINTS = 1 << 10
-_PART_SHARE = 32
+_PART_SHARE = 16
+# A part of more than this share saves nothing.
+_WHOLE_SHARE = 1 / 8
 # The smallest factor that one pass is trusted to leave of an error.
 _BEST_GAIN = 1e-3
 # In float32 the state that the units see moves in steps of 6e-8.
@@ -76,7 +77,7 @@ class Trajectory:
     diverged_step : int
         First step at which the dynamics have no bounded state; NaN from there on. -1 if none.
     passes : int
-        Passes over all units, those that only update them not counted.
+        Passes over all units that gave drifts; zero where all of them were iterated on.
     """
 
     output: Array
@@ -122,12 +123,12 @@ def _workers(device: str) -> Iterator[ThreadPoolExecutor | None]:
 
 @dataclass
 class _Chunk:
-    """Units of consecutive (node, replicate) pairs, small enough for a core's cache.
+    """Units of one node and some replicates, small enough for a core's cache.
 
     Attributes
     ----------
     pairs : slice
-        Which (node, replicate) pairs.
+        Which (node, replicate) pairs, numbered with the replicate running fastest.
     incoming, outgoing : Tensor, shapes (pairs, a, r, points), (pairs, c, r, points)
         The units' weights. The points come last, where they are many and products are fast.
     """
@@ -179,63 +180,65 @@ class _Units:
     """
 
     def __init__(
-        self,
-        dynamics: Dynamics,
-        chunks: list[_Chunk],
-        points: int,
-        pool: ThreadPoolExecutor | None,
+        self, dynamics: Dynamics, chunks: list[_Chunk], pool: ThreadPoolExecutor | None
     ) -> None:
         self.dynamics = dynamics
         self.unit: Unit = dynamics.unit
         self.chunks = chunks
-        self.points = points
         self.pool = pool
+        first = chunks[0].incoming
+        counts = torch.zeros(max(chunk.pairs.stop for chunk in chunks), dtype=torch.float64)
+        for chunk in chunks:
+            counts[chunk.pairs] += chunk.incoming.shape[-1]
+        self.size = int(counts.sum())
+        self.dtype = first.dtype
+        scale = dynamics.residual_scale / counts
+        self.scale = scale[:, None, None].to(first.device)
 
     @classmethod
     def of_sample(
         cls,
         dynamics: Dynamics,
         sample: UnitSample,
-        nodes: int,
+        shares: Array,
         dtype: torch.dtype,
         device: str,
         pool: ThreadPoolExecutor | None,
     ) -> _Units:
         """Deal the sample out to the nodes."""
-        incoming, outgoing = sample.at_nodes(nodes)
-        pairs, points = list(product(range(nodes), range(sample.replicates))), incoming.shape[2]
         rows = len(dynamics.inputs)
         widest = rows * max(dynamics.unit.in_vectors, dynamics.unit.out_vectors)
         most = max(16, _CHUNK_ELEMENTS[device] // widest)
-        # Chunks of equal size and of whole groups of points that differ in signs alone.
-        size = math.ceil(points / math.ceil(points / most) / sample.group) * sample.group
-        together = max(1, most // size)
 
-        def spread(vectors: Tensor, std: float, at: slice, start: int) -> Tensor:
-            nodes_of, replicates_of = zip(*pairs[at], strict=True)
-            part = vectors[list(nodes_of), list(replicates_of), start : start + size]
-            return (std * part).to(device, dtype).permute(0, 2, 3, 1).contiguous()
+        def weights(vectors: Tensor, std: float) -> Tensor:
+            return (std * vectors).to(device, dtype).permute(0, 2, 3, 1).contiguous()
 
         chunks = []
-        for first in range(0, len(pairs), together):
-            at = slice(first, min(len(pairs), first + together))
-            for start in range(0, points, size):
-                chunks.append(
-                    _Chunk(
-                        at,
-                        spread(incoming, dynamics.input_std, at, start),
-                        spread(outgoing, dynamics.output_std, at, start),
+        for node, (ins, outs) in enumerate(sample.at_nodes(shares)):
+            points = ins.shape[1]
+            # Chunks of equal size and of whole groups of points that differ in signs alone.
+            size = math.ceil(points / math.ceil(points / most) / sample.group) * sample.group
+            together = max(1, most // size)
+            for first in range(0, sample.replicates, together):
+                last = min(sample.replicates, first + together)
+                for start in range(0, points, size):
+                    at = slice(first, last), slice(start, start + size)
+                    chunks.append(
+                        _Chunk(
+                            slice(
+                                node * sample.replicates + first, node * sample.replicates + last
+                            ),
+                            weights(ins[at], dynamics.input_std),
+                            weights(outs[at], dynamics.output_std),
+                        )
                     )
-                )
-        return cls(dynamics, chunks, points, pool)
+        return cls(dynamics, chunks, pool)
 
-    def part(self, points: int, group: int) -> _Units:
-        """Copy about `points` of the units at each node, some from every chunk."""
-        share = points / self.points
+    def part(self, share: float, group: int) -> _Units:
+        """Copy this share of the units, some from every chunk."""
         taken: dict[int, list[_Chunk]] = {}
         for chunk in self.chunks:
-            size = chunk.incoming.shape[-1]
-            count = min(size, math.ceil(size * share / group) * group)
+            count = math.ceil(chunk.incoming.shape[-1] * share / group) * group
             few = _Chunk(chunk.pairs, chunk.incoming[..., :count], chunk.outgoing[..., :count])
             taken.setdefault(chunk.pairs.start, []).append(few)
         chunks = [
@@ -246,7 +249,7 @@ class _Units:
             )
             for few in taken.values()
         ]
-        return _Units(self.dynamics, chunks, chunks[0].incoming.shape[-1], self.pool)
+        return _Units(self.dynamics, chunks, self.pool)
 
     def _each(self, work: Callable[[int, _Chunk], Found]) -> Iterable[Found]:
         numbers = range(len(self.chunks))
@@ -261,12 +264,11 @@ class _Units:
             totals = totals or [torch.zeros_like(like).flatten(0, 1) for _ in sums]
             for total, part in zip(totals, sums, strict=True):
                 total[chunk.pairs] += part
-        scale = self.dynamics.residual_scale / self.points
-        return [(scale * total).view_as(like) for total in totals]
+        return [(self.scale * total).view_as(like) for total in totals]
 
     def _local(self, state: Tensor) -> Tensor:
         """Round a state to the units' arithmetic, (node, replicate) pairs first."""
-        return state.flatten(0, 1).to(self.chunks[0].incoming.dtype)
+        return state.flatten(0, 1).to(self.dtype)
 
     def _activate(self, chunk: _Chunk, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return p and g(p), in the unit's layout."""
@@ -302,11 +304,19 @@ class _Units:
 
         return drift
 
-    def drifts(self, w: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Both drifts, from one pass over the units."""
-        local_w, local_z = self._local(w), self._local(z)
+    def drifts(
+        self, w: Tensor, z: Tensor, settled: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both drifts, from one pass over the units.
 
-        def work(_number: int, chunk: _Chunk) -> list[Tensor]:
+        With the `settled` states of the step before, each unit takes its gradient step first.
+        """
+        local_w, local_z = self._local(w), self._local(z)
+        train = None if settled is None else self._gradient_step(*settled)
+
+        def work(number: int, chunk: _Chunk) -> list[Tensor]:
+            if train is not None:
+                train(number, chunk)
             p, g = self._activate(chunk, local_w)
             change = self._cotangent(chunk, p, g, local_z)
             return [_sums(chunk.outgoing, _from_unit(g)), _sums(chunk.incoming, change)]
@@ -314,26 +324,24 @@ class _Units:
         forward, backward = self._drifts(w, work)
         return forward, backward
 
-    def update(self, w: Tensor, z: Tensor, ahead: Tensor | None = None) -> list[Tensor]:
-        """Take one gradient step with every unit (theory.md, "Gradient step").
+    def update(self, w: Tensor, z: Tensor) -> None:
+        """Take one gradient step with every unit, at the states of all nodes."""
+        for _ in self._each(self._gradient_step(w, z)):
+            pass
 
-        With a state `ahead`, the same pass also gives the forward drift of the updated units there.
-        """
+    def _gradient_step(self, w: Tensor, z: Tensor) -> Callable[[int, _Chunk], None]:
+        """Return what one gradient step does to a chunk (theory.md, "Gradient step")."""
         local_w, local_z = self._local(w), self._local(z)
-        local_ahead = None if ahead is None else self._local(ahead)
         scale = -1.0 / (self.dynamics.residual_scale * z.shape[-1])
+        rate_in, rate_out = scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
 
-        def work(_number: int, chunk: _Chunk) -> list[Tensor]:
+        def work(_number: int, chunk: _Chunk) -> None:
             p, g = self._activate(chunk, local_w)
             change = self._cotangent(chunk, p, g, local_z)
-            rates = scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
-            _add_products(chunk.incoming, local_w[chunk.pairs], change, rates[0])
-            _add_products(chunk.outgoing, local_z[chunk.pairs], _from_unit(g), rates[1])
-            if local_ahead is None:
-                return []
-            return [_sums(chunk.outgoing, _from_unit(self._activate(chunk, local_ahead)[1]))]
+            _add_products(chunk.incoming, local_w[chunk.pairs], change, rate_in)
+            _add_products(chunk.outgoing, local_z[chunk.pairs], _from_unit(g), rate_out)
 
-        return self._drifts(w, work)
+        return work
 
 
 class _FixedPoint:
@@ -459,14 +467,16 @@ class _Fields:
     taken, all units in the end: then this is plain iteration.
     """
 
-    def __init__(self, units: _Units, group: int, grid: DepthGrid, tolerance: float, name: str):
+    def __init__(
+        self, units: _Units, sample: UnitSample, grid: DepthGrid, tolerance: float, name: str
+    ):
         device = units.chunks[0].incoming.device
 
         def put(matrix: Array) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
 
         self.units = units
-        self.group = group
+        self.group = sample.group
         self.tolerance = tolerance
         self.name = name
         self.hidden = _FixedPoint(put(grid.forward), tolerance, name)
@@ -476,11 +486,11 @@ class _Fields:
         # What one pass has been seen to leave of an error.
         self.gain = 1.0
         self.settled: tuple[Tensor, Tensor] | None = None
-        self._take_part(max(_PART_POINTS // grid.nodes, units.points // _PART_SHARE))
+        self._take_part(max(_PART_POINTS * sample.replicates / units.size, 1 / _PART_SHARE))
 
-    def _take_part(self, points: int) -> None:
-        whole = 2 * points > self.units.points
-        self.part = self.units if whole else self.units.part(points, self.group)
+    def _take_part(self, share: float) -> None:
+        self.share = share
+        self.part = self.units if share > _WHOLE_SHARE else self.units.part(share, self.group)
         self.hidden_change, self.backward_change = _Forecast(), _Forecast()
         self.hidden_defect, self.backward_defect = _Forecast(), _Forecast()
 
@@ -506,7 +516,7 @@ class _Fields:
                 if self.part is self.units:
                     raise
                 logger.debug("%s: step %d: %s: a larger part", self.name, step, error)
-                self._take_part(8 * self.part.points)
+                self._take_part(8 * self.share)
 
     def train(self, w: Tensor, z: Tensor) -> None:
         """Let the units take their gradient step, all but the part when they are next needed."""
@@ -514,11 +524,10 @@ class _Fields:
             self.part.update(w, z)
         self.settled = w, z
 
-    def _train(self, ahead: Tensor | None = None) -> list[Tensor]:
-        if self.settled is None:
-            return [] if ahead is None else [self.units.forward_drift(ahead)]
+    def _train(self) -> None:
         settled, self.settled = self.settled, None
-        return self.units.update(*settled, ahead)
+        if settled is not None:
+            self.units.update(*settled)
 
     def _settle(
         self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], step: int
@@ -547,30 +556,26 @@ class _Fields:
             return end, *read(end)
 
         w, slope = forward((start + self.hidden_change.next()).expand(shape))
-        if not whole:
-            self.passes += 1
-            hidden_defect = self._train(w)[0] - self.part.forward_drift(w)
-            w, slope = forward(w)
         end, output, gradient, z_end = onward(slope)
         drift = self.part.backward_drift(w)
         z, z_slope = backward(z_end, (z_end + self.backward_change.next()).expand(shape))
-        before = 0.0
+        change = math.inf
         for _ in range(0 if whole else MAX_PASSES):
             self.passes += 1
-            old = w, z
-            forward_all, backward_all = self.units.drifts(w, z)
+            settled, self.settled = self.settled, None
+            forward_all, backward_all = self.units.drifts(w, z, settled)
             hidden_defect = forward_all - self.part.forward_drift(w)
             backward_defect = backward_all - drift(z)
+            old, before = (w, z), change
             w, slope = forward(w)
             end, output, gradient, z_end = onward(slope)
             drift = self.part.backward_drift(w)
             z, z_slope = backward(z_end, z)
             change = max(_moved(*pair) for pair in zip(old, (w, z), strict=True))
-            if before:
+            if before < math.inf:
                 self.gain = min(1.0, max(_BEST_GAIN, change / before))
-            if min(1.0, self.gain) * change <= self.tolerance:
+            if self.gain * change <= self.tolerance:
                 break
-            before = change
         else:
             if not whole:
                 raise LimitError(
@@ -648,8 +653,8 @@ def solve(
     outputs, hiddens, backwards, losses = [], [], [], []
     diverged_step = -1
     with _workers(device) as pool:
-        units = _Units.of_sample(dynamics, sample, grid.nodes, dtype, device, pool)
-        fields = _Fields(units, sample.group, grid, tolerance, name)
+        units = _Units.of_sample(dynamics, sample, grid.total, dtype, device, pool)
+        fields = _Fields(units, sample, grid, tolerance, name)
         for step in range(dynamics.steps):
             start = embedding @ inputs
             try:
