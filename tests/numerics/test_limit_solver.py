@@ -59,7 +59,8 @@ def layer_by_layer(dynamics, root, incoming, outgoing):
             leaf.requires_grad_(True)
         h = embedding @ x.T
         for i, o in zip(ins, outs, strict=True):
-            h = h + alpha / (layers * points) * o.T @ dynamics.unit.forward(i @ h)
+            g = dynamics.unit.forward(torch.einsum("par,rn->pan", i, h))
+            h = h + alpha / (layers * points) * torch.einsum("pcr,pcn->rn", o, g)
         f = (unembedding.T @ h).T
         outputs.append(f.detach().numpy().copy())
         gradients = torch.autograd.grad(dynamics.loss.value(f, y), leaves)
@@ -78,30 +79,88 @@ def layer_by_layer(dynamics, root, incoming, outgoing):
     return np.array(outputs)
 
 
-@pytest.mark.parametrize(
-    ("activation", "changes"),
-    [
-        ("tanh", {}),
-        ("relu", {"residual_scale": 1.5}),
-        ("gelu", {"input_std": 0.8, "output_std": 1.3, "rate_out": 0.4}),
-        ("silu", {"loss": Loss("mean_squared_error")}),
-        ("erf", {"rate_embedding": 0.3, "residual_scale": 0.7}),
-    ],
-)
-@pytest.mark.parametrize("part", [1 << 20, 16])
-def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, changes, part):
+class Crossed:
+    """A unit of three in-vectors and two out-vectors."""
+
+    in_vectors = 3
+    out_vectors = 2
+    is_linear = False
+    is_odd = False
+
+    def forward(self, p):
+        return torch.stack([torch.tanh(p[..., 0, :]) * p[..., 1, :], torch.sin(p[..., 2, :])], -2)
+
+    def backward(self, p, g, r):
+        first, second, third = p.unbind(-2)
+        tanh = torch.tanh(first)
+        parts = (1 - tanh**2) * second * r[..., 0, :], tanh * r[..., 0, :]
+        return torch.stack([*parts, torch.cos(third) * r[..., 1, :]], -2)
+
+
+PROBLEMS = [
+    ("tanh", {}),
+    ("relu", {"residual_scale": 1.5}),
+    ("gelu", {"input_std": 0.8, "output_std": 1.3, "rate_out": 0.4}),
+    ("silu", {"loss": Loss("mean_squared_error")}),
+    ("erf", {"rate_embedding": 0.3, "residual_scale": 0.7}),
+    ("tanh", {"unit": Crossed(), "rate_in": 0.3, "rate_out": 0.6}),
+]
+
+
+@pytest.mark.parametrize(("activation", "changes"), PROBLEMS)
+@pytest.mark.parametrize("way", ["all", "part", "given up"])
+def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, changes, way):
     """The oracle shares nothing with the solver but the units' map: gradients by autograd."""
-    monkeypatch.setattr(solver, "_PART_POINTS", part)
+    if way != "all":
+        monkeypatch.setattr(solver, "_PART_POINTS", 16)
+    if way == "given up":
+        monkeypatch.setattr(solver, "MAX_PASSES", 1)
     dynamics = make(activation, **changes)
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
     plan = Plan("sobol", 384, 1, 6, 0)
     dealt = limits._sample(plan, range(1), shared=False).at_nodes(np.full(6, 1 / 6))
-    incoming, outgoing = (torch.stack(vectors)[:, 0, :, 0] for vectors in zip(*dealt, strict=True))
-    solved = limits.wide(root, 6, plan).trajectory.output[0]
+    incoming, outgoing = (torch.stack(vectors)[:, 0] for vectors in zip(*dealt, strict=True))
+    solved = limits.wide(root, 6, plan).trajectory
     expected = layer_by_layer(dynamics, root, incoming, outgoing)
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
-    np.testing.assert_allclose(solved, expected, atol=1e-9)
+    np.testing.assert_allclose(solved.output[0], expected, atol=1e-9)
+    # All units are iterated on; or corrected for; or iterated on after one pass was not enough, at
+    # step 1, as at step 0 there is nothing to correct.
+    assert solved.passes in {"all": [0], "part": range(8, 40), "given up": [2]}[way]
+
+
+def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch):
+    monkeypatch.setattr(solver, "_PART_POINTS", 64)
+    plan = Plan("sobol", 2048, 4, 8, 0)
+
+    def solved():
+        return Limits(make(steps=3), np.eye(4)).dmft(plan).trajectory
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        base = solved()
+        torch.set_num_threads(2)
+        assert np.array_equal(solved().output, base.output)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert base.passes > 0
+    monkeypatch.setattr(solver, "_CHUNK_ELEMENTS", {"cpu": 1 << 8})
+    np.testing.assert_allclose(solved().output, base.output, atol=1e-9)
+    monkeypatch.setattr(models, "_STATE_BYTES", 1 << 18)
+    np.testing.assert_allclose(solved().output, base.output, atol=1e-9)
+
+
+def test_precision_follows_the_tolerance_and_never_exceeds_what_is_allowed():
+    free = Limits(make(steps=2), np.eye(4))
+    forced = Limits(make(steps=2), np.eye(4), models.Arithmetic(torch.float32))
+    assert free.make_plan(1e-2, 0)[0].precision == "float32"
+    assert [free._precision(tolerance) for tolerance in (2e-5, 1e-5)] == ["float32", "float64"]
+    assert forced._precision(1e-5) == "float32"
+    linear = Limits(make("linear", steps=2, rate_in=0.1, rate_out=0.1), np.eye(4))
+    assert linear.make_plan(1e-2, 0)[0].precision == "float64"
 
 
 def test_spectral_depth_agrees_with_every_layer():
@@ -228,6 +287,37 @@ def test_cubature_has_the_second_moments_of_normals():
     joint = torch.cat([sample.in_vectors, sample.out_vectors], dim=2).reshape(-1, 9)
     np.testing.assert_allclose(joint.T @ joint / len(joint), np.eye(9), atol=1e-14)
     np.testing.assert_allclose(joint.mean(dim=0), 0.0, atol=1e-14)
+
+
+def test_points_are_dealt_out_in_order_of_depth_and_by_weight():
+    directions = Directions(np.eye(4), np.eye(4))
+    sample = quadrature.sobol(
+        1, 1, directions, points=1024, replicates=range(1), root_seed=0, flip_inputs=True
+    )
+    shares = depth.continuous(5).total
+    dealt = sample.at_nodes(shares)
+    joined = torch.cat([incoming for incoming, _ in dealt], dim=1)
+    assert torch.equal(joined, sample.in_vectors)
+    sizes = np.array([incoming.shape[1] for incoming, _ in dealt])
+    assert np.abs(sizes - 1024 * shares).max() <= sample.group
+    for _, outgoing in dealt:
+        np.testing.assert_allclose(outgoing.mean(dim=1), 0.0, atol=1e-14)
+    with pytest.raises(ValueError, match="1024 points are too few for 400 depth nodes"):
+        sample.at_nodes(np.full(400, 1 / 400))
+
+
+def test_points_of_their_own_at_every_node_are_worth_their_cost():
+    """The same points at all nodes, as many for each node, have a far larger error."""
+    limits = Limits(make(steps=4), np.eye(4))
+    plan = Plan("sobol", 4096, 8, 8, 0)
+    own = limits.dmft(plan).trajectory.output
+    same = limits._trajectory(
+        np.eye(4), depth.continuous, replace(plan, points=512), "", shared=True
+    ).output
+    error, error_same = (np.sqrt(np.mean(standard_error(o) ** 2)) for o in (own, same))
+    assert error < 0.6 * error_same
+    gap = np.sqrt(np.mean((own.mean(axis=0) - same.mean(axis=0)) ** 2))
+    assert gap < 2 * np.hypot(error, error_same)
 
 
 def test_sobol_points_have_the_moments_of_normals_and_nest():

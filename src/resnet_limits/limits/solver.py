@@ -34,12 +34,14 @@ MAX_ITERATIONS = 300
 PICARD_ITERATIONS = 60
 ANDERSON_MEMORY = 20
 MAX_PASSES = 10
-"""Passes over all units in one step, after which a larger part of them does the iteration."""
+"""Passes over all units in one step, after which all of them are iterated on."""
 TIGHT = 1e-11
 """Relative tolerance of the fixed points where nothing looser is asked for."""
 # Elements of the activations of one chunk. On a CPU all arrays of a chunk stay in a core's cache;
 # on a GPU one kernel has work for the whole device.
 _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24}
+# Activations are kept for the iterations of a backward pass up to this many.
+_KEPT_ELEMENTS = 1 << 27
 # The part of the units that does the iteration: large enough for its derivative to be within a few
 # per cent of that of all, small enough to cost little beside one pass over all.
 _PART_POINTS = 1 << 10
@@ -290,15 +292,19 @@ class _Units:
         return self._drifts(w, work)[0]
 
     def backward_drift(self, w: Tensor) -> Callable[[Tensor], Tensor]:
-        """``z -> alpha E[I Dg(p)^T O^T z]``, whose activations at w are computed once and kept."""
+        """``z -> alpha E[I Dg(p)^T O^T z]``; activations at w are kept where there is room."""
         local_w = self._local(w)
-        kept = list(self._each(lambda _number, chunk: self._activate(chunk, local_w)))
+        vectors = self.unit.in_vectors + self.unit.out_vectors
+        kept: list[tuple[Tensor, Tensor]] = []
+        if self.size * vectors * w.shape[-1] <= _KEPT_ELEMENTS:
+            kept = list(self._each(lambda _number, chunk: self._activate(chunk, local_w)))
 
         def drift(z: Tensor) -> Tensor:
             local = self._local(z)
 
             def work(number: int, chunk: _Chunk) -> list[Tensor]:
-                return [_sums(chunk.incoming, self._cotangent(chunk, *kept[number], local))]
+                p, g = kept[number] if kept else self._activate(chunk, local_w)
+                return [_sums(chunk.incoming, self._cotangent(chunk, p, g, local))]
 
             return self._drifts(z, work)[0]
 
@@ -463,8 +469,8 @@ class _Fields:
     fixed point is that of F. One pass gains what 1 - f'/F' leaves, a factor of 30 to 300, and the
     first state of a step has the defect that the steps before extrapolate to.
 
-    If the passes do not converge, or if the part has no bounded fixed point, a larger part is
-    taken, all units in the end: then this is plain iteration.
+    If the passes do not converge, or if the part has no bounded fixed point, the part is all units
+    from there on: then this is plain iteration.
     """
 
     def __init__(
@@ -489,7 +495,6 @@ class _Fields:
         self._take_part(max(_PART_POINTS * sample.replicates / units.size, 1 / _PART_SHARE))
 
     def _take_part(self, share: float) -> None:
-        self.share = share
         self.part = self.units if share > _WHOLE_SHARE else self.units.part(share, self.group)
         self.hidden_change, self.backward_change = _Forecast(), _Forecast()
         self.hidden_defect, self.backward_defect = _Forecast(), _Forecast()
@@ -515,8 +520,8 @@ class _Fields:
                 self._train()
                 if self.part is self.units:
                     raise
-                logger.debug("%s: step %d: %s: a larger part", self.name, step, error)
-                self._take_part(8 * self.share)
+                logger.debug("%s: step %d: %s: from here on with all units", self.name, step, error)
+                self._take_part(1.0)
 
     def train(self, w: Tensor, z: Tensor) -> None:
         """Let the units take their gradient step, all but the part when they are next needed."""
