@@ -1,4 +1,7 @@
-"""The dense engine against autograd, between its two sets of products, and over batches."""
+"""The dense engine against autograd, between its sets of products, and over batches."""
+
+import functools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from resnet_limits import randomness
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.networks import dense
+from resnet_limits.networks import train as training
 from resnet_limits.networks.train import (
     DIVERGED,
     OK,
@@ -133,31 +137,113 @@ def test_a_wrong_rate_is_seen():
     assert np.abs(right[:, 1] - wrong[:, 1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("samples", [1, 2, 5, 10])
-@pytest.mark.parametrize("shape", [SHAPE, Shape(3, 130, 600), Shape(2, 1, 3)])
+@pytest.fixture
+def engine(monkeypatch):
+    """Set options of the dense engine behind the door of `train`."""
+
+    def options(shared_from=None, **values):
+        made = functools.partial(dense.DenseNetwork, **values)
+        entry = training.Engine(made, dense.memory_bytes)
+        monkeypatch.setitem(training.ENGINES, "dense", entry)
+        if shared_from is not None:
+            monkeypatch.setattr(dense, "_SHARED_FROM", shared_from)
+
+    return options
+
+
+SETS = {
+    "serial": {"shared_from": 1 << 60},
+    "shared": {"shared_from": 0},
+    "batched": {"batched": True},
+}
+
+
+def gap(one, other, name):
+    return np.abs(getattr(one, name) - getattr(other, name)).max()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 10, 13])
+@pytest.mark.parametrize("shape", [SHAPE, Shape(3, 130, 600), Shape(2, 1, 3), Shape(2, 40, 512)])
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
-def test_streamed_products_agree_with_batched_ones(monkeypatch, samples, shape, precision):
+def test_all_sets_of_products_agree(engine, samples, shape, precision):
     dynamics = make(samples=samples)
-    monkeypatch.setattr(dense, "_STREAMED_FROM", 0)
-    streamed = run(dynamics, shape, (0, 1), dtype=precision)
-    monkeypatch.setattr(dense, "_STREAMED_FROM", 1 << 60)
+    engine(**SETS["batched"])
     batched = run(dynamics, shape, (0, 1), dtype=precision)
     tolerance = 1e-11 if precision == torch.float64 else 3e-4
-    for name in ("output", "hidden", "backward"):
-        gap = np.abs(getattr(streamed, name) - getattr(batched, name)).max()
-        assert gap < tolerance * np.abs(batched.hidden).max(), name
+    for kept in (0, 2, 3):
+        for name in ("serial", "shared"):
+            engine(kept=kept, **SETS[name])
+            other = run(dynamics, shape, (0, 1), dtype=precision)
+            for state in ("output", "hidden", "backward"):
+                assert gap(other, batched, state) < tolerance * np.abs(batched.hidden).max()
 
 
-@pytest.mark.parametrize("streamed_from", [0, 1 << 60])
-def test_one_batch_of_eight_seeds_is_eight_runs_of_one(monkeypatch, streamed_from):
-    monkeypatch.setattr(dense, "_STREAMED_FROM", streamed_from)
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 5, 100])
+@pytest.mark.parametrize("name", ["serial", "shared"])
+def test_steps_kept_as_factors_are_steps(engine, kept, name):
+    """Six steps: in place, added to the weights after each, after two ..., after five, never."""
+    dynamics = make("gelu", steps=7, rate_in=0.3, rate_out=0.6, rate_embedding=0.2)
+    engine(kept=kept, **SETS[name])
+    trained = run(dynamics)
+    output, hidden, backward = by_autograd(dynamics, SHAPE, 0)
+    np.testing.assert_allclose(trained.output[0], output, atol=1e-11)
+    np.testing.assert_allclose(trained.hidden[0], hidden, atol=1e-10)
+    np.testing.assert_allclose(trained.backward[0], backward, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["serial", "shared"])
+def test_factors_that_get_lost_are_seen(engine, monkeypatch, name):
+    def lose(network):
+        network.used = 0
+
+    engine(kept=2, **SETS[name])
+    dynamics = make(steps=5)
+    right = run(dynamics)
+    monkeypatch.setattr(dense.DenseNetwork, "add_factors", lose)
+    wrong = run(dynamics)
+    # Steps 1 and 2 have their factors; these are lost before the third step is taken.
+    assert np.abs(right.output - wrong.output)[:, :3].max() == 0.0
+    assert np.abs(right.output - wrong.output)[:, 3:].max() > 1e-3
+
+
+def test_factors_are_kept_where_a_whole_training_of_them_is_small():
+    # 14 steps of 10 samples, 2 D + 2 M numbers each, against 2 M D weights.
+    assert dense.kept_steps(make(samples=10, steps=15), Shape(9, 280, 280)) == 14
+    assert dense.kept_steps(make(samples=10, steps=15), Shape(9, 279, 280)) == 0
+    assert dense.kept_steps(make(samples=1, steps=15), Shape(9, 28, 28)) == 14
+    assert dense.kept_steps(make(samples=1, steps=1), Shape(9, 28, 28)) == 0
+
+
+@pytest.mark.parametrize("samples", [1, 10])
+@pytest.mark.parametrize("kept", [0, None])
+def test_memory_is_what_is_allocated(monkeypatch, samples, kept):
+    shape, dynamics = Shape(4, 300, 300), make(samples=samples, steps=15)
+    if kept == 0:
+        monkeypatch.setattr(dense, "kept_steps", lambda *_: 0)
+    tracemalloc.start()
+    network = dense.DenseNetwork(dynamics, shape, [0], table(300)(0)[None], 0)
+    allocated, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (network.kept > 0) == (kept is None)
+    said = dense.memory_bytes(dynamics, shape, torch.float64)
+    assert said == pytest.approx(allocated, rel=0.2)
+    if kept is None and samples == 10:
+        # The check would see it if factors were not counted.
+        at = network._arrays
+        factors = sum(f.nbytes for f in (at.past_h, at.past_dp, at.past_b, at.past_g))
+        assert factors > 0.4 * allocated
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name):
+    engine(**SETS[name])
     dynamics, shape = make(steps=5), Shape(8, 16, 32)
     together = run(dynamics, shape, range(8))
     for seed in range(8):
         alone = run(dynamics, shape, [seed])
-        for name in ("output", "loss", "hidden", "backward"):
+        for state in ("output", "loss", "hidden", "backward"):
             np.testing.assert_allclose(
-                getattr(together, name)[seed], getattr(alone, name)[0], atol=1e-10
+                getattr(together, state)[seed], getattr(alone, state)[0], atol=1e-10
             )
     assert np.abs(together.output[0] - together.output[1]).max() > 1e-3
 
@@ -211,9 +297,10 @@ def test_divergence_is_named_and_harms_no_other_seed():
     assert trained.diverged_step[1] == -1
 
 
-@pytest.mark.parametrize("streamed_from", [0, 1 << 60])
-def test_a_non_finite_state_is_divergence(monkeypatch, streamed_from):
-    monkeypatch.setattr(dense, "_STREAMED_FROM", streamed_from)
+@pytest.mark.parametrize("kept", [0, 11])
+@pytest.mark.parametrize("name", SETS)
+def test_a_non_finite_state_is_divergence(engine, name, kept):
+    engine(kept=kept, **SETS[name])
     trained = run(make("relu", steps=12, rate_in=1e30, rate_out=1e30), dtype=torch.float32)
     assert trained.status.tolist() == [DIVERGED]
     assert np.isnan(trained.output[0, trained.diverged_step[0] :]).all()
@@ -230,10 +317,13 @@ def test_unknown_engine_lists_the_allowed():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
-def test_cuda_agrees_with_the_cpu(precision):
-    shape = Shape(8, 64, 96)
-    cpu = run(make(), shape, (0, 1), dtype=precision)
-    gpu = run(make(), shape, (0, 1), dtype=precision, device="cuda")
+def test_cuda_agrees_with_the_cpu(engine, precision, graphs):
+    shape, dynamics = Shape(8, 64, 96), make(rate_embedding=0.1)
+    cpu = run(dynamics, shape, (0, 1), dtype=precision)
+    engine(graphs=graphs)
+    gpu = run(dynamics, shape, (0, 1), dtype=precision, device="cuda")
     tolerance = 1e-10 if precision == torch.float64 else 1e-3
     np.testing.assert_allclose(gpu.hidden, cpu.hidden, atol=tolerance)
+    np.testing.assert_allclose(gpu.output, cpu.output, atol=tolerance)

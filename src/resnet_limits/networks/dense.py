@@ -1,16 +1,15 @@
 """The dense engine: networks whose block weights are held in memory.
 
 Explicit forward and backward passes over the layers (theory.md, "The finite network"), all seeds of
-a shape side by side. The weights are read once in the forward pass; the backward pass reads them
-again and updates each layer while it is still in the cache. No autograd graph is built.
+a shape side by side. A pass reads each weight once. Gradient steps are taken in place, or are kept
+as low-rank factors beside weights that nothing writes to. No autograd graph is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,125 +20,174 @@ from resnet_limits import randomness
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
 
-# Below this many weights in one matrix, all seeds together in one batched product are faster than
-# the kernels one by one. A constant of the shape, so that every machine decides alike.
-_STREAMED_FROM = 300 * 300
+# From this many weights of a layer on, all seeds together, threads share the work on them.
+_SHARED_FROM = 1 << 17
+# Rows of scratch arrays keep this distance, in bytes, from whole pages: stores and loads at the
+# same place of two pages wait for each other.
+_OFF_PAGE = 384
+_PAGE = 4096
+_NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 
 
 @dataclass(frozen=True)
 class _Arrays:
-    """What one layer works on; all but the weights are places in the network's own arrays.
+    """What the products work on; all layers, and all seeds of one layer, lie side by side.
 
-    Weights are ``(S, m, D)``, states ``(S, rows, D)`` and coefficients ``(S, rows, m)``, with m the
-    number of units times their in- or out-vectors; tensors, or for one seed at a time, without S,
-    numpy's views of them.
+    Weights are ``(L, S, m, D)``, states ``(L, S, rows, D)`` and coefficients ``(L, S, rows, m)``,
+    with m the number of units times their in- or out-vectors.
+
+    Attributes
+    ----------
+    incoming, outgoing : Tensor
+        I and O; what they lack of the gradient steps is in the factors.
+    h, next_h, b, next_b : Tensor
+        States before and after each layer.
+    p, g, r, dp : Tensor
+        Coefficients.
+    past_h, past_dp, past_b, past_g : Tensor
+        Factors: states and coefficients of the steps that are kept, ``kept x rows`` rows.
     """
 
     incoming: Any
     outgoing: Any
     h: Any
     next_h: Any
+    b: Any
+    next_b: Any
     p: Any
     g: Any
     r: Any
     dp: Any
-    b: Any
-    next_b: Any
+    past_h: Any
+    past_dp: Any
+    past_b: Any
+    past_g: Any
 
 
-class _Layer(Protocol):
-    """The four products of a layer with its weights."""
+@dataclass(frozen=True)
+class _Scales:
+    """Constants of the products: 1 / D, alpha / (L M), and the two factors of gradient steps."""
 
-    def read(self, scale: float) -> None:
-        """``p = scale * I^T h``."""
-
-    def write(self, gain: float) -> None:
-        """``next_h = h + gain * O g``."""
-
-    def read_back(self, scale: float, step: float | None) -> None:
-        """``r = scale * O^T next_b``; then, with a step, ``O += step * next_b g^T``."""
-
-    def write_back(self, gain: float, step: float | None) -> None:
-        """``b = next_b + gain * I dp``; then, with a step, ``I += step * h dp^T``."""
+    read: Any
+    write: Any
+    step_in: Any
+    step_out: Any
 
 
-class _BatchedLayer:
-    """The products as matrix products, all seeds in one batch."""
+class _Products(Protocol):
+    """The four products of a layer with its weights.
 
-    def __init__(self, arrays: _Arrays) -> None:
-        self.at = arrays
+    `used` is the number of rows of the factors that count. With `learn`, a product is followed by
+    the gradient step of its weights.
+    """
 
-    def read(self, scale: float) -> None:
+    def read(self, layer: int, used: int) -> None:
+        """``p = I^T h / D``."""
+
+    def write(self, layer: int, used: int) -> None:
+        """``next_h = h + alpha / (L M) O g``."""
+
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
+        """``r = O^T next_b / D``; then O learns from next_b and g."""
+
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
+        """``b = next_b + alpha / (L M) I dp``; then I learns from h and dp."""
+
+    def learn(self) -> None:
+        """Take the gradient steps that have been left to the end of the backward pass."""
+
+
+class _Batched:
+    """Matrix products, all seeds in one batch; gradient steps in place, all layers in one batch.
+
+    A GPU's recordings need all but :meth:`learn` to give the same when they are done twice.
+    """
+
+    def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
+        self.at, self.scales = arrays, scales
+
+    def _project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
+        scale = self.scales.read
+        torch.baddbmm(out, states, weights.transpose(1, 2), beta=0, alpha=scale, out=out)
+
+    def read(self, layer: int, used: int) -> None:
         at = self.at
-        torch.bmm(at.h, at.incoming.transpose(1, 2), out=at.p)
-        at.p.mul_(scale)
+        self._project(at.incoming[layer], at.h[layer], at.p[layer])
 
-    def write(self, gain: float) -> None:
+    def write(self, layer: int, used: int) -> None:
         at = self.at
-        torch.baddbmm(at.h, at.g, at.outgoing, alpha=gain, out=at.next_h)
+        h, g, out = at.h[layer], at.g[layer], at.next_h[layer]
+        torch.baddbmm(h, g, at.outgoing[layer], alpha=self.scales.write, out=out)
 
-    def read_back(self, scale: float, step: float | None) -> None:
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
         at = self.at
-        torch.bmm(at.next_b, at.outgoing.transpose(1, 2), out=at.r)
-        at.r.mul_(scale)
-        if step is not None:
-            at.outgoing.baddbmm_(at.g.transpose(1, 2), at.next_b, alpha=step)
+        self._project(at.outgoing[layer], at.next_b[layer], at.r[layer])
 
-    def write_back(self, gain: float, step: float | None) -> None:
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
         at = self.at
-        torch.baddbmm(at.next_b, at.dp, at.incoming, alpha=gain, out=at.b)
-        if step is not None:
-            at.incoming.baddbmm_(at.dp.transpose(1, 2), at.h, alpha=step)
+        b, dp, out = at.next_b[layer], at.dp[layer], at.b[layer]
+        torch.baddbmm(b, dp, at.incoming[layer], alpha=self.scales.write, out=out)
+
+    def learn(self) -> None:
+        at, scales = self.at, self.scales
+        _add_product(at.outgoing, at.g, at.next_b, scales.step_out)
+        _add_product(at.incoming, at.dp, at.h, scales.step_in)
 
 
-class _StreamedLayer:
-    """The products on the CPU, seed by seed, each reading the weights once."""
+class _Compiled:
+    """The kernels for the CPU, each reading the weights once."""
 
-    def __init__(self, arrays: _Arrays, kernels: ModuleType, partial: np.ndarray) -> None:
-        self.kernels = kernels
-        self.partial = partial
-        self.dtype = partial.dtype.type
-        names = [field.name for field in fields(arrays)]
-        self.seeds = [
-            _Arrays(**{name: getattr(arrays, name)[seed].numpy() for name in names})
-            for seed in range(len(arrays.h))
-        ]
-
-    @classmethod
-    def of_network(cls, arrays: Sequence[_Arrays]) -> list[_StreamedLayer]:
-        """Make all layers of a network, with one scratch array that stays in the cache."""
+    def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
         threads = torch.get_num_threads()
-        # Compiled code and its loading are for large shapes only.
+        # Compiled code takes time to load, and may change torch's number of threads.
         from resnet_limits.networks import kernels
 
+        self.at = _Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
+        at = self.at
+        _, seeds, width, embed_dim = at.incoming.shape
+        weights = seeds * embed_dim * max(width, at.outgoing.shape[2])
+        shared = weights >= _SHARED_FROM
         kernels.use_threads(threads)
-        h = arrays[0].h
-        partial = np.empty((kernels.PARTS, *h.shape[1:]), dtype=h.numpy().dtype)
-        return [cls(layer, kernels, partial) for layer in arrays]
+        self.project: Callable[..., None] = kernels.project_shared if shared else kernels.project
+        self.expand: Callable[..., None] = kernels.expand_shared if shared else kernels.expand
+        dtype = at.h.dtype
+        self.scales = _Scales(**{name: dtype.type(value) for name, value in vars(scales).items()})
+        rows, room = at.h.shape[2], at.past_h.shape[2]
+        self.overlaps = np.empty((seeds, rows, room), dtype=dtype)
+        row = embed_dim * dtype.itemsize
+        row += (_OFF_PAGE - row) % _PAGE if row >= _PAGE // 2 else 0
+        self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
 
-    def read(self, scale: float) -> None:
-        for at in self.seeds:
-            self.kernels.project(at.incoming, at.h, self.dtype(scale), at.p)
+    def read(self, layer: int, used: int) -> None:
+        at, scales, scratch = self.at, self.scales, self.overlaps
+        arrays = (at.incoming, at.h, at.p, at.dp, at.past_h, at.past_dp, scratch)
+        self.project(*arrays, layer, used, scales.read, scales.step_in, False)
 
-    def write(self, gain: float) -> None:
-        for at in self.seeds:
-            self.kernels.expand(at.outgoing, at.g, at.h, self.dtype(gain), self.partial, at.next_h)
+    def write(self, layer: int, used: int) -> None:
+        at, scales = self.at, self.scales
+        arrays = (at.outgoing, at.g, at.h, at.next_h, at.next_b, at.past_b, at.past_g)
+        scratch = (self.overlaps, self.partial)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out, False)
 
-    def read_back(self, scale: float, step: float | None) -> None:
-        for at in self.seeds:
-            arguments = (at.outgoing, at.next_b, self.dtype(scale), at.r)
-            if step is None:
-                self.kernels.project(*arguments)
-            else:
-                self.kernels.project_update(*arguments, at.g, self.dtype(step))
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
+        at, scales, scratch = self.at, self.scales, self.overlaps
+        arrays = (at.outgoing, at.next_b, at.r, at.g, at.past_b, at.past_g, scratch)
+        self.project(*arrays, layer, used, scales.read, scales.step_out, learn)
 
-    def write_back(self, gain: float, step: float | None) -> None:
-        for at in self.seeds:
-            arguments = (at.incoming, at.dp, at.next_b, self.dtype(gain), self.partial, at.b)
-            if step is None:
-                self.kernels.expand(*arguments)
-            else:
-                self.kernels.expand_update(*arguments, at.h, self.dtype(step))
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
+        at, scales = self.at, self.scales
+        arrays = (at.incoming, at.dp, at.next_b, at.b, at.h, at.past_h, at.past_dp)
+        scratch = (self.overlaps, self.partial)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in, learn)
+
+    def learn(self) -> None:
+        """Nothing is left: each product has been followed by its gradient step."""
+
+
+def _add_product(weights: Tensor, coefficients: Tensor, states: Tensor, step: float) -> None:
+    """``weights += step * coefficients^T states``, all layers and seeds in one batch."""
+    w, c, x = (array.flatten(0, 1) for array in (weights, coefficients, states))
+    w.baddbmm_(c.transpose(1, 2), x, alpha=step)
 
 
 class DenseNetwork:
@@ -159,6 +207,13 @@ class DenseNetwork:
         Root of the random streams.
     dtype, device : torch dtype and device
         Arithmetic; draws are made in float64 on the CPU whatever these are.
+    kept : int, optional
+        Gradient steps that are kept as factors before they are added to the weights; 0: each is
+        taken in place. By default :func:`kept_steps`. For the CPU's kernels only.
+    batched : bool, optional
+        Batched matrix products in place of the CPU's kernels; always on a GPU.
+    graphs : bool
+        Whether a GPU's passes are recorded once and replayed. Turn off to debug.
 
     Attributes
     ----------
@@ -178,6 +233,9 @@ class DenseNetwork:
         *,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        kept: int | None = None,
+        batched: bool | None = None,
+        graphs: bool = True,
     ) -> None:
         self.dynamics = dynamics
         self.shape = shape
@@ -185,12 +243,21 @@ class DenseNetwork:
         rows, r_in = dynamics.inputs.shape
         depth, width, embed_dim = shape
         a, c, batch = self.unit.in_vectors, self.unit.out_vectors, len(seeds)
+        on_cpu = torch.device(device).type == "cpu"
+        if batched is None:
+            batched = not on_cpu
+        if batched:
+            kept = 0
+        elif kept is None:
+            kept = kept_steps(dynamics, shape)
+        self.kept, self.used = kept * rows, 0
 
         def put(array: np.ndarray) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
 
         def room(*size: int) -> Tensor:
-            return torch.empty(size, dtype=dtype, device=device)
+            # numpy asks the system for large pages, which are read faster.
+            return torch.from_numpy(np.zeros(size, dtype=_NUMPY[dtype])).to(device)
 
         self.embedding = put(embedding[:, :, :r_in])
         self.unembedding = put(embedding[:, :, r_in:])
@@ -204,48 +271,50 @@ class DenseNetwork:
         ).to(device)
         self.hidden = room(depth + 1, batch, rows, embed_dim)
         self.backward = room(depth + 1, batch, rows, embed_dim)
-        p, g = room(depth, batch, rows, width * a), room(depth, batch, rows, width * c)
-        r, dp = room(batch, rows, width * c), room(batch, rows, width * a)
-        streamed = self.incoming.device.type == "cpu" and width * embed_dim >= _STREAMED_FROM
-        arrays = [
-            _Arrays(
-                incoming=self.incoming[layer],
-                outgoing=self.outgoing[layer],
-                h=self.hidden[layer],
-                next_h=self.hidden[layer + 1],
-                p=p[layer],
-                g=g[layer],
-                r=r,
-                dp=dp,
-                b=self.backward[layer],
-                next_b=self.backward[layer + 1],
-            )
-            for layer in range(depth)
-        ]
-        self.layers: Sequence[_Layer] = (
-            _StreamedLayer.of_network(arrays) if streamed else [_BatchedLayer(at) for at in arrays]
+        arrays = _Arrays(
+            incoming=self.incoming,
+            outgoing=self.outgoing,
+            h=self.hidden[:-1],
+            next_h=self.hidden[1:],
+            b=self.backward[:-1],
+            next_b=self.backward[1:],
+            p=room(depth, batch, rows, width * a),
+            g=room(depth, batch, rows, width * c),
+            r=room(depth, batch, rows, width * c),
+            dp=room(depth, batch, rows, width * a),
+            past_h=room(depth, batch, self.kept, embed_dim),
+            past_dp=room(depth, batch, self.kept, width * a),
+            past_b=room(depth, batch, self.kept, embed_dim),
+            past_g=room(depth, batch, self.kept, width * c),
         )
-        # The same arrays as the unit wants them, (S, M, vectors, rows).
-        self.p = [self._by_unit(layer, a) for layer in p]
-        self.g = [self._by_unit(layer, c) for layer in g]
-        self.r, self.dp = self._by_unit(r, c), self._by_unit(dp, a)
+        step = -1.0 / (dynamics.residual_scale * rows)
+        scales = _Scales(
+            read=1.0 / embed_dim,
+            write=dynamics.residual_scale / (depth * width),
+            step_in=step * dynamics.rate_in,
+            step_out=step * dynamics.rate_out,
+        )
+        self._arrays, self._scales = arrays, scales
+        self._products: _Products = (_Batched if batched else _Compiled)(arrays, scales)
+        # The same arrays as the unit wants them, (S, M, vectors, rows), layer by layer.
+        self.p, self.g, self.r, self.dp = (
+            [self._by_unit(layer, vectors) for layer in array]
+            for array, vectors in ((arrays.p, a), (arrays.g, c), (arrays.r, c), (arrays.dp, a))
+        )
+        self._gradient = room(batch, rows, self.targets.shape[1])
+        self._output = torch.empty_like(self._gradient)
+        self._run = _run if on_cpu or not graphs else _Recordings().run
 
     def _by_unit(self, states: Tensor, vectors: int) -> Tensor:
         return states.view(*states.shape[:2], self.shape.width, vectors).permute(0, 2, 3, 1)
 
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-        depth, width, embed_dim = self.shape
-        gain = self.dynamics.residual_scale / (depth * width)
-        self.hidden[0] = self.inputs @ self.embedding.transpose(1, 2)
-        for layer, p, g in zip(self.layers, self.p, self.g, strict=True):
-            layer.read(1.0 / embed_dim)
-            g.copy_(self.unit.forward(p))
-            layer.write(gain)
-        return (self.hidden[depth] @ self.unembedding) / embed_dim
+        self._run(self._all_forward)
+        return self._output.clone()
 
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and, layer by layer, take the gradient step.
+        """Compute all backward states and take the gradient step.
 
         Parameters
         ----------
@@ -254,21 +323,94 @@ class DenseNetwork:
         update : bool
             Whether to update the weights.
         """
-        dynamics = self.dynamics
-        depth, width, embed_dim = self.shape
-        gain = dynamics.residual_scale / (depth * width)
-        step = -1.0 / (dynamics.residual_scale * gradient.shape[1])
-        step_in = step * dynamics.rate_in if update else None
-        step_out = step * dynamics.rate_out if update else None
-        torch.bmm(gradient, self.unembedding.transpose(1, 2), out=self.backward[depth])
-        for layer, p, g in zip(self.layers[::-1], self.p[::-1], self.g[::-1], strict=True):
-            layer.read_back(1.0 / embed_dim, step_out)
-            self.dp.copy_(self.unit.backward(p, g, self.r))
-            layer.write_back(gain, step_in)
-        if update and dynamics.rate_embedding:
-            scale = step * dynamics.rate_embedding
+        if update and self.kept and self.used == self.kept:
+            self.add_factors()
+        self._gradient.copy_(gradient)
+        self._learning = update
+        self._run(self._all_backward)
+        if not update:
+            return
+        self._products.learn()
+        dynamics, rows = self.dynamics, gradient.shape[1]
+        if self.kept:
+            self.used += rows
+        if dynamics.rate_embedding:
+            scale = -dynamics.rate_embedding / (dynamics.residual_scale * rows)
             self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)
-            self.unembedding += scale * (self.hidden[depth].transpose(1, 2) @ gradient)
+            self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ self._gradient)
+
+    def add_factors(self) -> None:
+        """Add the gradient steps that are kept as factors to the weights."""
+        at, scales, used = self._arrays, self._scales, self.used
+        _add_product(self.incoming, at.past_dp[:, :, :used], at.past_h[:, :, :used], scales.step_in)
+        _add_product(self.outgoing, at.past_g[:, :, :used], at.past_b[:, :, :used], scales.step_out)
+        self.used = 0
+
+    def _all_forward(self) -> None:
+        products, unit = self._products, self.unit
+        torch.matmul(self.inputs, self.embedding.transpose(1, 2), out=self.hidden[0])
+        for layer, (p, g) in enumerate(zip(self.p, self.g, strict=True)):
+            products.read(layer, self.used)
+            g.copy_(unit.forward(p))
+            products.write(layer, self.used)
+        torch.matmul(self.hidden[-1], self.unembedding, out=self._output)
+        self._output /= self.shape.embed_dim
+
+    def _all_backward(self) -> None:
+        products, unit, used, learning = self._products, self.unit, self.used, self._learning
+        torch.bmm(self._gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
+        for layer in reversed(range(self.shape.depth)):
+            products.read_back(layer, used, learning)
+            self.dp[layer].copy_(unit.backward(self.p[layer], self.g[layer], self.r[layer]))
+            products.write_back(layer, used, learning)
+
+
+def kept_steps(dynamics: Dynamics, shape: Shape) -> int:
+    """Gradient steps that a network on the CPU keeps as factors: all of a training or none.
+
+    A step kept costs every later product the factors' numbers in reads and operations; a step in
+    place costs the weights' numbers once, in writes and operations. Over a training of U steps that
+    is U^2 / 2 times the factors of a step against U times the weights, twice each for the two
+    passes, so that factors are kept where U steps of them are no more numbers than the weights.
+    Adding them to the weights on the way costs as much as steps in place.
+    """
+    _, width, embed_dim = shape
+    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
+    updates = dynamics.steps - 1
+    factors = updates * len(dynamics.inputs) * (2 * embed_dim + vectors * width)
+    return updates if factors <= vectors * width * embed_dim else 0
+
+
+def _run(work: Callable[[], None]) -> None:
+    work()
+
+
+class _Recordings:
+    """Work on a GPU that is recorded once and then replayed: one launch, not thousands.
+
+    A recording is of work on fixed arrays, which reads nothing back and gives the same when it is
+    done twice: libraries make what they need on their first use, which a recording must not
+    contain, so that the work is done once before it is recorded.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work; record it first if its name is new."""
+        # By name: with the work itself, network and recordings would keep each other in memory.
+        name = work.__name__
+        if name not in self.graphs:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                work()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                work()
+            self.graphs[name] = graph
+        self.graphs[name].replay()
 
 
 def _block_weights(
@@ -282,7 +424,8 @@ def _block_weights(
 ) -> Tensor:
     """Draw weights (L, S, M x vectors, D), one stream for each seed and layer."""
     depth, width, embed_dim = shape
-    weights = torch.empty((depth, len(seeds), width * vectors, embed_dim), dtype=dtype)
+    size = (depth, len(seeds), width * vectors, embed_dim)
+    weights = torch.from_numpy(np.empty(size, dtype=_NUMPY[dtype]))
 
     def draw(place: tuple[int, int]) -> None:
         layer, index = place
@@ -299,9 +442,16 @@ def _block_weights(
 
 
 def memory_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes that one network (one seed) takes while it is trained: mostly its block weights."""
-    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
+    """Bytes that one network (one seed) takes on the CPU while it is trained.
+
+    Block weights, factors of the gradient steps that are kept, and states and coefficients of one
+    step. On a GPU there are no factors, so that it takes no more.
+    """
+    a, c = dynamics.unit.in_vectors, dynamics.unit.out_vectors
     depth, width, embed_dim = shape
     rows = len(dynamics.inputs)
-    states = rows * (2 * (depth + 1) * embed_dim + depth * vectors * width)
-    return (vectors * shape.parameters + states) * dtype.itemsize
+    states = 2 * (depth + 1) * rows * embed_dim
+    coefficients = 2 * depth * rows * (a + c) * width
+    factors = kept_steps(dynamics, shape) * depth * rows * (2 * embed_dim + (a + c) * width)
+    numbers = (a + c) * shape.parameters + states + coefficients + factors
+    return numbers * dtype.itemsize

@@ -1,37 +1,46 @@
-"""Products of one layer's weights with a few rows of states, each reading the weights once.
+"""Products of the block weights with a few rows of states, each reading the weights once.
 
-Matrix libraries reach a fraction of the memory bandwidth on products as thin as those of a few
-samples, and read a layer three times where the backward pass and the update need it once. These
-kernels, compiled for the processor at hand, do the work row by row while the row is in the nearest
-cache. Weights are ``(m, d)``, states ``(n, d)`` and coefficients ``(n, m)``, all C-contiguous and
-of one dtype. Threads split m; sums over m are taken in the same order whatever their number.
+Matrix libraries reach a fraction of the memory bandwidth and of the matrix rate on products as thin
+as those of a few samples. These kernels, compiled for the processor at hand, go along the weights
+a few rows at a time, all seeds of a layer in one call. Their innermost loops are written as vector
+code: a tile keeps the sums or the coefficients of a few rows in registers while it goes along these
+rows once, and asks for the rows that come next while it computes. That overlaps memory with
+arithmetic, which for a few samples take about the same time, and compilers arrive at neither.
+Vectors are as wide as the registers of the processor; NaN and infinity keep their meaning, which
+the detection of divergence needs.
+
+Weights are ``(L, S, m, d)``, states ``(L, S, n, d)`` and coefficients ``(L, S, n, m)``, all
+C-contiguous and of one dtype; a kernel works on one layer. Gradient steps are taken in place, or
+kept as factors: the weights then are ``W + step * sum_r past_c[r, m] past_x[r, d]`` over the rows r
+of earlier steps. Sums are taken in an order that does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
 _AVAILABLE_THREADS: int = numba.get_num_threads()
-
-# Entries of d that are worked on at a time: the states' part of a tile stays in the first cache.
-_TILE = 512
 # Weight rows that are worked on between two tasks on them.
-_BLOCK = 4
-# Sums over m are split in this many parts, each the work of one thread. More parts would feed more
+_BLOCK = 16
+# Numbers between the rows at work and those that are asked for: the time that memory takes.
+_AHEAD = 2048
+# The work on one layer is split in this many parts, each for one thread. More parts would feed more
 # threads and cost more to add up.
 PARTS = 4
-
-# These let sums be vectorised; NaN and infinity keep their meaning, which the detection of
-# divergence needs.
-_FAST = {"reassoc", "nsz", "arcp", "contract"}
-# Chains of fused multiply-adds as they are written.
-_CHAIN = {"contract", "nsz"}
+# Products over factors that are smaller than this are not worth waking other threads.
+_SERIAL_BELOW = 1 << 16
 
 
 def use_threads(threads: int) -> None:
@@ -41,443 +50,551 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@njit(fastmath=_FAST)
-def _dots(w0, w1, w2, w3, x0, x1, x2, x3):
-    """All products of four weight rows with four states, over one tile of d."""
-    zero = w0.dtype.type(0)
-    a0 = a1 = a2 = a3 = zero
-    b0 = b1 = b2 = b3 = zero
-    c0 = c1 = c2 = c3 = zero
-    e0 = e1 = e2 = e3 = zero
-    for d in range(len(w0)):
-        y0 = x0[d]
-        y1 = x1[d]
-        y2 = x2[d]
-        y3 = x3[d]
-        a = w0[d]
-        a0 += a * y0
-        a1 += a * y1
-        a2 += a * y2
-        a3 += a * y3
-        b = w1[d]
-        b0 += b * y0
-        b1 += b * y1
-        b2 += b * y2
-        b3 += b * y3
-        c = w2[d]
-        c0 += c * y0
-        c1 += c * y1
-        c2 += c * y2
-        c3 += c * y3
-        e = w3[d]
-        e0 += e * y0
-        e1 += e * y1
-        e2 += e * y2
-        e3 += e * y3
-    return ((a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (e0, e1, e2, e3))
+_HAS_32_WIDE_REGISTERS = llvm.get_host_cpu_features().get("avx512f", False)
+_BYTES = 64 if _HAS_32_WIDE_REGISTERS else 32
+
+# Weight rows and most states of a tile: what the registers hold.
+ROWS, STATES = 4, 5 if _HAS_32_WIDE_REGISTERS else 2
+
+_INDEX = ir.IntType(64)
+_INT = ir.IntType(32)
+_POINTER = ir.IntType(8).as_pointer()
 
 
-@njit(fastmath=_CHAIN)
-def _add(t0, t1, t2, t3, v0, v1, v2, v3, k0, k1, k2, k3):
-    """Add four vectors to each of four targets: ``t_i += sum_j k_i[j] v_j``."""
-    a0, a1, a2, a3 = k0
-    b0, b1, b2, b3 = k1
-    c0, c1, c2, c3 = k2
-    e0, e1, e2, e3 = k3
-    for d in range(len(t0)):
-        y0 = v0[d]
-        y1 = v1[d]
-        y2 = v2[d]
-        y3 = v3[d]
-        t0[d] = t0[d] + a0 * y0 + a1 * y1 + a2 * y2 + a3 * y3
-        t1[d] = t1[d] + b0 * y0 + b1 * y1 + b2 * y2 + b3 * y3
-        t2[d] = t2[d] + c0 * y0 + c1 * y1 + c2 * y2 + c3 * y3
-        t3[d] = t3[d] + e0 * y0 + e1 * y1 + e2 * y2 + e3 * y3
+class _Matrix:
+    """A C-contiguous matrix from one of its entries on, in code that is being written."""
+
+    def __init__(self, context, builder, kind, value, row, column=None) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self.builder = builder
+        self.columns = cgutils.unpack_tuple(builder, array.shape, 2)[1]
+        self.start = builder.gep(array.data, [builder.mul(row, self.columns)])
+        if column is not None:
+            self.start = builder.gep(self.start, [column])
+
+    def row(self, index):
+        """Pointer to the start of a row."""
+        offset = _INDEX(index) if isinstance(index, int) else index
+        return self.builder.gep(self.start, [self.builder.mul(self.columns, offset)])
+
+    def entry(self, row, column):
+        """Pointer to an entry."""
+        return self.builder.gep(self.row(row), [_INDEX(column)])
 
 
-@njit(fastmath=_FAST)
-def _dot(w, x):
-    total = w.dtype.type(0)
-    for d in range(len(w)):
-        total += w[d] * x[d]
-    return total
+class _Vectors:
+    """Writes operations on vectors; those with a mask leave out the lanes beyond the end."""
+
+    def __init__(self, context, builder, dtype) -> None:
+        self.builder = builder
+        self.scalar = context.get_data_type(dtype)
+        self.size = context.get_abi_sizeof(self.scalar)
+        self.lanes = _BYTES // self.size
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.name = f"v{self.lanes}f{8 * self.size}"
+
+    def _call(self, name, result, *arguments, fastmath=()):
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments, fastmath=fastmath)
+
+    def load(self, pointer, mask):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            return self.builder.load(pointer, align=self.size)
+        name = f"llvm.masked.load.{self.name}.p0"
+        return self._call(name, self.vector, pointer, _INT(self.size), mask, self.vector(None))
+
+    def store(self, value, pointer, mask) -> None:
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=self.size)
+            return
+        name = f"llvm.masked.store.{self.name}.p0"
+        self._call(name, ir.VoidType(), value, pointer, _INT(self.size), mask)
+
+    def prefetch(self, start, column, pace, row) -> None:
+        """Ask for the vector that is due at a column and row of a tile.
+
+        Rows that follow each other in memory are asked for in the order of their addresses, `pace`
+        vectors for each of the tile's: the machine's own prefetching keeps up with one stream, not
+        with one in each row. They go to the second cache: the first is for the rows at work.
+        """
+        builder = self.builder
+        offset = builder.add(builder.mul(column, pace), _INDEX(row * self.lanes))
+        there = builder.bitcast(builder.gep(start, [offset]), _POINTER)
+        self._call("llvm.prefetch.p0", ir.VoidType(), there, _INT(0), _INT(2), _INT(1))
+
+    def multiply_add(self, x, y, total):
+        return self._call(f"llvm.fma.{self.name}", self.vector, x, y, total)
+
+    def splat(self, value):
+        kind = ir.VectorType(value.type, self.lanes)
+        empty = ir.Constant(kind, ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(_INT, self.lanes), [0] * self.lanes)
+        first = self.builder.insert_element(empty, value, _INT(0))
+        return self.builder.shuffle_vector(first, empty, zeros)
+
+    def sum(self, value):
+        name = f"llvm.vector.reduce.fadd.{self.name}"
+        return self._call(name, self.scalar, self.scalar(-0.0), value, fastmath=("reassoc",))
+
+    def along(self, columns, body: Callable) -> None:
+        """Write ``body(column, mask)`` for a row's whole vectors, then for its rest."""
+        builder = self.builder
+        whole = builder.and_(columns, _INDEX(-self.lanes))
+        step = _INDEX(self.lanes)
+        with cgutils.for_range_slice(builder, _INDEX(0), whole, step) as (column, _):
+            body(column, None)
+        rest = builder.sub(columns, whole)
+        with builder.if_then(builder.icmp_signed(">", rest, _INDEX(0))):
+            lanes = ir.Constant(ir.VectorType(_INDEX, self.lanes), list(range(self.lanes)))
+            body(whole, builder.icmp_signed("<", lanes, self.splat(rest)))
 
 
-@njit(fastmath=_CHAIN)
-def _add_one(t, v, k):
-    for d in range(len(t)):
-        t[d] += k * v[d]
+@intrinsic(prefer_literal=True)
+def _dots(_, rows, states, weights, m, x, n, scale, ahead, pace, out):
+    """``out[n + j, m + i] = scale * sum_d weights[m + i, d] x[n + j, d]``, i < rows, j < states.
+
+    `rows` and `states` are literal. What lies `ahead` numbers further on is asked for at a `pace`.
+    """
+    count, width = rows.literal_value, states.literal_value
+    kinds = (rows, states, weights, m, x, n, scale, ahead, pace, out)
+
+    def write(context, builder, _, arguments):
+        _, _, weights_at, m_at, x_at, n_at, scale_at, ahead_at, pace_at, out_at = arguments
+        v = _Vectors(context, builder, weights.dtype)
+        w = _Matrix(context, builder, weights, weights_at, m_at)
+        y = _Matrix(context, builder, x, x_at, n_at)
+        sums = [
+            [cgutils.alloca_once_value(builder, v.vector(None)) for _ in range(width)]
+            for _ in range(count)
+        ]
+        w_rows, y_rows = [w.row(i) for i in range(count)], [y.row(j) for j in range(width)]
+        start = builder.gep(w_rows[0], [ahead_at])
+
+        def body(column, mask):
+            ys = [v.load(builder.gep(row, [column]), mask) for row in y_rows]
+            for i, (row, row_sums) in enumerate(zip(w_rows, sums, strict=True)):
+                here = builder.gep(row, [column])
+                value = v.load(here, mask)
+                if mask is None:
+                    v.prefetch(start, column, pace_at, i)
+                for place, other in zip(row_sums, ys, strict=True):
+                    builder.store(v.multiply_add(value, other, builder.load(place)), place)
+
+        v.along(w.columns, body)
+        o = _Matrix(context, builder, out, out_at, n_at, m_at)
+        for i in range(count):
+            for j in range(width):
+                total = builder.fmul(scale_at, v.sum(builder.load(sums[i][j])))
+                builder.store(total, o.entry(j, i))
+        return context.get_dummy_value()
+
+    return types.void(*kinds), write
 
 
-@njit(fastmath=_CHAIN)
-def _add_to_one(t, v0, v1, v2, v3, k):
-    k0, k1, k2, k3 = k
-    for d in range(len(t)):
-        t[d] = t[d] + k0 * v0[d] + k1 * v1[d] + k2 * v2[d] + k3 * v3[d]
+@intrinsic(prefer_literal=True)
+def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo, hi, ahead, pace):
+    """Add rows of `source` times coefficients to rows of `to`, over columns lo..hi-1.
 
+    ``to[t + i, lo:hi] += scale * sum_j c(i, j) source[s + j, lo:hi]`` for i < targets and
+    j < sources, with ``c(i, j) = coefficients[t + i, s + j]``, or if `swapped`, its transpose's.
+    `targets`, `sources` and `swapped` are literal. What lies `ahead` numbers further on in `source`
+    is asked for at a `pace`.
+    """
+    count, width, transposed = (kind.literal_value for kind in (targets, sources, swapped))
+    kinds = (
+        *(targets, sources, to, t, source, s),
+        *(coefficients, swapped, scale, lo, hi, ahead, pace),
+    )
 
-@njit(fastmath=_FAST)
-def _dots_pair(w0, w1, w2, w3, x0, x1):
-    """All products of four weight rows with two states, over one tile of d."""
-    a0 = a1 = b0 = b1 = c0 = c1 = e0 = e1 = w0.dtype.type(0)
-    for d in range(len(w0)):
-        y0 = x0[d]
-        y1 = x1[d]
-        a0 += w0[d] * y0
-        a1 += w0[d] * y1
-        b0 += w1[d] * y0
-        b1 += w1[d] * y1
-        c0 += w2[d] * y0
-        c1 += w2[d] * y1
-        e0 += w3[d] * y0
-        e1 += w3[d] * y1
-    return ((a0, a1), (b0, b1), (c0, c1), (e0, e1))
+    def write(context, builder, _, arguments):
+        _, _, to_at, t_at, source_at, s_at, c_at, _, scale_at, lo_at, hi_at, *asked = arguments
+        v = _Vectors(context, builder, to.dtype)
+        target = _Matrix(context, builder, to, to_at, t_at, lo_at)
+        values = _Matrix(context, builder, source, source_at, s_at, lo_at)
+        first = (s_at, t_at) if transposed else (t_at, s_at)
+        c = _Matrix(context, builder, coefficients, c_at, *first)
 
+        def coefficient(i, j):
+            place = c.entry(j, i) if transposed else c.entry(i, j)
+            return v.splat(builder.fmul(scale_at, builder.load(place)))
 
-@njit(fastmath=_CHAIN)
-def _add_pair(t0, t1, t2, t3, v0, v1, k0, k1):
-    """Add two vectors to each of four targets: ``t_i += k0[i] v0 + k1[i] v1``."""
-    a0, b0, c0, e0 = k0
-    a1, b1, c1, e1 = k1
-    for d in range(len(t0)):
-        y0 = v0[d]
-        y1 = v1[d]
-        t0[d] = t0[d] + a0 * y0 + a1 * y1
-        t1[d] = t1[d] + b0 * y0 + b1 * y1
-        t2[d] = t2[d] + c0 * y0 + c1 * y1
-        t3[d] = t3[d] + e0 * y0 + e1 * y1
+        factors = [[coefficient(i, j) for j in range(width)] for i in range(count)]
+        rows = [values.row(j) for j in range(width)]
+        target_rows = [target.row(i) for i in range(count)]
+        ahead_at, pace_at = asked
+        start = builder.gep(rows[0], [ahead_at])
 
+        def body(column, mask):
+            xs = []
+            for j, row in enumerate(rows):
+                here = builder.gep(row, [column])
+                xs.append(v.load(here, mask))
+                if mask is None:
+                    v.prefetch(start, column, pace_at, j)
+            for row, row_factors in zip(target_rows, factors, strict=True):
+                place = builder.gep(row, [column])
+                total = v.load(place, mask)
+                for factor, x in zip(row_factors, xs, strict=True):
+                    total = v.multiply_add(factor, x, total)
+                v.store(total, place, mask)
 
-@njit(fastmath=_CHAIN)
-def _add_to_pair(t, u, v0, v1, v2, v3, k, q):
-    """Add four vectors to each of two targets: ``t += sum_j k[j] v_j``, ``u += sum_j q[j] v_j``."""
-    k0, k1, k2, k3 = k
-    q0, q1, q2, q3 = q
-    for d in range(len(t)):
-        y0 = v0[d]
-        y1 = v1[d]
-        y2 = v2[d]
-        y3 = v3[d]
-        t[d] = t[d] + k0 * y0 + k1 * y1 + k2 * y2 + k3 * y3
-        u[d] = u[d] + q0 * y0 + q1 * y1 + q2 * y2 + q3 * y3
+        v.along(builder.sub(hi_at, lo_at), body)
+        return context.get_dummy_value()
 
-
-@njit(fastmath=_FAST)
-def _project_four(weights, states, m, lo, hi, out):
-    """Add the products of four weight rows with all states, over one tile of d, to out."""
-    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
-    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
-    n = 0
-    while n + 4 <= len(states):
-        products = _dots(
-            w0,
-            w1,
-            w2,
-            w3,
-            states[n, lo:hi],
-            states[n + 1, lo:hi],
-            states[n + 2, lo:hi],
-            states[n + 3, lo:hi],
-        )
-        for i in range(4):
-            row = products[i]
-            for j in range(4):
-                out[n + j, m + i] += row[j]
-        n += 4
-    if n + 2 <= len(states):
-        pairs = _dots_pair(w0, w1, w2, w3, states[n, lo:hi], states[n + 1, lo:hi])
-        for i in range(4):
-            pair = pairs[i]
-            out[n, m + i] += pair[0]
-            out[n + 1, m + i] += pair[1]
-        n += 2
-    while n < len(states):
-        x = states[n, lo:hi]
-        out[n, m] += _dot(w0, x)
-        out[n, m + 1] += _dot(w1, x)
-        out[n, m + 2] += _dot(w2, x)
-        out[n, m + 3] += _dot(w3, x)
-        n += 1
-
-
-@njit(fastmath=_FAST)
-def _update_four(weights, coefficients, states, scale, m, lo, hi):
-    """Add scale * sum_n coefficients[n, m] states[n], over one tile of d, to four weight rows."""
-    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
-    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
-    c = coefficients
-    n = 0
-    while n + 4 <= len(states):
-        _add(
-            w0,
-            w1,
-            w2,
-            w3,
-            states[n, lo:hi],
-            states[n + 1, lo:hi],
-            states[n + 2, lo:hi],
-            states[n + 3, lo:hi],
-            (scale * c[n, m], scale * c[n + 1, m], scale * c[n + 2, m], scale * c[n + 3, m]),
-            (
-                scale * c[n, m + 1],
-                scale * c[n + 1, m + 1],
-                scale * c[n + 2, m + 1],
-                scale * c[n + 3, m + 1],
-            ),
-            (
-                scale * c[n, m + 2],
-                scale * c[n + 1, m + 2],
-                scale * c[n + 2, m + 2],
-                scale * c[n + 3, m + 2],
-            ),
-            (
-                scale * c[n, m + 3],
-                scale * c[n + 1, m + 3],
-                scale * c[n + 2, m + 3],
-                scale * c[n + 3, m + 3],
-            ),
-        )
-        n += 4
-    if n + 2 <= len(states):
-        _add_pair(
-            w0,
-            w1,
-            w2,
-            w3,
-            states[n, lo:hi],
-            states[n + 1, lo:hi],
-            (scale * c[n, m], scale * c[n, m + 1], scale * c[n, m + 2], scale * c[n, m + 3]),
-            (
-                scale * c[n + 1, m],
-                scale * c[n + 1, m + 1],
-                scale * c[n + 1, m + 2],
-                scale * c[n + 1, m + 3],
-            ),
-        )
-        n += 2
-    while n < len(states):
-        x = states[n, lo:hi]
-        _add_one(w0, x, scale * c[n, m])
-        _add_one(w1, x, scale * c[n, m + 1])
-        _add_one(w2, x, scale * c[n, m + 2])
-        _add_one(w3, x, scale * c[n, m + 3])
-        n += 1
-
-
-@njit(fastmath=_FAST)
-def _expand_four(weights, coefficients, m, lo, hi, total):
-    """Add four weight rows, over one tile of d, times their coefficients to every state's sum."""
-    w0, w1 = weights[m, lo:hi], weights[m + 1, lo:hi]
-    w2, w3 = weights[m + 2, lo:hi], weights[m + 3, lo:hi]
-    c = coefficients
-    n = 0
-    while n + 4 <= len(total):
-        _add(
-            total[n, lo:hi],
-            total[n + 1, lo:hi],
-            total[n + 2, lo:hi],
-            total[n + 3, lo:hi],
-            w0,
-            w1,
-            w2,
-            w3,
-            (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3]),
-            (c[n + 1, m], c[n + 1, m + 1], c[n + 1, m + 2], c[n + 1, m + 3]),
-            (c[n + 2, m], c[n + 2, m + 1], c[n + 2, m + 2], c[n + 2, m + 3]),
-            (c[n + 3, m], c[n + 3, m + 1], c[n + 3, m + 2], c[n + 3, m + 3]),
-        )
-        n += 4
-    if n + 2 <= len(total):
-        _add_to_pair(
-            total[n, lo:hi],
-            total[n + 1, lo:hi],
-            w0,
-            w1,
-            w2,
-            w3,
-            (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3]),
-            (c[n + 1, m], c[n + 1, m + 1], c[n + 1, m + 2], c[n + 1, m + 3]),
-        )
-        n += 2
-    while n < len(total):
-        _add_to_one(
-            total[n, lo:hi], w0, w1, w2, w3, (c[n, m], c[n, m + 1], c[n, m + 2], c[n, m + 3])
-        )
-        n += 1
-
-
-@njit(fastmath=_FAST)
-def _project_rows(weights, states, first, last, out):
-    """Products of the weight rows first..last-1 with all states."""
-    columns = weights.shape[1]
-    m = first
-    while m + 4 <= last:
-        for lo in range(0, columns, _TILE):
-            _project_four(weights, states, m, lo, min(columns, lo + _TILE), out)
-        m += 4
-    while m < last:
-        for n in range(len(states)):
-            out[n, m] += _dot(weights[m], states[n])
-        m += 1
-
-
-@njit(fastmath=_FAST)
-def _update_rows(weights, coefficients, states, step, first, last):
-    """Take the gradient step of the weight rows first..last-1."""
-    columns = weights.shape[1]
-    m = first
-    while m + 4 <= last:
-        for lo in range(0, columns, _TILE):
-            _update_four(weights, coefficients, states, step, m, lo, min(columns, lo + _TILE))
-        m += 4
-    while m < last:
-        for n in range(len(states)):
-            _add_one(weights[m], states[n], step * coefficients[n, m])
-        m += 1
-
-
-@njit(fastmath=_FAST)
-def _expand_rows(weights, coefficients, first, last, total):
-    """Add the weight rows first..last-1 times their coefficients to every state's sum."""
-    columns = weights.shape[1]
-    m = first
-    while m + 4 <= last:
-        for lo in range(0, columns, _TILE):
-            _expand_four(weights, coefficients, m, lo, min(columns, lo + _TILE), total)
-        m += 4
-    while m < last:
-        for n in range(len(total)):
-            _add_one(total[n], weights[m], coefficients[n, m])
-        m += 1
+    return types.void(*kinds), write
 
 
 @njit
-def _bound(part, rows):
-    """First row of a part: a multiple of four, so that only the last part has rows left over."""
-    return rows if part == PARTS else part * rows // PARTS // 4 * 4
+def _ask(group, groups, columns):
+    """How far ahead a group of states asks for rows, and at what pace.
 
-
-@njit(fastmath=_FAST)
-def _gather(partial, base, gain, out):
-    for n in range(len(out)):
-        out[n] = base[n]
-        for part in range(PARTS):
-            _add_one(out[n], partial[part, n], gain)
-
-
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def project(weights: Array, states: Array, scale: float, out: Array) -> None:
-    """Compute ``out[n, m] = scale * sum_d weights[m, d] states[n, d]``.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (m, d)
-    states : ndarray, shape (n, d)
-    scale : float
-        Of the weights' dtype, as all scales here.
-    out : ndarray, shape (n, m)
-        Overwritten.
+    A tile asks for as many rows as it has, about `_AHEAD` numbers further on: one group of states
+    for all of them, of several the first for one half and the second for the other, so that memory
+    is busy for longer.
     """
-    rows = len(weights)
-    for block in prange((rows + _BLOCK - 1) // _BLOCK):
-        first = block * _BLOCK
-        last = min(rows, first + _BLOCK)
-        out[:, first:last] = 0
-        _project_rows(weights, states, first, last, out)
-        out[:, first:last] *= scale
+    tile = ROWS * columns
+    ahead = tile * max(1, _AHEAD // tile)
+    if groups == 1:
+        return ahead, ROWS
+    if group > 1:
+        return 0, 0
+    return ahead + group * tile // 2, ROWS // 2
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def project_update(
-    weights: Array, states: Array, scale: float, out: Array, coefficients: Array, step: float
+@njit
+def _project(weights, x, scale, first, last, out):
+    """``out[n, m] = scale * weights[m] . x[n]`` for m in first..last-1."""
+    states = len(x)
+    groups = (states + STATES - 1) // STATES
+    whole = last - (last - first) % ROWS
+    for m in range(first, whole, ROWS):
+        for group in range(groups):
+            ahead, pace = _ask(group, groups, weights.shape[1])
+            n = group * states // groups
+            size = (group + 1) * states // groups - n
+            if size == 1:
+                _dots(ROWS, 1, weights, m, x, n, scale, ahead, pace, out)
+            elif size == 2:
+                _dots(ROWS, 2, weights, m, x, n, scale, ahead, pace, out)
+            elif size == 3:
+                _dots(ROWS, 3, weights, m, x, n, scale, ahead, pace, out)
+            elif size == 4:
+                _dots(ROWS, 4, weights, m, x, n, scale, ahead, pace, out)
+            else:
+                _dots(ROWS, 5, weights, m, x, n, scale, ahead, pace, out)
+    for m in range(whole, last):
+        for n in range(states):
+            _dots(1, 1, weights, m, x, n, scale, 0, 0, out)
+
+
+@njit
+def _expand(source, coefficients, scale, first, last, lo, hi, out):
+    """``out[n] += scale * sum_m coefficients[n, m] source[m, lo:hi]``, m in first..last-1."""
+    states = len(out)
+    groups = (states + STATES - 1) // STATES
+    whole = last - (last - first) % ROWS
+    c = coefficients
+    for m in range(first, whole, ROWS):
+        for group in range(groups):
+            ahead, pace = _ask(group, groups, source.shape[1])
+            n = group * states // groups
+            size = (group + 1) * states // groups - n
+            if size == 1:
+                _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
+            elif size == 2:
+                _add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
+            elif size == 3:
+                _add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
+            elif size == 4:
+                _add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
+            else:
+                _add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
+    for m in range(whole, last):
+        for n in range(states):
+            _add(1, 1, out, n, source, m, c, False, scale, lo, hi, 0, 0)
+
+
+@njit
+def _update(weights, coefficients, x, step, first, last):
+    """``weights[m] += step * sum_n coefficients[n, m] x[n]`` for m in first..last-1."""
+    states, columns = x.shape
+    whole = last - (last - first) % ROWS
+    c = coefficients
+    for m in range(first, whole, ROWS):
+        n = 0
+        while n + 4 <= states:
+            _add(ROWS, 4, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+            n += 4
+        if n + 2 <= states:
+            _add(ROWS, 2, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+            n += 2
+        if n < states:
+            _add(ROWS, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+    for m in range(whole, last):
+        for n in range(states):
+            _add(1, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+
+
+@njit
+def _bound(part, parts, rows):
+    """First row of a part: a multiple of a tile's, so that only the last part has rows left."""
+    return rows if part == parts else part * rows // parts // ROWS * ROWS
+
+
+@njit
+def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, first, last):
+    """Project on the weight rows first..last-1; update them where that is asked for."""
+    block = _BLOCK if update else max(1, last - first)
+    for start in range(first, last, block):
+        stop = min(last, start + block)
+        _project(w, x, scale, start, stop, out)
+        if update:
+            _update(w, c, x, step, start, stop)
+    if used:
+        _expand(past_c, overlaps, scale * step, 0, used, first, last, out)
+
+
+@njit
+def _expand_part(w, c, x, partial, past_x, overlaps, used, step, update, part, parts):
+    """Sum up one part of the weight rows and of the factors; update where that is asked for."""
+    columns = w.shape[1]
+    partial[:] = 0
+    first, last = _bound(part, parts, len(w)), _bound(part + 1, parts, len(w))
+    block = _BLOCK if update else max(1, last - first)
+    one = partial.dtype.type(1)
+    for start in range(first, last, block):
+        stop = min(last, start + block)
+        _expand(w, c, one, start, stop, 0, columns, partial)
+        if update:
+            _update(w, c, x, step, start, stop)
+    first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
+    _expand(past_x, overlaps, step, first, last, 0, columns, partial)
+
+
+@njit(fastmath={"contract", "nsz"})
+def _gather(base, gain, partial, out):
+    """``out = base + gain * sum of the parts``, the parts in their order."""
+    states, columns = out.shape
+    for n in range(states):
+        for d in range(columns):
+            total = partial[0, n, d]
+            for part in range(1, len(partial)):
+                total += partial[part, n, d]
+            out[n, d] = base[n, d] + gain * total
+
+
+@njit
+def _append(past, used, rows):
+    past[used : used + len(rows)] = rows
+
+
+@njit(cache=True)
+def project(
+    weights: Array,
+    x: Array,
+    out: Array,
+    coefficients: Array,
+    past_x: Array,
+    past_c: Array,
+    overlaps: Array,
+    layer: int,
+    used: int,
+    scale: float,
+    step: float,
+    learn: bool,
 ) -> None:
-    """Compute the products of :func:`project`, then step the weights, in one reading.
+    """Compute ``out[n, m] = scale * sum_d weights[m, d] x[n, d]`` for one layer and all seeds.
 
-    ``weights[m, d] += step * sum_n coefficients[n, m] states[n, d]``; the products are with the
-    weights as they were.
+    With `learn`, then take the gradient step ``weights[m, d] += step * sum_n coefficients[n, m]
+    x[n, d]``: in place where there is no room for factors, else as further rows of the factors.
 
     Parameters
     ----------
-    weights : ndarray, shape (m, d)
-        Updated in place.
-    states : ndarray, shape (n, d)
-    scale : float
-    out : ndarray, shape (n, m)
+    weights : ndarray, shape (L, S, m, d)
+    x : ndarray, shape (L, S, n, d)
+    out : ndarray, shape (L, S, n, m)
         Overwritten.
-    coefficients : ndarray, shape (n, m)
-    step : float
-    """
-    rows = len(weights)
-    for block in prange((rows + _BLOCK - 1) // _BLOCK):
-        first = block * _BLOCK
-        last = min(rows, first + _BLOCK)
-        out[:, first:last] = 0
-        _project_rows(weights, states, first, last, out)
-        out[:, first:last] *= scale
-        _update_rows(weights, coefficients, states, step, first, last)
-
-
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def expand(
-    weights: Array, coefficients: Array, base: Array, gain: float, partial: Array, out: Array
-) -> None:
-    """Compute ``out[n, d] = base[n, d] + gain * sum_m coefficients[n, m] weights[m, d]``.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (m, d)
-    coefficients : ndarray, shape (n, m)
-    base : ndarray, shape (n, d)
-    gain : float
-    partial : ndarray, shape (PARTS, n, d)
+    coefficients : ndarray, shape (L, S, n, m)
+    past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
+        Factors of the steps that the weights themselves do not have.
+    overlaps : ndarray, shape (S, n, room)
         Scratch.
-    out : ndarray, shape (n, d)
-        Overwritten.
+    layer : int
+    used : int
+        Rows of the factors that count.
+    scale, step : float
+        Of the weights' dtype.
+    learn : bool
     """
-    rows = len(weights)
-    for part in prange(PARTS):
-        partial[part] = 0
-        first, last = _bound(part, rows), _bound(part + 1, rows)
-        _expand_rows(weights, coefficients, first, last, partial[part])
-    _gather(partial, base, gain, out)
+    _, seeds, rows, _ = weights.shape
+    in_place = learn and past_x.shape[2] == 0
+    for s in range(seeds):
+        w, y, c = weights[layer, s], x[layer, s], coefficients[layer, s]
+        o, past, a = out[layer, s], past_x[layer, s], overlaps[s]
+        _project(past, y, w.dtype.type(1), 0, used, a)
+        _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, in_place, 0, rows)
+        if learn and not in_place:
+            _append(past, used, y)
+            _append(past_c[layer, s], used, c)
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def expand_update(
+@njit(parallel=True, cache=True)
+def project_shared(
+    weights: Array,
+    x: Array,
+    out: Array,
+    coefficients: Array,
+    past_x: Array,
+    past_c: Array,
+    overlaps: Array,
+    layer: int,
+    used: int,
+    scale: float,
+    step: float,
+    learn: bool,
+) -> None:
+    """Compute what :func:`project` does, the work shared by all threads."""
+    _, seeds, rows, columns = weights.shape
+    parts = PARTS
+    one = weights.dtype.type(1)
+    in_place = learn and past_x.shape[2] == 0
+    if used * columns * x.shape[2] * seeds < _SERIAL_BELOW:
+        for s in range(seeds):
+            _project(past_x[layer, s], x[layer, s], one, 0, used, overlaps[s])
+    else:
+        for task in prange(seeds * parts):
+            s, part = task // parts, task % parts
+            first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
+            _project(past_x[layer, s], x[layer, s], one, first, last, overlaps[s])
+    for task in prange(seeds * parts):
+        s, part = task // parts, task % parts
+        _project_part(
+            weights[layer, s],
+            x[layer, s],
+            out[layer, s],
+            coefficients[layer, s],
+            past_c[layer, s],
+            overlaps[s],
+            used,
+            scale,
+            step,
+            in_place,
+            _bound(part, parts, rows),
+            _bound(part + 1, parts, rows),
+        )
+    if learn and not in_place:
+        for s in range(seeds):
+            _append(past_x[layer, s], used, x[layer, s])
+            _append(past_c[layer, s], used, coefficients[layer, s])
+
+
+@njit(cache=True)
+def expand(
     weights: Array,
     coefficients: Array,
     base: Array,
-    gain: float,
-    partial: Array,
     out: Array,
-    states: Array,
+    x: Array,
+    past_x: Array,
+    past_c: Array,
+    overlaps: Array,
+    partial: Array,
+    layer: int,
+    used: int,
+    gain: float,
     step: float,
+    learn: bool,
 ) -> None:
-    """Compute the sums of :func:`expand`, then step the weights, in one reading.
+    """Compute ``out[n, d] = base[n, d] + gain * sum_m coefficients[n, m] weights[m, d]``.
 
-    ``weights[m, d] += step * sum_n coefficients[n, m] states[n, d]``; the sums are with the
-    weights as they were.
+    With `learn`, then take the gradient step as :func:`project` does.
 
     Parameters
     ----------
-    weights : ndarray, shape (m, d)
-        Updated in place.
-    coefficients : ndarray, shape (n, m)
-    base : ndarray, shape (n, d)
-    gain : float
-    partial : ndarray, shape (PARTS, n, d)
-        Scratch.
-    out : ndarray, shape (n, d)
+    weights : ndarray, shape (L, S, m, d)
+    coefficients : ndarray, shape (L, S, n, m)
+    base : ndarray, shape (L, S, n, d)
+    out : ndarray, shape (L, S, n, d)
         Overwritten.
-    states : ndarray, shape (n, d)
-    step : float
+    x : ndarray, shape (L, S, n, d)
+        The states of the gradient step.
+    past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
+        Factors of the steps that the weights themselves do not have.
+    overlaps : ndarray, shape (S, n, room)
+        Scratch.
+    partial : ndarray, shape (S, PARTS, n, at least d)
+        Scratch.
+    layer : int
+    used : int
+        Rows of the factors that count.
+    gain, step : float
+        Of the weights' dtype.
+    learn : bool
     """
-    rows = len(weights)
-    for part in prange(PARTS):
-        partial[part] = 0
-        first, last = _bound(part, rows), _bound(part + 1, rows)
-        for start in range(first, last, _BLOCK):
-            stop = min(last, start + _BLOCK)
-            _expand_rows(weights, coefficients, start, stop, partial[part])
-            _update_rows(weights, coefficients, states, step, start, stop)
-    _gather(partial, base, gain, out)
+    seeds = weights.shape[1]
+    in_place = learn and past_x.shape[2] == 0
+    for s in range(seeds):
+        w, c, y = weights[layer, s], coefficients[layer, s], x[layer, s]
+        past, a, total = past_x[layer, s], overlaps[s], partial[s]
+        _project(past_c[layer, s], c, w.dtype.type(1), 0, used, a)
+        _expand_part(w, c, y, total[0], past, a, used, step, in_place, 0, 1)
+        _gather(base[layer, s], gain, total[:1], out[layer, s])
+        if learn and not in_place:
+            _append(past, used, y)
+            _append(past_c[layer, s], used, c)
+
+
+@njit(parallel=True, cache=True)
+def expand_shared(
+    weights: Array,
+    coefficients: Array,
+    base: Array,
+    out: Array,
+    x: Array,
+    past_x: Array,
+    past_c: Array,
+    overlaps: Array,
+    partial: Array,
+    layer: int,
+    used: int,
+    gain: float,
+    step: float,
+    learn: bool,
+) -> None:
+    """Compute what :func:`expand` does, the work shared by all threads."""
+    _, seeds, rows, _ = weights.shape
+    parts = PARTS
+    one = weights.dtype.type(1)
+    in_place = learn and past_x.shape[2] == 0
+    if used * rows * x.shape[2] * seeds < _SERIAL_BELOW:
+        for s in range(seeds):
+            _project(past_c[layer, s], coefficients[layer, s], one, 0, used, overlaps[s])
+    else:
+        for task in prange(seeds * parts):
+            s, part = task // parts, task % parts
+            first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
+            _project(past_c[layer, s], coefficients[layer, s], one, first, last, overlaps[s])
+    for task in prange(seeds * parts):
+        s, part = task // parts, task % parts
+        _expand_part(
+            weights[layer, s],
+            coefficients[layer, s],
+            x[layer, s],
+            partial[s, part],
+            past_x[layer, s],
+            overlaps[s],
+            used,
+            step,
+            in_place,
+            part,
+            parts,
+        )
+    for s in range(seeds):
+        _gather(base[layer, s], gain, partial[s], out[layer, s])
+    if learn and not in_place:
+        for s in range(seeds):
+            _append(past_x[layer, s], used, x[layer, s])
+            _append(past_c[layer, s], used, coefficients[layer, s])
