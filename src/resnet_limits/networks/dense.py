@@ -256,7 +256,8 @@ class DenseNetwork:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
 
         def room(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
+            # numpy asks the system for large pages, which are read faster.
+            return torch.from_numpy(np.zeros(size, dtype=_NUMPY[dtype])).to(device)
 
         self.embedding = put(embedding[:, :, :r_in])
         self.unembedding = put(embedding[:, :, r_in:])
@@ -423,7 +424,6 @@ def _block_weights(
 ) -> Tensor:
     """Draw weights (L, S, M x vectors, D), one stream for each seed and layer."""
     depth, width, embed_dim = shape
-    # numpy asks for large pages, which are read faster.
     size = (depth, len(seeds), width * vectors, embed_dim)
     weights = torch.from_numpy(np.empty(size, dtype=_NUMPY[dtype]))
 

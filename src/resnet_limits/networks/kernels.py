@@ -34,6 +34,8 @@ Array = NDArray[np.floating]
 _AVAILABLE_THREADS: int = numba.get_num_threads()
 # Weight rows that are worked on between two tasks on them.
 _BLOCK = 16
+# Numbers between the rows at work and those that are asked for: the time that memory takes.
+_AHEAD = 2048
 # The work on one layer is split in this many parts, each for one thread. More parts would feed more
 # threads and cost more to add up.
 PARTS = 4
@@ -111,11 +113,17 @@ class _Vectors:
         name = f"llvm.masked.store.{self.name}.p0"
         self._call(name, ir.VoidType(), value, pointer, _INT(self.size), mask)
 
-    def prefetch(self, pointer, distances) -> None:
-        """Ask for lines into the second cache: the first is for the rows at work."""
-        for distance in distances:
-            there = self.builder.bitcast(self.builder.gep(pointer, [distance]), _POINTER)
-            self._call("llvm.prefetch.p0", ir.VoidType(), there, _INT(0), _INT(2), _INT(1))
+    def prefetch(self, start, column, pace, row) -> None:
+        """Ask for the vector that is due at a column and row of a tile.
+
+        Rows that follow each other in memory are asked for in the order of their addresses, `pace`
+        vectors for each of the tile's: the machine's own prefetching keeps up with one stream, not
+        with one in each row. They go to the second cache: the first is for the rows at work.
+        """
+        builder = self.builder
+        offset = builder.add(builder.mul(column, pace), _INDEX(row * self.lanes))
+        there = builder.bitcast(builder.gep(start, [offset]), _POINTER)
+        self._call("llvm.prefetch.p0", ir.VoidType(), there, _INT(0), _INT(2), _INT(1))
 
     def multiply_add(self, x, y, total):
         return self._call(f"llvm.fma.{self.name}", self.vector, x, y, total)
@@ -145,16 +153,16 @@ class _Vectors:
 
 
 @intrinsic(prefer_literal=True)
-def _dots(_, rows, states, weights, m, x, n, scale, ahead, also, out):
+def _dots(_, rows, states, weights, m, x, n, scale, ahead, pace, out):
     """``out[n + j, m + i] = scale * sum_d weights[m + i, d] x[n + j, d]``, i < rows, j < states.
 
-    `rows` and `states` are literal. The rows `ahead` further on are asked for; 0: none.
+    `rows` and `states` are literal. What lies `ahead` numbers further on is asked for at a `pace`.
     """
     count, width = rows.literal_value, states.literal_value
-    kinds = (rows, states, weights, m, x, n, scale, ahead, also, out)
+    kinds = (rows, states, weights, m, x, n, scale, ahead, pace, out)
 
     def write(context, builder, _, arguments):
-        _, _, weights_at, m_at, x_at, n_at, scale_at, ahead_at, also_at, out_at = arguments
+        _, _, weights_at, m_at, x_at, n_at, scale_at, ahead_at, pace_at, out_at = arguments
         v = _Vectors(context, builder, weights.dtype)
         w = _Matrix(context, builder, weights, weights_at, m_at)
         y = _Matrix(context, builder, x, x_at, n_at)
@@ -163,15 +171,15 @@ def _dots(_, rows, states, weights, m, x, n, scale, ahead, also, out):
             for _ in range(count)
         ]
         w_rows, y_rows = [w.row(i) for i in range(count)], [y.row(j) for j in range(width)]
-        distances = [builder.mul(rows, w.columns) for rows in (ahead_at, also_at)]
+        start = builder.gep(w_rows[0], [ahead_at])
 
         def body(column, mask):
             ys = [v.load(builder.gep(row, [column]), mask) for row in y_rows]
             for i, (row, row_sums) in enumerate(zip(w_rows, sums, strict=True)):
                 here = builder.gep(row, [column])
                 value = v.load(here, mask)
-                if mask is None and i % 2 == 0:
-                    v.prefetch(here, distances)
+                if mask is None:
+                    v.prefetch(start, column, pace_at, i)
                 for place, other in zip(row_sums, ys, strict=True):
                     builder.store(v.multiply_add(value, other, builder.load(place)), place)
 
@@ -187,17 +195,18 @@ def _dots(_, rows, states, weights, m, x, n, scale, ahead, also, out):
 
 
 @intrinsic(prefer_literal=True)
-def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo, hi, ahead, also):
+def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo, hi, ahead, pace):
     """Add rows of `source` times coefficients to rows of `to`, over columns lo..hi-1.
 
     ``to[t + i, lo:hi] += scale * sum_j c(i, j) source[s + j, lo:hi]`` for i < targets and
     j < sources, with ``c(i, j) = coefficients[t + i, s + j]``, or if `swapped`, its transpose's.
-    `targets`, `sources` and `swapped` are literal. The rows `ahead` further on are asked for.
+    `targets`, `sources` and `swapped` are literal. What lies `ahead` numbers further on in `source`
+    is asked for at a `pace`.
     """
     count, width, transposed = (kind.literal_value for kind in (targets, sources, swapped))
     kinds = (
         *(targets, sources, to, t, source, s),
-        *(coefficients, swapped, scale, lo, hi, ahead, also),
+        *(coefficients, swapped, scale, lo, hi, ahead, pace),
     )
 
     def write(context, builder, _, arguments):
@@ -215,15 +224,16 @@ def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo
         factors = [[coefficient(i, j) for j in range(width)] for i in range(count)]
         rows = [values.row(j) for j in range(width)]
         target_rows = [target.row(i) for i in range(count)]
-        distances = [builder.mul(rows, values.columns) for rows in asked]
+        ahead_at, pace_at = asked
+        start = builder.gep(rows[0], [ahead_at])
 
         def body(column, mask):
             xs = []
             for j, row in enumerate(rows):
                 here = builder.gep(row, [column])
                 xs.append(v.load(here, mask))
-                if mask is None and j % 2 == 0:
-                    v.prefetch(here, distances)
+                if mask is None:
+                    v.prefetch(start, column, pace_at, j)
             for row, row_factors in zip(target_rows, factors, strict=True):
                 place = builder.gep(row, [column])
                 total = v.load(place, mask)
@@ -238,17 +248,20 @@ def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo
 
 
 @njit
-def _ask(group, groups):
-    """Distances of the rows that a group of states asks for, for every other row of a tile.
+def _ask(group, groups, columns):
+    """How far ahead a group of states asks for rows, and at what pace.
 
-    The next tile's rows are the next four. One group asks for all of them; of several, the first
-    for one half and the second for the other, so that memory is busy for longer.
+    A tile asks for as many rows as it has, about `_AHEAD` numbers further on: one group of states
+    for all of them, of several the first for one half and the second for the other, so that memory
+    is busy for longer.
     """
+    tile = ROWS * columns
+    ahead = tile * max(1, _AHEAD // tile)
     if groups == 1:
-        return ROWS, ROWS + 1
+        return ahead, ROWS
     if group > 1:
         return 0, 0
-    return ROWS + group, 0
+    return ahead + group * tile // 2, ROWS // 2
 
 
 @njit
@@ -259,19 +272,19 @@ def _project(weights, x, scale, first, last, out):
     whole = last - (last - first) % ROWS
     for m in range(first, whole, ROWS):
         for group in range(groups):
-            ahead, also = _ask(group, groups)
+            ahead, pace = _ask(group, groups, weights.shape[1])
             n = group * states // groups
             size = (group + 1) * states // groups - n
             if size == 1:
-                _dots(ROWS, 1, weights, m, x, n, scale, ahead, also, out)
+                _dots(ROWS, 1, weights, m, x, n, scale, ahead, pace, out)
             elif size == 2:
-                _dots(ROWS, 2, weights, m, x, n, scale, ahead, also, out)
+                _dots(ROWS, 2, weights, m, x, n, scale, ahead, pace, out)
             elif size == 3:
-                _dots(ROWS, 3, weights, m, x, n, scale, ahead, also, out)
+                _dots(ROWS, 3, weights, m, x, n, scale, ahead, pace, out)
             elif size == 4:
-                _dots(ROWS, 4, weights, m, x, n, scale, ahead, also, out)
+                _dots(ROWS, 4, weights, m, x, n, scale, ahead, pace, out)
             else:
-                _dots(ROWS, 5, weights, m, x, n, scale, ahead, also, out)
+                _dots(ROWS, 5, weights, m, x, n, scale, ahead, pace, out)
     for m in range(whole, last):
         for n in range(states):
             _dots(1, 1, weights, m, x, n, scale, 0, 0, out)
@@ -286,19 +299,19 @@ def _expand(source, coefficients, scale, first, last, lo, hi, out):
     c = coefficients
     for m in range(first, whole, ROWS):
         for group in range(groups):
-            ahead, also = _ask(group, groups)
+            ahead, pace = _ask(group, groups, source.shape[1])
             n = group * states // groups
             size = (group + 1) * states // groups - n
             if size == 1:
-                _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
+                _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 2:
-                _add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
+                _add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 3:
-                _add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
+                _add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 4:
-                _add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
+                _add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             else:
-                _add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, also)
+                _add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
     for m in range(whole, last):
         for n in range(states):
             _add(1, 1, out, n, source, m, c, False, scale, lo, hi, 0, 0)
