@@ -168,12 +168,8 @@ def key_of(path):
 
 # Rough: these numbers set the size and the limits of jobs, never a result. The time of networks is
 # that of the cost model by which an engine is chosen.
-FLOPS = 1e10
-# A limit's evaluation of one activation and its derivative, and how often it evaluates a depth node
-# at each step, all iterations of both passes together.
-ACTIVATION_SECONDS, ITERATIONS = 1e-8, 10
-# Nodes in depth that most limits take; a network of fewer layers has a node for each.
-NODES = 4
+# What a limit takes for each point of the quadrature, step and sample, all passes together.
+POINT_SECONDS = 3.3e-8
 # Seeds of one shape are in memory together as long as they take less than this.
 BATCH_MB = 2048
 ITEMSIZE = {"float32": 4, "float64": 8}
@@ -218,15 +214,12 @@ def seconds(kind, cell):
     if kind == "finite":
         return STORE_SECONDS + cost.seconds(EXPERIMENT.sweep.engine, work(cell))
     if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
-        points = 4 * directions()
+        # The cubature's points, at every depth node.
+        points = 8 * 4 * directions()
     else:
-        points = 3e4 * (1e-3 / EXPERIMENT.numerics.limit_tolerance) ** 1.33
-    # Layers are summed at a few nodes, however many there are.
-    layers = ITERATIONS * min(NODES, cell.get("depth", NODES))
-    evaluation = 4 * directions() / FLOPS + ACTIVATION_SECONDS
-    solves = max(1, seed_count(kind, cell))
-    evaluations = EXPERIMENT.training.steps * samples() * points * layers
-    return solves * (0.05 + evaluations * evaluation)
+        points = 7e4 * (1e-3 / EXPERIMENT.numerics.limit_tolerance) ** 1.6
+    work_of_one = EXPERIMENT.training.steps * samples() * points * POINT_SECONDS
+    return max(1, seed_count(kind, cell)) * (0.05 + work_of_one)
 
 
 def megabytes(kind, cell):
