@@ -60,7 +60,7 @@ def measure(experiment, finite):
 
 @pytest.fixture(scope="module")
 def networks_study():
-    experiment = sweep(SHAPES, 10, ["finite-wide", "wide-mean_ode"], 1.5e-3)
+    experiment = sweep(SHAPES, 10, ["finite-wide", "wide-mean_ode"], 4e-4)
     open_store, rates = measure(experiment, lambda shape: networks.finite(experiment, shape))
     return experiment, open_store, rates
 

@@ -140,13 +140,14 @@ def test_readme_explains_every_key_and_no_other() -> None:
     assert set(found) - set(LOSSES) == set(_keys(json_schema(), json_schema()))
 
 
-def test_frontier_covers_ten_decades_along_the_best_families() -> None:
+def test_frontier_covers_nine_decades_or_more_along_the_best_families() -> None:
     experiment = load_experiment(_CONFIG / "frontier.yaml")
-    powers = {"hidden": (1 / 6, 1 / 3), "output": (1 / 4, 2 / 5)}
+    powers = {"hidden": (1 / 6, 1 / 3), "output": (1 / 5, 2 / 5)}
+    largest = {"hidden": 1e12, "output": 1e13}
     assert set(experiment.families) == set(powers)
     for name, members in experiment.families.items():
         parameters = [P for P, _ in members]
-        assert (parameters[0], parameters[-1]) == (1e3, 1e13)
+        assert (parameters[0], parameters[-1]) == (1e3, largest[name])
         for (P, shape), (next_P, following) in itertools.pairwise(members):
             assert 3 < next_P / P < 3.3
             assert shape.parameters == pytest.approx(P, rel=0.09)
@@ -154,7 +155,7 @@ def test_frontier_covers_ten_decades_along_the_best_families() -> None:
         first, last = members[0][1], members[-1][1]
         for size, power in zip(("depth", "embed_dim"), powers[name], strict=True):
             ratio = getattr(last, size) / getattr(first, size)
-            assert ratio == pytest.approx(1e10**power, rel=0.05)
+            assert ratio == pytest.approx((largest[name] / 1e3) ** power, rel=0.06)
     assert experiment.saved_steps == (5,)
     assert "wide" not in experiment.limits_needed
 
