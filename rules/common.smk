@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_limits import provenance
-from resnet_limits.config import InputError, Shape, load_experiment
-from resnet_limits.networks import cost
+from resnet_limits.config import InputError, load_experiment
+from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
 
@@ -166,31 +166,8 @@ def key_of(path):
 
 # --- cost -----------------------------------------------------------------------------------------
 
-# Rough: these numbers set the size and the limits of jobs, never a result. The time of networks is
-# that of the cost model by which an engine is chosen.
-# What a limit takes for each point of the quadrature, step and sample, all passes together.
-POINT_SECONDS = 3.3e-8
-# Seeds of one shape are in memory together as long as they take less than this.
-BATCH_MB = 2048
-ITEMSIZE = {"float32": 4, "float64": 8}
 # Memory that comes with one core of most machines.
 CORE_MB = 8000
-
-
-def samples():
-    data = EXPERIMENT.problem.data
-    # A file is not opened for this.
-    return 100 if data.kind == "file" else data.samples
-
-
-def directions():
-    """Estimate r, the embedding directions of the limits: rank of the inputs plus targets."""
-    data = EXPERIMENT.problem.data
-    if data.kind == "file":
-        return 100
-    if data.kind == "digits":
-        return min(64, data.samples) + data.classes
-    return min(data.inputs, data.samples) + data.targets
 
 
 def seed_count(kind, cell):
@@ -198,41 +175,14 @@ def seed_count(kind, cell):
     return len(provenance.cell_seeds(kind, EXPERIMENT, **cell))
 
 
-def work(cell):
-    """Describe the networks of one cell to the cost model."""
-    return cost.Work(
-        Shape(**cell),
-        samples(),
-        EXPERIMENT.training.steps,
-        seed_count("finite", cell),
-        itemsize=ITEMSIZE[EXPERIMENT.numerics.precision],
-    )
-
-
 def seconds(kind, cell):
     """Estimate the time of one cell with all its seeds, on one core."""
-    if kind == "finite":
-        return STORE_SECONDS + cost.seconds(EXPERIMENT.sweep.engine, work(cell))
-    if getattr(EXPERIMENT.model.unit, "activation", None) == "linear":
-        # The cubature's points, at every depth node.
-        points = 8 * 4 * directions()
-    else:
-        points = 7e4 * (1e-3 / EXPERIMENT.numerics.limit_tolerance) ** 1.6
-    work_of_one = EXPERIMENT.training.steps * samples() * points * POINT_SECONDS
-    return max(1, seed_count(kind, cell)) * (0.05 + work_of_one)
+    return estimates.seconds(kind, EXPERIMENT, **cell)
 
 
 def megabytes(kind, cell):
     """Estimate the peak memory of one cell."""
-    if kind != "finite":
-        return 2000
-    seeds = seed_count(kind, cell)
-    network = cost.memory_bytes(EXPERIMENT.sweep.engine, work(cell)) / 2**20
-    together = min(seeds, max(1, int(BATCH_MB // network)))
-    kept = len(EXPERIMENT.saved_steps) * len(EXPERIMENT.depth_layers(cell["depth"]))
-    fields = 2 * seeds * kept * samples() * cell["embed_dim"]
-    fields *= 2 * ITEMSIZE[EXPERIMENT.save.dtype] / 2**20
-    return math.ceil(1000 + 1.2 * together * network + fields)
+    return estimates.megabytes(kind, EXPERIMENT, **cell)
 
 
 def mem_mb(kind, some_cells):
@@ -257,8 +207,8 @@ def cores(kind, some_cells):
 
 # --- bundles --------------------------------------------------------------------------------------
 
-# Starting Python and importing torch takes about three seconds, a store a few milliseconds.
-BUNDLE_SECONDS, STORE_SECONDS, MOST_BUNDLES = 120, 0.01, 64
+# Starting Python and importing torch takes about three seconds.
+BUNDLE_SECONDS, MOST_BUNDLES = 120, 64
 
 
 class Bundle(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -450,29 +451,49 @@ def _said(value: Any) -> str:
 
 @app.command()
 def status(config: Config, results: Results = _RESULTS) -> None:
-    """Count what is done, missing, out of date and diverged, by the manifests."""
-    from resnet_limits import provenance, store
-    from resnet_limits.stages.paths import KINDS, Paths, cells
+    """Count what is done, running, missing, out of date and diverged, and what the rest costs."""
+    from resnet_limits.stages import estimates, progress
+    from resnet_limits.stages.paths import Paths
 
     experiment = load_experiment(config)
-    paths = Paths(results, experiment.experiment)
-    rows = [["kind", "results", "done", "missing", "out of date", "diverged runs"]]
-    for kind in KINDS:
-        count = dict.fromkeys(("results", "done", "missing", "stale", "diverged"), 0)
-        for cell in cells(kind, experiment):
-            manifest = paths.manifest(kind, **cell)
-            count["results"] += 1
-            if store.manifest_matches(manifest, provenance.stage_key(kind, experiment, **cell)):
-                count["done"] += 1
-                found = store.read_manifest(manifest).get("status") or {}
-                count["diverged"] += found.get("diverged", 0)
-            elif manifest.exists() and paths.store(kind, **cell).exists():
-                count["stale"] += 1
-            else:
-                count["missing"] += 1
-        rows.append([kind, *map(str, count.values())])
+    found = progress.survey(experiment, Paths(results, experiment.experiment))
+    columns = ("results", "done", "saved", "running", "missing", "stale", "diverged")
+    rows = [["kind", *columns]]
+    for kind, count in found.counts.items():
+        rows.append([kind, *(str(getattr(count, column)) for column in columns)])
     for line in _columns(rows):
         typer.echo(line)
+    for job in found.jobs:
+        typer.echo(_job_line(job))
+    if found.rest_seconds:
+        pace = "not compared with any finished result"
+        if found.pace is not None:
+            pace = (
+                f"at the pace of {found.telling} finished results, {found.pace:.2g} x the estimate"
+            )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        here = _duration(found.rest_seconds)
+        typer.echo(f"rest on this machine: about {here} of one core ({pace}); {cores} cores here")
+        each = (f"{_duration(found.gpu_seconds(gpu))} on one {gpu}" for gpu in estimates.GPUS)
+        typer.echo(f"rest on a GPU: about {', '.join(each)} (from nominal bandwidth, not measured)")
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as people say it."""
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _job_line(job: dict[str, Any]) -> str:
+    """Say where a running job is and what it is at."""
+    slurm = f", SLURM job {job['slurm_job']}" if job.get("slurm_job") else ""
+    line = f"running: {job['job']} on {job['host']} (process {job['process']}{slurm})"
+    if "at" in job:
+        since = _duration(max(0.0, time.time() - job["since"]))
+        line += f": {job['at']}, {job['number']} of {job['total']}, for {since}"
+    return line
 
 
 @app.command()

@@ -571,7 +571,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this host is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -592,7 +593,7 @@ def _clean(folder: Path) -> None:
         if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
             continue
         owner, _, process = entry.name.rpartition("-")[0].rpartition("-")
-        if owner.endswith(f".{host}") and process.isdigit() and not _is_alive(int(process)):
+        if owner.endswith(f".{host}") and process.isdigit() and not is_alive(int(process)):
             _remove(Path(entry.path))
 
 

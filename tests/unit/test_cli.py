@@ -194,7 +194,7 @@ def follow_the_advice(config, capsys):
 
 
 def table(lines):
-    rows = [line.split() for line in lines[1:]]
+    rows = [line.split() for line in lines[1:] if not line.startswith(("rest", "running"))]
     return {row[0]: tuple(map(int, row[1:])) for row in rows}
 
 
@@ -202,13 +202,13 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
     code, output, _ = run(f"status {config}", capsys)
     assert code == DONE
     assert table(output) == {
-        "problem": (1, 0, 1, 0, 0),
-        "dmft": (1, 0, 1, 0, 0),
-        "mean_ode": (2, 0, 2, 0, 0),
-        "wide": (4, 0, 4, 0, 0),
-        "finite": (4, 0, 4, 0, 0),
-        "errors": (1, 0, 1, 0, 0),
-        "rates": (1, 0, 1, 0, 0),
+        "problem": (1, 0, 0, 0, 1, 0, 0),
+        "dmft": (1, 0, 0, 0, 1, 0, 0),
+        "mean_ode": (2, 0, 0, 0, 2, 0, 0),
+        "wide": (4, 0, 0, 0, 4, 0, 0),
+        "finite": (4, 0, 0, 0, 4, 0, 0),
+        "errors": (1, 0, 0, 0, 1, 0, 0),
+        "rates": (1, 0, 0, 0, 1, 0, 0),
     }
     code, _, complaint = run(f"--quiet rates {config}", capsys)
     assert code == FAILED
@@ -225,13 +225,13 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
     assert json.loads(Path("results/tiny/rates.json").read_text())["pairs"] == RATES["pairs"]
     done = table(run(f"status {config}", capsys)[1])
     assert done == {
-        "problem": (1, 0, 1, 0, 0),
-        "dmft": (1, 1, 0, 0, 0),
-        "mean_ode": (2, 2, 0, 0, 0),
-        "wide": (4, 4, 0, 0, 0),
-        "finite": (4, 4, 0, 0, 0),
-        "errors": (1, 1, 0, 0, 0),
-        "rates": (1, 1, 0, 0, 0),
+        "problem": (1, 0, 0, 0, 1, 0, 0),
+        "dmft": (1, 1, 0, 0, 0, 0, 0),
+        "mean_ode": (2, 2, 0, 0, 0, 0, 0),
+        "wide": (4, 4, 0, 0, 0, 0, 0),
+        "finite": (4, 4, 0, 0, 0, 0, 0),
+        "errors": (1, 1, 0, 0, 0, 0, 0),
+        "rates": (1, 1, 0, 0, 0, 0, 0),
     }
     for path in Path("results").rglob("*.zarr"):
         assert run(f"check {path}", capsys) == (DONE, [f"{path}: sound"], [])
@@ -243,17 +243,17 @@ def test_a_changed_experiment_makes_results_out_of_date(fake, config, capsys, ti
     run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
     grid = {"depth": [2], "width": [8, 16], "embed_dim": [4]}
     rewrite(config, tiny_values(sweep={"grid": grid}))
-    assert table(run(f"status {config}", capsys)[1])["finite"] == (2, 1, 1, 0, 0)
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (2, 1, 0, 0, 1, 0, 0)
     rewrite(config, tiny_values(training={"learning_rate": 0.1}))
     found = table(run(f"status {config}", capsys)[1])
-    assert found["finite"] == (4, 0, 3, 1, 0)
-    assert found["dmft"] == (1, 0, 0, 1, 0)
+    assert found["finite"] == (4, 0, 0, 0, 3, 1, 0)
+    assert found["dmft"] == (1, 0, 0, 0, 0, 1, 0)
 
 
 def test_fewer_seeds_than_the_experiment_has_do_not_count_as_done(fake, config, capsys):
     out = "results/tiny/finite/L2_M8_D4.zarr"
     run(COMPUTE["finite"].format(config, out) + " --seeds 1", capsys)
-    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 0, 3, 1, 0)
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 0, 0, 0, 3, 1, 0)
 
 
 def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_dataset):
@@ -268,7 +268,7 @@ def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_datas
     monkeypatch.setattr(stages.networks, "finite", finite)
     out = "results/tiny/finite/L2_M8_D4.zarr"
     assert run(COMPUTE["finite"].format(config, out), capsys)[0] == DONE
-    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 1, 3, 0, 1)
+    assert table(run(f"status {config}", capsys)[1])["finite"] == (4, 1, 0, 0, 3, 0, 1)
     assert run(f"check {out}", capsys)[0] == DONE
 
 

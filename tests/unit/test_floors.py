@@ -20,15 +20,15 @@ FLOOR = {
     "stages": 4,
     "cli": 5, "__main__": 5,
 }  # fmt: skip
-# Stages and what is above them may use this one; it knows places, and no other stage.
-SHARED_STAGES = {"stages.paths"}
+# Stages and what is above them may use these; they know places and costs, and no other stage.
+SHARED_STAGES = {"stages.paths", "stages.estimates"}
 PURE = {"limits", "networks"}
 FILES = {
     "xarray", "zarr", "dask", "pathlib", "os", "io", "shutil", "tempfile", "pickle", "json",
     "snakemake", "matplotlib",
 }  # fmt: skip
 HEAVY = {"torch", "xarray", "zarr", "dask", "numpy", "scipy", "matplotlib", "sklearn", "snakemake"}
-LIGHT = ("config", "provenance", "stages.paths")
+LIGHT = ("config", "provenance", "stages.paths", "stages.estimates")
 
 
 class Module:

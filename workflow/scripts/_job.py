@@ -16,10 +16,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))
 
 from resnet_limits import provenance
 from resnet_limits.config import Experiment, InputError, experiment_from_dict
-from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
+from resnet_limits.stages.paths import CELL_KEYS, Cell, Paths, cell_name, cells
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from resnet_limits.stages.progress import Record
 
 LOG = logging.getLogger("resnet_limits.workflow")
 
@@ -38,12 +40,15 @@ class Job:
         Places of the experiment's results.
     outputs : frozenset of str
         The files that Snakemake expects.
+    record : Record
+        What it says of itself while it runs.
     """
 
     stage: str
     experiment: Experiment
     paths: Paths
     outputs: frozenset[str]
+    record: Record
 
     @property
     def cells(self) -> list[Cell]:
@@ -95,6 +100,7 @@ class Job:
         failed = []
         for number, cell in enumerate(wanted, start=1):
             name = cell_name(self.stage, **cell)
+            self.record.at(name, number, len(wanted))
             if self._vouch_again(cell):
                 LOG.info("%s (%d of %d): found, sound", name, number, len(wanted))
                 continue
@@ -117,6 +123,7 @@ class Job:
         Snakemake removes a job's manifests before it runs, also those of cells that are finished.
         """
         from resnet_limits import store
+        from resnet_limits.stages.publish import stated
 
         path = self.paths.store(self.stage, **cell)
         key = provenance.stage_key(self.stage, self.experiment, **cell)
@@ -131,7 +138,7 @@ class Job:
             path,
             kind=self.stage,
             stage_key=key,
-            status=store.status_counts(dataset),
+            **stated(dataset, dataset.attrs),
         )
         return True
 
@@ -152,7 +159,8 @@ def running(snakemake: Any, stage: str) -> Iterator[Job]:
     _log_to(Path(snakemake.log[0]))
     started = time.monotonic()
     try:
-        yield _job(snakemake, stage)
+        with _job(snakemake, stage) as job:
+            yield job
     except InputError as error:
         LOG.error("%s", error)
         sys.exit(2)
@@ -180,15 +188,18 @@ def _log_to(path: Path) -> None:
     logging.captureWarnings(True)
 
 
-def _job(snakemake: Any, stage: str) -> Job:
+@contextmanager
+def _job(snakemake: Any, stage: str) -> Iterator[Job]:
     values = {name: snakemake.config[name] for name in Experiment.model_fields}
     experiment = experiment_from_dict(values, where=snakemake.config["experiment_file"])
     if provenance.stage_key(stage, experiment) != snakemake.params.key:
         # A result must carry the key of what computed it.
         raise RuntimeError("code or data were edited after Snakemake planned this job; run again")
-    return Job(
-        stage,
-        experiment,
-        Paths(snakemake.config["results"], experiment.experiment),
-        frozenset(map(str, snakemake.output)),
-    )
+    from resnet_limits.stages.progress import recorded
+
+    paths = Paths(snakemake.config["results"], experiment.experiment)
+    with recorded(paths, snakemake.rule, stage) as record:
+        if not CELL_KEYS.get(stage):
+            record.at(stage, 1, 1)
+        outputs = frozenset(map(str, snakemake.output))
+        yield Job(stage, experiment, paths, outputs, record)

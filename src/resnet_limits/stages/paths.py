@@ -167,6 +167,11 @@ class Paths:
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
     @property
+    def running(self) -> Path:
+        """The folder of the records of running jobs."""
+        return self.folder / "running"
+
+    @property
     def figures(self) -> Path:
         """The folder of the figures."""
         return self.folder / "figures"

@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from resnet_limits.config import Experiment
 
 
+def stated(
+    dataset: xr.Dataset | Mapping[str, xr.Dataset], attrs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give what a manifest repeats of its store, so that nothing needs to be opened for it.
+
+    Parameters
+    ----------
+    dataset : Dataset, or mapping of str to Dataset
+        The store's content.
+    attrs : mapping
+        Its root attributes.
+
+    Returns
+    -------
+    dict
+        ``status`` (counts by meaning), ``device`` and ``wall_time_s``.
+    """
+    return {
+        "status": store.status_counts(dataset),
+        "device": attrs["device"],
+        "wall_time_s": attrs["wall_time_s"],
+    }
+
+
 def publish(
     dataset: xr.Dataset | Mapping[str, Any],
     path: Path | str,
@@ -84,7 +108,7 @@ def publish(
         written = store.write_json({**values, "provenance": attrs}, path)
     else:
         written = store.write(dataset, path, kind, attrs=attrs)
-        facts = {"status": store.status_counts(dataset), **(facts or {})}
+        facts = {**stated(dataset, attrs), **(facts or {})}
     if manifest is not None:
         store.write_manifest(manifest, written, kind=kind, stage_key=key, **(facts or {}))
     return written

@@ -1,0 +1,235 @@
+"""How far an experiment is: what is done, what is being computed, and what the rest will cost.
+
+A running job keeps a small file among the results, ``running/JOB.json``, which says where it runs
+and what it is at; a heartbeat renews it. It is a note for people: nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnet_limits import provenance, store
+from resnet_limits.config import Experiment
+from resnet_limits.stages import estimates
+from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells
+
+HEARTBEAT_SECONDS = 30.0
+"""How often a running job renews its record."""
+
+# A record of another host that is older than this is of a job that was killed. Clocks of hosts
+# differ, and file systems show a change late.
+_SILENT_SECONDS = 10 * HEARTBEAT_SECONDS
+# Results that took less say nothing about how fast the machine is.
+_TELLING_SECONDS = 0.2
+# What takes nearly all of the time, and may be computed on a GPU.
+_COMPUTED = frozenset({"dmft", "mean_ode", "wide", "finite"})
+
+
+class Record:
+    """What a running job says of itself.
+
+    Parameters
+    ----------
+    path : Path
+        The file, renewed by `at` and by the heartbeat.
+    facts : mapping
+        JSON values that do not change.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self._path = path
+        self._facts = dict(facts)
+        self._stop = threading.Event()
+
+    def at(self, name: str, number: int, total: int) -> None:
+        """Say which result the job is at."""
+        self._facts |= {"at": name, "number": number, "total": total, "since": time.time()}
+        self._write()
+
+    def _write(self) -> None:
+        # A note that cannot be written must not stop the work that it is about.
+        with suppress(OSError):
+            store.write_json(self._facts, self._path)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self._path)
+
+
+@contextmanager
+def recorded(paths: Paths, job: str, stage: str) -> Iterator[Record]:
+    """Keep the record of a running job, and remove it at the end.
+
+    Parameters
+    ----------
+    paths : Paths
+        Places of the experiment's results.
+    job : str
+        Name of the job.
+    stage : str
+        What it computes.
+    """
+    facts = {
+        "job": job,
+        "stage": stage,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.time(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+    path = paths.running / f"{job}.json"
+    record = Record(path, facts)
+    record._write()
+    heart = threading.Thread(target=record._beat, name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield record
+    finally:
+        record._stop.set()
+        heart.join()
+        with suppress(OSError):
+            path.unlink()
+
+
+def running_jobs(paths: Paths) -> list[dict[str, Any]]:
+    """Give the records of the jobs that are running now, by name.
+
+    A record whose process is gone (on this host), or that has long been silent (on another), is
+    what a killed job has left, and is not among them.
+    """
+    found = []
+    for path in sorted(paths.running.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["host"] == socket.gethostname():
+                alive = store.is_alive(int(record["process"]))
+            else:
+                alive = time.time() - path.stat().st_mtime < _SILENT_SECONDS
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if alive:
+            found.append(record)
+    return found
+
+
+@dataclass
+class Count:
+    """Results of one kind, by what is with them.
+
+    Attributes
+    ----------
+    results : int
+        How many the experiment asks for: the sum of the next five.
+    done, saved, running, missing, stale : int
+        Finished and current; the same without a manifest, as a killed job leaves it, which the
+        next run checks and keeps; being computed now; not there; of other code or values.
+    diverged : int
+        Runs of finished results that diverged.
+    rest_seconds : float
+        Estimate for what is not done, on one core of the machine of the estimates.
+    """
+
+    results: int = 0
+    done: int = 0
+    saved: int = 0
+    running: int = 0
+    missing: int = 0
+    stale: int = 0
+    diverged: int = 0
+    rest_seconds: float = 0.0
+
+
+@dataclass
+class Survey:
+    """State of an experiment.
+
+    Attributes
+    ----------
+    counts : dict of str to Count
+        By kind of result.
+    jobs : list of dict
+        Records of the running jobs.
+    pace : float or None
+        Time that finished networks and limits took here over their estimate; None if none tells.
+    telling : int
+        How many results the pace is from.
+    """
+
+    counts: dict[str, Count] = field(default_factory=dict)
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    pace: float | None = None
+    telling: int = 0
+
+    @property
+    def rest_seconds(self) -> float:
+        """Time on one core for what is not done, at the pace of what is."""
+        return (self.pace or 1.0) * sum(count.rest_seconds for count in self.counts.values())
+
+    def gpu_seconds(self, gpu: str) -> float:
+        """Time on one GPU for the networks and limits that are not done; from nominal figures."""
+        rest = sum(count.rest_seconds for kind, count in self.counts.items() if kind in _COMPUTED)
+        return estimates.gpu_seconds(gpu, rest)
+
+
+def survey(experiment: Experiment, paths: Paths) -> Survey:
+    """Look at all results that an experiment asks for, by their manifests.
+
+    Nothing is opened or computed; stores that are damaged since are found by ``check``.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    paths : Paths
+        Places of its results.
+    """
+    jobs = running_jobs(paths)
+    current = {record.get("at") for record in jobs}
+    counts = {kind: Count() for kind in KINDS}
+    took = thought = 0.0
+    telling = 0
+    for kind, count in counts.items():
+        for cell in cells(kind, experiment):
+            manifest = paths.manifest(kind, **cell)
+            key = provenance.stage_key(kind, experiment, **cell)
+            cost = estimates.seconds(kind, experiment, **cell)
+            count.results += 1
+            if store.manifest_matches(manifest, key):
+                facts = store.read_manifest(manifest)
+                count.done += 1
+                count.diverged += (facts.get("status") or {}).get("diverged", 0)
+                tells = kind in _COMPUTED and facts.get("device") == "cpu"
+                if tells and cost > _TELLING_SECONDS:
+                    took, thought = took + facts["wall_time_s"], thought + cost
+                    telling += 1
+                continue
+            if not manifest.exists() and _key(paths.store(kind, **cell)) == key:
+                count.saved += 1
+                continue
+            count.rest_seconds += cost
+            if cell_name(kind, **cell) in current:
+                count.running += 1
+            elif paths.store(kind, **cell).exists():
+                count.stale += 1
+            else:
+                count.missing += 1
+    return Survey(counts, jobs, took / thought if thought else None, telling)
+
+
+def _key(path: Path) -> str | None:
+    """Stage key of a store without opening it; None if there is none."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        return str(attributes["stage_key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
