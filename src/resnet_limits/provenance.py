@@ -30,6 +30,9 @@ _PACKAGE = "resnet_limits"
 # The experiment's validated values stand for config.py: a new key that a stage does not read must
 # not make its results stale.
 _NOT_HASHED = frozenset({f"{_PACKAGE}.config"})
+# Tables of which an experiment runs one entry, and the key of ``model.unit`` that names it.
+_TABLES = {"ACTIVATIONS": "activation", "UNITS": "kind"}
+_TABLES_MODULE = f"{_PACKAGE}.units"
 _LIBRARIES = (
     "numpy",
     "scipy",
@@ -205,10 +208,66 @@ def _source_file(module: str, directory: Path) -> Path | None:
     return None
 
 
+def _target(statement: ast.stmt) -> str | None:
+    """Name that a statement at the top of a module defines, if it is one."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name
+    return None
+
+
+def _without_unused(tree: ast.Module, used: Mapping[str, str]) -> ast.Module:
+    """Leave out of tables the entries that are not used, and then what only they refer to.
+
+    Parameters
+    ----------
+    tree : Module
+        Changed in place.
+    used : mapping of str to str
+        The one entry that counts, by the name of the table, a dictionary written out at the top of
+        the module. A table without that entry, or with keys that are not plain, stays whole.
+    """
+    unused: list[ast.AST] = []
+    for statement in tree.body:
+        table = getattr(statement, "value", None)
+        wanted = used.get(_target(statement) or "")
+        if wanted is None or not isinstance(table, ast.Dict):
+            continue
+        keys = [key.value if isinstance(key, ast.Constant) else None for key in table.keys]
+        if None not in keys and keys.count(wanted) == 1:
+            index = keys.index(wanted)
+            unused += [*table.values[:index], *table.values[index + 1 :]]
+            table.keys, table.values = [table.keys[index]], [table.values[index]]
+    defined = {name: node for node in tree.body if (name := _target(node)) is not None}
+    doubtful = _reachable(unused, defined)
+    certain = [node for node in tree.body if _target(node) not in doubtful]
+    needed = _reachable(certain, defined)
+    tree.body = [node for node in tree.body if _target(node) not in doubtful - needed]
+    return tree
+
+
+def _reachable(nodes: Iterable[ast.AST], defined: Mapping[str, ast.stmt]) -> set[str]:
+    """Names among those defined that some nodes refer to, directly or not."""
+    found: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            if isinstance(node, ast.Name) and node.id in defined and node.id not in found:
+                found.add(node.id)
+                waiting.append(defined[node.id])
+    return found
+
+
 @lru_cache(maxsize=512)
-def _read_source(module: str, file: Path) -> tuple[str, frozenset[str]]:
+def _read_source(
+    module: str, file: Path, used: frozenset[tuple[str, str]]
+) -> tuple[str, frozenset[str]]:
     """Hash of a module's own syntax, and the dotted names it imports from this package."""
     tree = ast.parse(file.read_bytes(), filename=str(file))
+    if module == _TABLES_MODULE:
+        tree = _without_unused(tree, dict(used))
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names = frozenset(
         name for name in _imports(tree, package) if name.partition(".")[0] == _PACKAGE
@@ -234,10 +293,12 @@ def imported_modules(module: str) -> dict[str, str]:
     ModuleNotFoundError
         If there is no file for the module.
     """
-    return _imported_modules(module, PACKAGE_DIRECTORY)
+    return _imported_modules(module, PACKAGE_DIRECTORY, frozenset())
 
 
-def _imported_modules(module: str, directory: Path) -> dict[str, str]:
+def _imported_modules(
+    module: str, directory: Path, used: frozenset[tuple[str, str]]
+) -> dict[str, str]:
     if _source_file(module, directory) is None:
         raise ModuleNotFoundError(f"no module {module} in the package's sources", name=module)
     found: dict[str, str] = {}
@@ -247,14 +308,14 @@ def _imported_modules(module: str, directory: Path) -> dict[str, str]:
         file = _source_file(name, directory)
         if name in found or name in _NOT_HASHED or file is None:
             continue
-        found[name], imports = _read_source(name, file)
+        found[name], imports = _read_source(name, file, used)
         # Importing a module runs the __init__ of every package above it.
         waiting.extend([*imports, name.rpartition(".")[0]])
     empty = _digest(_syntax(ast.Module(body=[], type_ignores=[])))
     return {name: digest for name, digest in sorted(found.items()) if digest != empty}
 
 
-def code_hash(module: str) -> str:
+def code_hash(module: str, experiment: Experiment | None = None) -> str:
     """Hash the code that a module runs: its own and all it imports from this package.
 
     Only syntax counts: comments, docstrings, blank lines and layout change nothing. Imports inside
@@ -265,6 +326,8 @@ def code_hash(module: str) -> str:
     ----------
     module : str
         Dotted name, such as ``"resnet_limits.stages.limits"``.
+    experiment : Experiment, optional
+        Of activations and units only its own count; all of them without it.
 
     Returns
     -------
@@ -276,12 +339,16 @@ def code_hash(module: str) -> str:
     ModuleNotFoundError
         If there is no file for the module.
     """
-    return _code_hash(module, PACKAGE_DIRECTORY)
+    unit = getattr(getattr(experiment, "model", None), "unit", None)
+    used = {(table, getattr(unit, key, None)) for table, key in _TABLES.items()}
+    return _code_hash(
+        module, PACKAGE_DIRECTORY, frozenset((table, name) for table, name in used if name)
+    )
 
 
 @lru_cache(maxsize=512)
-def _code_hash(module: str, directory: Path) -> str:
-    return _digest(_canonical_json(_imported_modules(module, directory)))
+def _code_hash(module: str, directory: Path, used: frozenset[tuple[str, str]]) -> str:
+    return _digest(_canonical_json(_imported_modules(module, directory, used)))
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -333,7 +400,7 @@ def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
         _canonical_json(
             {
                 "stage": stage,
-                "code": code_hash(description.module),
+                "code": code_hash(description.module, experiment),
                 "reads": {key: _part(experiment, values, key) for key in description.reads},
                 "after": {
                     earlier: stage_key(earlier, experiment)

@@ -33,6 +33,7 @@ CELLS = {
     "figures": {"name": "loss"},
 }
 ALL = set(CELLS)
+RESNET_LIMITS = provenance.PACKAGE_DIRECTORY
 
 # A package of the same form as the real one, whose every line the tests may edit.
 SOURCES = {
@@ -143,6 +144,92 @@ def test_which_edit_makes_which_stage_stale(package, tiny_experiment, edit, stag
     before = keys(tiny_experiment())
     package(replace={file: (old, new)})
     assert changed(before, keys(tiny_experiment())) == stages
+
+
+UNITS = """
+import torch
+
+ROOT = 2.0 ** 0.5
+
+
+class Activation:
+    pass
+
+
+def _cdf(p):
+    return torch.erfc(-p / ROOT)
+
+
+def _slope(p):
+    return _cdf(p) + 1.0
+
+
+def _shared(p):
+    return p
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Activation(torch.tanh, _shared),
+    "gelu": Activation(lambda p: p * _cdf(p), _slope, _shared),
+}
+
+
+class Perceptron:
+    def __init__(self, activation):
+        self.activation = ACTIVATIONS[activation]
+
+
+class Gated:
+    def __init__(self, activation):
+        self.gate = ACTIVATIONS[activation]
+
+
+UNITS = {"perceptron": Perceptron, "gated_perceptron": Gated}
+
+
+def g(p):
+    return UNITS[p]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stale"),
+    [
+        ("p * _cdf(p)", "p / _cdf(p)", {"gelu"}),
+        ("_cdf(p) + 1.0", "_cdf(p) + 2.0", {"gelu"}),
+        ("-p / ROOT", "p / ROOT", {"gelu"}),
+        ("2.0 ** 0.5", "2.0 ** 0.4", {"gelu"}),
+        ("torch.tanh", "torch.sin", {"tanh"}),
+        ("return p\n", "return -p\n", {"tanh", "gelu"}),
+        ("class Activation:\n    pass", "class Activation:\n    size = 1", {"tanh", "gelu"}),
+        ("self.activation", "self.other", {"tanh", "gelu"}),
+        ("self.gate", "self.other", set()),
+        ("return UNITS[p]", "return UNITS.get(p)", {"tanh", "gelu"}),
+        ('    "gelu":', '    "new": Activation(torch.sin),\n    "gelu":', set()),
+        # A table that is not understood counts whole.
+        ('"tanh": Activation(torch.tanh', '**{}, "tanh": Activation(torch.tanh', {"tanh", "gelu"}),
+    ],
+)
+def test_of_activations_and_units_those_in_use_count(package, tiny_experiment, old, new, stale):
+    package(files={"units.py": UNITS})
+    experiments = {
+        name: tiny_experiment(model={"unit": {"activation": name}}) for name in ("tanh", "gelu")
+    }
+    before = {name: keys(experiment) for name, experiment in experiments.items()}
+    package(files={"units.py": UNITS}, replace={"units.py": (old, new)})
+    for name, experiment in experiments.items():
+        wanted = LIMITS | {"finite"} | AFTER if name in stale else set()
+        assert changed(before[name], keys(experiment)) == wanted
+
+
+def test_the_real_table_of_activations_is_understood(package, tiny_experiment):
+    text = (RESNET_LIMITS / "units.py").read_text()
+    for name in ("tanh", "gelu"):
+        package(files={"units.py": text})
+        before = keys(tiny_experiment(model={"unit": {"activation": name}}))
+        package(files={"units.py": text}, replace={"units.py": ("p * torch.exp(", "torch.exp(")})
+        after = keys(tiny_experiment(model={"unit": {"activation": name}}))
+        assert bool(changed(before, after)) == (name == "gelu")
 
 
 def test_an_init_that_does_something_counts(package):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ RATES = {"fit_rates": 1, **FIGURES}
 ERRORS = {"measure_errors": 1, **RATES}
 NETWORKS = {"finite": 1, **ERRORS}
 LIMITS = {"dmft": 1, "mean_ode": 1, "wide": 1, **ERRORS}
+UPGRADED = "upgraded"
 GRID: dict[str, Any] = {"depth": [2, 4], "width": [8], "embed_dim": [4, 16]}
 
 
@@ -37,8 +40,46 @@ def edit(file: str, text: str = "EDITED = 1") -> Callable[[Tree, Values], object
     return lambda tree, values: tree.append(file, text)
 
 
+def replace(file: str, old: str, new: str) -> Callable[[Tree, Values], object]:
+    def make(tree: Tree, values: Values) -> None:
+        path = tree.path / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    return make
+
+
+def upgrade(library: str) -> Callable[[Tree, Values], object]:
+    """Let a library be of another version, for all that ask."""
+
+    def make(tree: Tree, values: Values) -> None:
+        record = tree.path / UPGRADED / f"{library}-9999.0.dist-info"
+        record.mkdir(parents=True)
+        text = f"Metadata-Version: 2.1\nName: {library}\nVersion: 9999.0\n"
+        (record / "METADATA").write_text(text, encoding="utf-8")
+        asked = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import importlib.metadata as m; print(m.version({library!r}))",
+            ],
+            env=tree.environment(tree.path / UPGRADED),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert asked.stdout == "9999.0\n"
+
+    return make
+
+
 def experiment(**overrides: Any) -> Callable[[Tree, Values], object]:
     return lambda tree, values: tree.write_experiment(values(**overrides))
+
+
+def nothing(tree: Tree, values: Values) -> None:
+    pass
 
 
 def touch_all(tree: Tree, values: Values) -> None:
@@ -61,6 +102,14 @@ CHANGES = {
         edit("workflow/report/three_terms.rst", "More."), {"write_report": 1, "all": 1}
     ),
     "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), ERRORS),
+    "code of an activation that is not used": Change(
+        replace(f"{PACKAGE}/units.py", "sigmoid + g * (1.0 - sigmoid)", "sigmoid * (1.0 + p - g)"),
+        {},
+    ),
+    "code of the activation that is used": Change(
+        replace(f"{PACKAGE}/units.py", "1.0 - g * g", "(1.0 - g) * (1.0 + g)"),
+        {"finite": 1, **LIMITS},
+    ),
     "dense engine": Change(edit(f"{PACKAGE}/networks/dense.py"), NETWORKS),
     "quadrature": Change(edit(f"{PACKAGE}/limits/quadrature.py"), LIMITS),
     "learning rate": Change(experiment(training={"learning_rate": 0.25}), {"finite": 1, **LIMITS}),
@@ -75,6 +124,9 @@ CHANGES = {
         experiment(sweep={"seeds": [{"parameters": 100, "seeds": 3}, {"seeds": 2}]}),
         {"finite": 1, "mean_ode": 1, "wide": 1, **ERRORS},
     ),
+    "another number of cores": Change(nothing, {}, ("--cores", "7")),
+    "another limit of memory": Change(nothing, {}, ("--resources", "mem_mb=3000")),
+    "a library of another version": Change(upgrade("xarray"), {}),
     "depth removed": Change(experiment(sweep={"grid": {**GRID, "depth": [4]}}), ERRORS),
 }
 
@@ -90,7 +142,7 @@ def plans(
         tree = finished_tree.copy(folder / str(number))
         change.make(tree, tiny_values)
         arguments = ("--dry-run", "--configfile", "experiment.yaml", *change.arguments)
-        return planned(tree.run(*arguments).stdout)
+        return planned(tree.run(*arguments, before=[tree.path / UPGRADED]).stdout)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         jobs = pool.map(plan, range(len(CHANGES)), CHANGES.values())
