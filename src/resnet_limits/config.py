@@ -439,7 +439,7 @@ class SweepConfig(_Section):
         4,
         description=(
             "Number of seeds n: 0 to n-1, of embeddings and block weights; or a list of steps, "
-            "each for shapes up to a number of parameters, with no more seeds than the one before."
+            "each for shapes up to a number of parameters."
         ),
     )
     engine: Engine = Field("auto", description="How finite networks are computed.")
@@ -461,8 +461,6 @@ class SweepConfig(_Section):
         bounds = [step.parameters or math.inf for step in seeds]
         if any(low >= high for low, high in pairwise(bounds)):
             raise ValueError("parameters do not grow along the list; allowed: growing ones")
-        if any(more.seeds < fewer.seeds for more, fewer in pairwise(seeds)):
-            raise ValueError("seeds grow along the list; allowed: the same or fewer")
         return seeds
 
     @model_validator(mode="after")
@@ -489,7 +487,7 @@ class SweepConfig(_Section):
 
     @property
     def _most_seeds(self) -> int:
-        return self.seeds if isinstance(self.seeds, int) else self.seeds[0].seeds
+        return self.seeds if isinstance(self.seeds, int) else max(step.seeds for step in self.seeds)
 
     def seeds_for(self, parameters: int) -> int:
         """Give the number of seeds of a shape with some L M D."""
@@ -532,12 +530,13 @@ class SweepConfig(_Section):
 
 
 @lru_cache(maxsize=8)
-def _fewest_parameters(sweep: SweepConfig) -> dict[tuple[int, ...], int]:
-    """Find the fewest L M D of all shapes, of those with one D, and of those with one L and D."""
+def _most_seeds(sweep: SweepConfig) -> dict[tuple[int, ...], int]:
+    """Find the most seeds of all shapes, of those with one D, and of those with one L and D."""
     found: dict[tuple[int, ...], int] = {}
     for shape in sweep.all_shapes():
+        count = sweep.seeds_for(shape.parameters)
         for sizes in ((), (shape.embed_dim,), (shape.depth, shape.embed_dim)):
-            found[sizes] = min(found.get(sizes, shape.parameters), shape.parameters)
+            found[sizes] = max(found.get(sizes, count), count)
     return found
 
 
@@ -659,10 +658,9 @@ class Experiment(_Section):
             return self.seeds_of(Shape(**sizes))
         if isinstance(self.sweep.seeds, int):
             return range(self.sweep.seeds)
-        # Smaller shapes never have fewer seeds than larger ones.
-        fewest = _fewest_parameters(self.sweep)
+        most = _most_seeds(self.sweep)
         key = tuple(sizes[name] for name in Shape._fields if name in sizes)
-        return range(self.sweep.seeds_for(fewest.get(key, fewest[()])))
+        return range(most.get(key, most[()]))
 
     @property
     def pairs(self) -> tuple[str, ...]:
