@@ -377,7 +377,7 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
                     _small_noise(axes, noise)
         panels[row][0].set_ylabel(style.AXIS_NAMES[quantity])
     for axes, (_, _, label) in zip(panels[1], _TERM_PANELS, strict=True):
-        axes.set_xlabel(label)
+        axes.set_xlabel("\n".join(filter(None, [label, axes.get_xlabel()])))
     style.headline(figure, f"The three terms of the error, each alone, step {step}")
     style.footnote(
         figure,
@@ -443,7 +443,8 @@ def _term_panel(
             f"theory {style.fraction(theory)}, in {style.variable_name(fit['variable'])}",
         ]
         if terms:
-            _terms_in_words(axes, terms)
+            # Below the axis, as points may be anywhere above it.
+            axes.set_xlabel(_terms_in_words(terms))
     # An error that grows along the axis leaves room on the left, one that falls on the right.
     left = name == "D/(LM)"
     axes.text(
@@ -463,22 +464,13 @@ def _term_panel(
         style.size_ticks(axes, list(x))
 
 
-def _terms_in_words(axes: Axes, terms: Mapping[str, Any]) -> None:
-    """Write fitted terms where growing errors leave room: at the lower right."""
+def _terms_in_words(terms: Mapping[str, Any]) -> str:
+    """Write fitted terms with their amplitudes."""
     parts = [
         f"{style.number(term.get('amplitude'))} \N{MULTIPLICATION SIGN} {style.variable_name(name)}"
         for name, term in terms.items()
     ]
-    axes.text(
-        0.98,
-        0.14,
-        "\n".join(["terms in quadrature:", *parts]),
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=style.SMALL_SIZE,
-        linespacing=1.4,
-    )
+    return f"in quadrature: {', '.join(parts)}"
 
 
 def _small_noise(axes: Axes, noise: float) -> None:
