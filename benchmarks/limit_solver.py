@@ -3,8 +3,8 @@
 Solves a setting with its own pilot and prints time, standard error and depth error; then, with
 ``--solves n``, solves it again with n other sets of scramblings and compares the scatter of the
 solutions with the standard error that each of them claims; with ``--finer n``, against n times the
-points, which shows a bias that the replicates share. The floor is the time of the activations of
-the final solve alone, measured in the same run.
+points, which shows a bias that the replicates share. For scale, the
+time of the activations of the final solve alone, by torch, is measured in the same run.
 
 The settings: ``paper-tanh``, that of ``config/paper-tanh.yaml``, and ``one-sample``, a tanh network
 with one sample, three inputs, three targets and six states at a learning rate of 1.

@@ -18,6 +18,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from resnet_limits import randomness
+from resnet_limits.limits.threads import workers
 
 Array = NDArray[np.float64]
 
@@ -189,9 +190,10 @@ def sobol(
     turns = [torch.from_numpy(turn.T.copy()) for turn in (directions.incoming, directions.outgoing)]
     counts = in_vectors, out_vectors
     drawn = [torch.empty(len(replicates), points, count, r, dtype=dtype) for count in counts]
-    for index, replicate in enumerate(replicates):
+
+    def draw(index: int) -> None:
         # scipy spawns children of the seed that it is given, which a plain integer allows.
-        seed = int(randomness.generator(root_seed, "quadrature", replicate).integers(2**63))
+        seed = int(randomness.generator(root_seed, "quadrature", replicates[index]).integers(2**63))
         sequence = qmc.Sobol(vectors * r, scramble=True, rng=seed)
         for start in range(0, points, _BLOCK):
             stop = min(points, start + _BLOCK)
@@ -206,5 +208,9 @@ def sobol(
             ):
                 images = sign[:, None, None] * (part @ turn)[:, None]
                 target[index, start:stop] = images.flatten(0, 1)
+
+    with workers() as pool:
+        for _ in (pool.executor.map if pool else map)(draw, range(len(replicates))):
+            pass
     ins, outs = drawn
     return UnitSample(ins, outs, group=len(signs))

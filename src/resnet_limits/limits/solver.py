@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
+from resnet_limits.limits import kernels
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.quadrature import UnitSample
+from resnet_limits.limits.threads import Pool, workers
 from resnet_limits.units import Unit
 
 logger = logging.getLogger(__name__)
@@ -38,8 +41,8 @@ MAX_PASSES = 10
 TIGHT = 1e-11
 """Relative tolerance of the fixed points where nothing looser is asked for."""
 # Elements of the activations of one chunk. On a CPU all arrays of a chunk stay in a core's cache;
-# on a GPU one kernel has work for the whole device.
-_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24}
+# on a GPU one kernel has work for the whole device. Compiled kernels see to the cache themselves.
+_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24, "compiled": 1 << 18}
 # Activations are kept for the iterations of a backward pass up to this many.
 _KEPT_ELEMENTS = 1 << 27
 # The part of the units that does the iteration: large enough for its derivative to be within a few
@@ -103,26 +106,6 @@ class Trajectory:
         return cls(**arrays, diverged_step=min(diverged, default=-1), passes=passes)
 
 
-@contextmanager
-def _workers(device: str) -> Iterator[ThreadPoolExecutor | None]:
-    """Give one worker thread to every thread that torch may use, or none where one is enough.
-
-    A chunk is too small to be shared by threads, whose barriers would cost as much as the work,
-    the more so where the cores are shared with other jobs. So every worker takes whole chunks.
-    """
-    threads = torch.get_num_threads()
-    if device != "cpu" or threads == 1:
-        yield None
-        return
-    torch.set_num_threads(1)
-    try:
-        # The setting holds for the thread that makes it.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
 @dataclass
 class _Chunk:
     """Units of one node and some replicates, small enough for a core's cache.
@@ -138,6 +121,25 @@ class _Chunk:
     pairs: slice
     incoming: Tensor
     outgoing: Tensor
+
+
+def _joined(chunks: list[_Chunk]) -> list[_Chunk]:
+    """Join neighbours of as many points: replicates of one node."""
+    groups: list[list[_Chunk]] = []
+    for chunk in chunks:
+        last = groups[-1][-1] if groups else None
+        if last is not None and last.incoming.shape[1:] == chunk.incoming.shape[1:]:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return [
+        _Chunk(
+            slice(group[0].pairs.start, group[-1].pairs.stop),
+            torch.cat([chunk.incoming for chunk in group]),
+            torch.cat([chunk.outgoing for chunk in group]),
+        )
+        for group in groups
+    ]
 
 
 def _products(matrices: Tensor, weights: Tensor) -> Tensor:
@@ -174,6 +176,11 @@ def _from_unit(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1)
 
 
+def _code(unit: Unit, dtype: torch.dtype, device: str) -> int | None:
+    """Return what the compiled kernels know the unit by, or None where torch does the work."""
+    return kernels.activation_code(unit) if (dtype, device) == (torch.float32, "cpu") else None
+
+
 class _Units:
     """All units of the quadrature at all depth nodes, and their expectations.
 
@@ -181,9 +188,7 @@ class _Units:
     the chunks' order, whoever computes them.
     """
 
-    def __init__(
-        self, dynamics: Dynamics, chunks: list[_Chunk], pool: ThreadPoolExecutor | None
-    ) -> None:
+    def __init__(self, dynamics: Dynamics, chunks: list[_Chunk], pool: Pool | None) -> None:
         self.dynamics = dynamics
         self.unit: Unit = dynamics.unit
         self.chunks = chunks
@@ -194,6 +199,7 @@ class _Units:
             counts[chunk.pairs] += chunk.incoming.shape[-1]
         self.size = int(counts.sum())
         self.dtype = first.dtype
+        self.code = _code(dynamics.unit, first.dtype, first.device.type)
         scale = dynamics.residual_scale / counts
         self.scale = scale[:, None, None].to(first.device)
 
@@ -205,12 +211,13 @@ class _Units:
         shares: Array,
         dtype: torch.dtype,
         device: str,
-        pool: ThreadPoolExecutor | None,
+        pool: Pool | None,
     ) -> _Units:
         """Deal the sample out to the nodes."""
         rows = len(dynamics.inputs)
         widest = rows * max(dynamics.unit.in_vectors, dynamics.unit.out_vectors)
-        most = max(16, _CHUNK_ELEMENTS[device] // widest)
+        compiled = _code(dynamics.unit, dtype, device) is not None
+        most = max(16, _CHUNK_ELEMENTS["compiled" if compiled else device] // widest)
 
         def weights(vectors: Tensor, std: float) -> Tensor:
             return (std * vectors).to(device, dtype).permute(0, 2, 3, 1).contiguous()
@@ -251,13 +258,22 @@ class _Units:
             )
             for few in taken.values()
         ]
+        if self.code is not None:
+            chunks = _joined(chunks)
         return _Units(self.dynamics, chunks, self.pool)
 
     def _each(self, work: Callable[[int, _Chunk], Found]) -> Iterable[Found]:
         numbers = range(len(self.chunks))
         if self.pool is None or len(self.chunks) == 1:
             return map(work, numbers, self.chunks)
-        return self.pool.map(work, numbers, self.chunks)
+        # Each thread takes one run of chunks: handing over costs as much as a small chunk.
+        bounds = np.linspace(0, len(self.chunks), self.pool.threads + 1).astype(int)
+
+        def several(first: int, stop: int) -> list[Found]:
+            return [work(number, self.chunks[number]) for number in range(first, stop)]
+
+        runs = self.pool.executor.map(several, bounds[:-1].tolist(), bounds[1:].tolist())
+        return chain.from_iterable(runs)
 
     def _drifts(self, like: Tensor, work: Callable[[int, _Chunk], list[Tensor]]) -> list[Tensor]:
         """Add up the sums that `work` gives for each chunk, and scale them to drifts."""
@@ -284,6 +300,8 @@ class _Units:
 
     def forward_drift(self, w: Tensor) -> Tensor:
         """``alpha E[O g(I^T w)]``."""
+        if self.code is not None:
+            return self._drifts(w, self._compiled(w, None))[0]
         local = self._local(w)
 
         def work(_number: int, chunk: _Chunk) -> list[Tensor]:
@@ -293,6 +311,9 @@ class _Units:
 
     def backward_drift(self, w: Tensor) -> Callable[[Tensor], Tensor]:
         """``z -> alpha E[I Dg(p)^T O^T z]``; activations at w are kept where there is room."""
+        if self.code is not None:
+            # Activations cost less than to keep them.
+            return lambda z: self._drifts(z, self._compiled(w, z, forward=False))[0]
         local_w = self._local(w)
         vectors = self.unit.in_vectors + self.unit.out_vectors
         kept: list[tuple[Tensor, Tensor]] = []
@@ -317,6 +338,9 @@ class _Units:
 
         With the `settled` states of the step before, each unit takes its gradient step first.
         """
+        if self.code is not None:
+            forward, backward = self._drifts(w, self._compiled(w, z, settled))
+            return forward, backward
         local_w, local_z = self._local(w), self._local(z)
         train = None if settled is None else self._gradient_step(*settled)
 
@@ -335,11 +359,58 @@ class _Units:
         for _ in self._each(self._gradient_step(w, z)):
             pass
 
-    def _gradient_step(self, w: Tensor, z: Tensor) -> Callable[[int, _Chunk], None]:
+    def _rates(self, rows: int) -> tuple[float, float]:
+        """Return what the sums over rows of a gradient step are multiplied by."""
+        scale = -1.0 / (self.dynamics.residual_scale * rows)
+        return scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
+
+    def _compiled(
+        self,
+        w: Tensor | None,
+        z: Tensor | None,
+        settled: tuple[Tensor, Tensor] | None = None,
+        *,
+        forward: bool = True,
+    ) -> Callable[[int, _Chunk], list[Tensor]]:
+        """Return what :func:`kernels.visit` does to a chunk.
+
+        A gradient step at the `settled` states, then the sums of the forward drift at w and, where
+        there is a z, of the backward drift.
+        """
+        wanted = (forward and w is not None, z is not None)
+        r, rows = self.chunks[0].incoming.shape[2], len(self.dynamics.inputs)
+        pairs = len(self.scale)
+        nothing = np.zeros((pairs, rows, r), np.float32)
+        turned = np.zeros((pairs, r, rows), np.float32)
+
+        def by_rows(state: Tensor | None) -> NDArray[np.float32]:
+            return nothing if state is None else self._local(state).mT.contiguous().numpy()
+
+        here = by_rows(w), by_rows(z)
+        there = [nothing, nothing, turned, turned]
+        if settled is not None:
+            steps = zip(self._rates(rows), settled, strict=True)
+            scaled = [(rate * self._local(state)).contiguous().numpy() for rate, state in steps]
+            there = [*map(by_rows, settled), *scaled]
+
+        def work(_number: int, chunk: _Chunk) -> list[Tensor]:
+            at = chunk.pairs
+            sums = np.empty((2, at.stop - at.start, r, rows))
+            weights = chunk.incoming[:, 0].numpy(), chunk.outgoing[:, 0].numpy()
+            old = tuple(state[at] for state in there)
+            w_here, z_here = (state[at] for state in here)
+            trains = settled is not None
+            kernels.visit(self.code, *weights, trains, old, w_here, z_here, wanted, sums)
+            return [torch.from_numpy(sums[i]) for i in (0, 1) if wanted[i]]
+
+        return work
+
+    def _gradient_step(self, w: Tensor, z: Tensor) -> Callable[[int, _Chunk], object]:
         """Return what one gradient step does to a chunk (theory.md, "Gradient step")."""
+        if self.code is not None:
+            return self._compiled(None, None, (w, z))
         local_w, local_z = self._local(w), self._local(z)
-        scale = -1.0 / (self.dynamics.residual_scale * z.shape[-1])
-        rate_in, rate_out = scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
+        rate_in, rate_out = self._rates(z.shape[-1])
 
         def work(_number: int, chunk: _Chunk) -> None:
             p, g = self._activate(chunk, local_w)
@@ -657,7 +728,7 @@ def solve(
 
     outputs, hiddens, backwards, losses = [], [], [], []
     diverged_step = -1
-    with _workers(device) as pool:
+    with workers() if device == "cpu" else nullcontext() as pool:
         units = _Units.of_sample(dynamics, sample, grid.total, dtype, device, pool)
         fields = _Fields(units, sample, grid, tolerance, name)
         for step in range(dynamics.steps):
