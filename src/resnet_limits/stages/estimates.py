@@ -20,7 +20,7 @@ BATCH_MB = 2048
 """Seeds of one shape are in memory together as long as they take less than this."""
 
 # What a limit takes for each point of the quadrature, step and sample, all passes together.
-_POINT_SECONDS = 3.3e-8
+_POINT_SECONDS = 2e-8
 # Points that a tolerance of 1e-3 takes, and how their number grows as it falls.
 _POINTS, _POINTS_POWER = 7e4, 1.6
 # What comes with every solve of a limit, and with every job that measures, fits or draws.
