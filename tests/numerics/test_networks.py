@@ -262,9 +262,10 @@ def test_memory_is_that_of_the_arrays(monkeypatch, samples, kept):
     assert (factors > 0) == (kept != 0)
 
 
+@pytest.mark.parametrize("kept", [0, 2])
 @pytest.mark.parametrize("name", SETS)
-def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name):
-    engine(**SETS[name])
+def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name, kept):
+    engine(kept=kept, **SETS[name])
     dynamics, shape = make(steps=5), Shape(8, 16, 32)
     together = run(dynamics, shape, range(8))
     for seed in range(8):
