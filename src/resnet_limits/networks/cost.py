@@ -121,10 +121,8 @@ def _factor(work: Work) -> int:
     return 2 * embed_dim + work.vectors * width
 
 
-# The dense engine's choice on a CPU, in the time in which a number of the weights is read: of a
-# multiplication, and of a factor's number beside one of the weights, whose rows are fewer.
+# A multiplication of the dense engine, in the time in which a number is read.
 _MULTIPLICATION = 0.2
-_THIN = 2.0
 
 
 def kept_steps(work: Work) -> int:
@@ -144,7 +142,7 @@ def kept_steps(work: Work) -> int:
     weights = work.vectors * width * embed_dim
     updates = work.steps - 1
     # Read in the forward and in the backward pass.
-    reading = 2 * _THIN * (1 + _MULTIPLICATION * work.rows) * work.rows * _factor(work)
+    reading = 2 * (1 + _MULTIPLICATION * work.rows) * work.rows * _factor(work)
 
     def cost(block: int) -> float:
         adding = weights * (2 + _MULTIPLICATION * work.rows * max(1, block))
