@@ -22,7 +22,8 @@ from machine import bandwidth, describe, matrix_rate, synchronize
 from resnet_limits import devices
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
-from resnet_limits.networks.dense import DenseNetwork, memory_bytes
+from resnet_limits.networks import cost
+from resnet_limits.networks.dense import DenseNetwork
 from resnet_limits.problem import Loss
 from resnet_limits.units import Perceptron
 
@@ -148,7 +149,9 @@ def main() -> None:
         case = measure(
             shape, samples, seeds, arguments.steps, arguments.runs, dtype, arguments.device
         )
-        size = seeds * memory_bytes(problem(samples, arguments.steps), shape, dtype)
+        dynamics = problem(samples, arguments.steps)
+        work = cost.Work.of(dynamics, shape, seeds, dtype.itemsize)
+        size = seeds * cost.memory_bytes("dense", work)
         figures = (
             *(shape.depth, shape.width, shape.embed_dim, samples, seeds, f"{size / 2**20:.0f}"),
             *(f"{seconds * 1e3:.2f}" for seconds in (case.memory, case.arithmetic, case.step)),

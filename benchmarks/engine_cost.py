@@ -53,7 +53,7 @@ def training_seconds(engine: str, shape: Shape, samples: int, steps: int, seeds:
     dynamics = problem(samples, steps)
     embedding = np.random.default_rng(0).standard_normal((seeds, shape.embed_dim, 6))
     start = time.process_time()
-    network = ENGINES[engine].make(
+    network = ENGINES[engine](
         dynamics, shape, range(seeds), embedding, 0, dtype=torch.float64, device="cpu"
     )
     for step in range(steps):

@@ -1,7 +1,7 @@
 """Time and memory of training one network with the implicit engine, up to 1e14 parameters.
 
 Each shape is trained in a process of its own, whose peak memory is printed beside what the planner
-(``implicit.memory_bytes``) expected and beside the block weights that a dense network would hold.
+(``cost.memory_bytes``) expected and beside the block weights that a dense network would hold.
 
 Usage: ``python benchmarks/implicit_engine.py [L,M,D ...] [--precision float64] [--steps 6]
 [--samples 1] [--threads 2]``; by default L M D of 1e11, 1e12 and 1e13, which needs 7 GiB.
@@ -22,7 +22,7 @@ from machine import describe
 
 from resnet_limits import devices
 from resnet_limits.config import Shape
-from resnet_limits.networks import implicit
+from resnet_limits.networks import cost, implicit
 
 SHAPES = ["10,100000,100000", "100,100000,100000", "50,450000,450000"]
 
@@ -41,7 +41,8 @@ def train(shape: Shape, samples: int, steps: int, precision: str, device: str) -
         network.backward_pass(gradient, update=step + 1 < steps)
     seconds = time.perf_counter() - start
     loss = float(dynamics.loss.value(output, network.targets)[0])
-    planned = implicit.memory_bytes(dynamics, shape, dtype) / 2**30
+    work = cost.Work.of(dynamics, shape, 1, dtype.itemsize)
+    planned = cost.memory_bytes("implicit", work) / 2**30
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"

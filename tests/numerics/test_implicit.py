@@ -336,7 +336,7 @@ def test_memory_is_that_of_the_arrays():
             held += matrix.left.nbytes + matrix.image.nbytes
             small = (matrix.alpha, matrix.xi, matrix.tau, matrix.cross, matrix.inner)
             held += sum(array.nbytes for array in small)
-    assert implicit.memory_bytes(dynamics, shape, torch.float64) == held
+    assert cost.memory_bytes("implicit", cost.Work.of(dynamics, shape, 1, 8)) == held
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from resnet_limits import randomness
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics
-from resnet_limits.networks import dense
+from resnet_limits.networks import cost, dense
 from resnet_limits.networks import train as training
 from resnet_limits.networks.train import (
     DIVERGED,
@@ -143,8 +143,7 @@ def engine(monkeypatch):
 
     def options(shared_from=None, **values):
         made = functools.partial(dense.DenseNetwork, **values)
-        entry = training.Engine(made, dense.memory_bytes)
-        monkeypatch.setitem(training.ENGINES, "dense", entry)
+        monkeypatch.setitem(training.ENGINES, "dense", made)
         if shared_from is not None:
             monkeypatch.setattr(dense, "_SHARED_FROM", shared_from)
 
@@ -181,7 +180,11 @@ def test_all_sets_of_products_agree(engine, samples, shape, precision):
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 5, 100])
 @pytest.mark.parametrize("name", ["serial", "shared"])
 def test_steps_kept_as_factors_are_steps(engine, kept, name):
-    """Six steps: in place, added to the weights after each, after two ..., after five, never."""
+    """Six steps, added at once, before the next, in blocks of two, three and five, never.
+
+    All states are compared, so also those right before and right after a block is added, and a
+    last block that is not full.
+    """
     dynamics = make("gelu", steps=7, rate_in=0.3, rate_out=0.6, rate_embedding=0.2)
     engine(kept=kept, **SETS[name])
     trained = run(dynamics)
@@ -206,37 +209,63 @@ def test_factors_that_get_lost_are_seen(engine, monkeypatch, name):
     assert np.abs(right.output - wrong.output)[:, 3:].max() > 1e-3
 
 
-def test_factors_are_kept_where_a_whole_training_of_them_is_small():
-    # 14 steps of 10 samples, 2 D + 2 M numbers each, against 2 M D weights.
-    assert dense.kept_steps(make(samples=10, steps=15), Shape(9, 280, 280)) == 14
-    assert dense.kept_steps(make(samples=10, steps=15), Shape(9, 279, 280)) == 0
-    assert dense.kept_steps(make(samples=1, steps=15), Shape(9, 28, 28)) == 14
-    assert dense.kept_steps(make(samples=1, steps=1), Shape(9, 28, 28)) == 0
+def work(shape, samples, steps=15, **values):
+    return cost.Work(shape, samples, steps, 1, **values)
+
+
+@pytest.mark.parametrize(
+    ("width", "embed_dim", "samples", "kept"),
+    [
+        # One sample of a training is little beside the weights; of small ones it is not.
+        (500, 500, 1, 14),
+        (30, 30, 1, 7),
+        (300, 300, 10, 7),
+        (1000, 1000, 10, 14),
+        (31, 31, 10, 0),
+        # More samples than dimensions: factors would be larger than the weights.
+        (200, 200, 1000, 0),
+    ],
+)
+def test_blocks_are_large_where_factors_are_small(width, embed_dim, samples, kept):
+    assert cost.kept_steps(work(Shape(9, width, embed_dim), samples)) == kept
+
+
+def test_blocks_of_long_trainings_do_not_outgrow_the_weights():
+    shape = Shape(9, 500, 500)
+    kept = [cost.kept_steps(work(shape, 1, steps)) for steps in (1, 2, 15, 200, 2000)]
+    assert kept[:3] == [0, 1, 14]
+    # Blocks settle; their factors are a fraction of the weights.
+    assert 14 < kept[3] < 40
+    assert 14 < kept[4] < 40
 
 
 @pytest.mark.parametrize("samples", [1, 10])
-@pytest.mark.parametrize("kept", [0, None])
-def test_memory_is_what_is_allocated(monkeypatch, samples, kept):
+@pytest.mark.parametrize("kept", [0, 5, None])
+def test_memory_is_that_of_the_arrays(monkeypatch, samples, kept):
     shape, dynamics = Shape(4, 300, 300), make(samples=samples, steps=15)
-    if kept == 0:
-        monkeypatch.setattr(dense, "kept_steps", lambda *_: 0)
+    if kept is not None:
+        monkeypatch.setattr(cost, "kept_steps", lambda _: kept)
     tracemalloc.start()
     network = dense.DenseNetwork(dynamics, shape, [0], table(300)(0)[None], 0)
     allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (network.kept > 0) == (kept is None)
-    said = dense.memory_bytes(dynamics, shape, torch.float64)
-    assert said == pytest.approx(allocated, rel=0.2)
-    if kept is None and samples == 10:
-        # The check would see it if factors were not counted.
-        at = network._arrays
-        factors = sum(f.nbytes for f in (at.past_h, at.past_dp, at.past_b, at.past_g))
-        assert factors > 0.4 * allocated
+    at = network._arrays
+    # States are seen twice: before and after each layer.
+    held = network.hidden.nbytes + network.backward.nbytes
+    seen = {"h", "next_h", "b", "next_b"}
+    held += sum(array.nbytes for name, array in vars(at).items() if name not in seen)
+    said = cost.memory_bytes("dense", cost.Work.of(dynamics, shape, 1, 8))
+    assert said == held
+    # Beside it, scratch arrays for one layer.
+    assert held <= allocated < 1.2 * held
+    factors = sum(factor.nbytes for factor in (at.past_h, at.past_dp, at.past_b, at.past_g))
+    assert (factors > 0) == (kept != 0)
 
 
+@pytest.mark.parametrize("kept", [0, 2])
 @pytest.mark.parametrize("name", SETS)
-def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name):
-    engine(**SETS[name])
+def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name, kept):
+    engine(kept=kept, **SETS[name])
     dynamics, shape = make(steps=5), Shape(8, 16, 32)
     together = run(dynamics, shape, range(8))
     for seed in range(8):

@@ -1,15 +1,20 @@
-"""What a network costs with each engine: the model by which ``auto`` chooses.
+"""What a network costs with each engine: its memory, and the model by which ``auto`` chooses.
 
-The constants were fitted by ``benchmarks/engine_cost.py`` to measured times and are shipped with
-the package: every machine decides alike, and nothing is measured at run time. Only their ratios
-matter for the choice. Nothing here imports torch, so that the workflow can plan with it.
+Memory is counted exactly, by one formula for what is planned, chosen and refused. The constants of
+the time were fitted by ``benchmarks/engine_cost.py`` to measured times and are shipped with the
+package: every machine decides alike, and nothing is measured at run time. Only their ratios matter
+for the choice. Nothing here imports torch, so that the workflow can plan with it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from resnet_limits.config import Shape
+
+if TYPE_CHECKING:
+    from resnet_limits.dynamics import Dynamics
 
 MEMORY = 8 << 30
 """An engine that needs more bytes for one network is chosen only if no other needs less."""
@@ -25,8 +30,8 @@ class Work:
         L, M, D.
     rows, steps, seeds : int
         N, K and S.
-    vectors : int
-        a + c, in- and out-vectors of a unit.
+    in_vectors, out_vectors : int
+        a and c, of a unit.
     itemsize : int
         Bytes of one number.
     """
@@ -35,8 +40,21 @@ class Work:
     rows: int
     steps: int
     seeds: int
-    vectors: int = 2
+    in_vectors: int = 1
+    out_vectors: int = 1
     itemsize: int = 8
+
+    @property
+    def vectors(self) -> int:
+        """In- and out-vectors of a unit together."""
+        return self.in_vectors + self.out_vectors
+
+    @classmethod
+    def of(cls, dynamics: Dynamics, shape: Shape, seeds: int, itemsize: int) -> Work:
+        """Work of training so many seeds of a shape on a problem."""
+        unit, rows = dynamics.unit, len(dynamics.inputs)
+        vectors = (unit.in_vectors, unit.out_vectors)
+        return cls(shape, rows, dynamics.steps, seeds, *vectors, itemsize)
 
 
 @dataclass(frozen=True)
@@ -97,20 +115,76 @@ def _seconds(engine: str, work: Work) -> float:
     )
 
 
-def _dense_bytes(work: Work) -> float:
+def _factor(work: Work) -> int:
+    """Numbers of one row of one gradient step in one layer: two states and the coefficients."""
+    _, width, embed_dim = work.shape
+    return 2 * embed_dim + work.vectors * width
+
+
+# A multiplication of the dense engine, in the time in which a number is read.
+_MULTIPLICATION = 0.2
+
+
+def kept_steps(work: Work) -> int:
+    """Gradient steps that the dense engine keeps as factors on a CPU before it adds them up.
+
+    A step that is kept costs every product up to then the factors' numbers in reads and
+    operations. Adding a block of steps to the weights costs the weights' numbers, read and written
+    once a block, and their operations. The block with the least sum over a whole training is taken;
+    a training of one block adds nothing up, for nothing reads the weights after the last step.
+
+    Returns
+    -------
+    int
+        Steps of a block; 0: each step is added at once, and no factors are kept.
+    """
+    _, width, embed_dim = work.shape
+    weights = work.vectors * width * embed_dim
+    updates = work.steps - 1
+    # Read in the forward and in the backward pass.
+    reading = 2 * (1 + _MULTIPLICATION * work.rows) * work.rows * _factor(work)
+
+    def cost(block: int) -> float:
+        adding = weights * (2 + _MULTIPLICATION * work.rows * max(1, block))
+        if block == 0:
+            return updates * adding
+        full = (updates - 1) // block
+        rest = updates - full * block
+        visits = full * block * (block + 1) // 2 + rest * (rest + 1) // 2
+        return visits * reading + full * adding
+
+    return min(range(updates + 1), key=cost)
+
+
+def _dense_bytes(work: Work) -> int:
+    """Block weights, factors of the kept steps, states and coefficients of one step.
+
+    On a GPU there are no factors, so that it takes no more.
+    """
     depth, width, embed_dim = work.shape
     weights = work.vectors * depth * width * embed_dim
-    states = work.rows * depth * (2 * embed_dim + work.vectors * width)
-    return float(weights + states) * work.itemsize
+    states = 2 * (depth + 1) * work.rows * embed_dim
+    coefficients = 2 * depth * work.rows * work.vectors * width
+    factors = kept_steps(work) * depth * work.rows * _factor(work)
+    return (weights + states + coefficients + factors) * work.itemsize
 
 
-def _implicit_bytes(work: Work) -> float:
+def implicit_directions(embed_dim: int, unit_dim: int, probes: int) -> tuple[int, int]:
+    """Most directions that the implicit engine's left and right probes can have."""
+    return min(probes, embed_dim), min(probes, unit_dim)
+
+
+def _implicit_bytes(work: Work) -> int:
+    """Bases, images and raw vectors in the stored precision, small matrices in float64."""
     depth, width, embed_dim = work.shape
     probes = work.rows * work.steps
-    held = work.vectors * probes * (width + 2 * embed_dim)
-    states = 2 * work.rows * embed_dim
-    small = 8 * 5 * work.vectors * probes**2
-    return float(depth) * ((held + states) * work.itemsize + small)
+    numbers = small = 0
+    for vectors in (work.in_vectors, work.out_vectors):
+        left, right = implicit_directions(embed_dim, vectors * width, probes)
+        numbers += (left + right) * embed_dim + probes * vectors * width
+        small += probes * (3 * left + right + probes) + left * right
+    states = 2 * (depth + 1) * work.rows * embed_dim
+    return (depth * numbers + states) * work.itemsize + 8 * depth * small
 
 
 _BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
@@ -121,8 +195,11 @@ def seconds(engine: str, work: Work) -> float:
     return _seconds(choose(work).engine if engine == "auto" else engine, work)
 
 
-def memory_bytes(engine: str, work: Work) -> float:
-    """Bytes that one network takes, about; with ``auto`` those of the engine that it takes."""
+def memory_bytes(engine: str, work: Work) -> int:
+    """Bytes that one network (one seed) takes while it is trained.
+
+    With ``auto``, those of the engine that it takes.
+    """
     return _BYTES[choose(work).engine if engine == "auto" else engine](work)
 
 

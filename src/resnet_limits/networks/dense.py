@@ -1,8 +1,8 @@
 """The dense engine: networks whose block weights are held in memory.
 
 Explicit forward and backward passes over the layers (theory.md, "The finite network"), all seeds of
-a shape side by side. A pass reads each weight once. Gradient steps are taken in place, or are kept
-as low-rank factors beside weights that nothing writes to. No autograd graph is built.
+a shape side by side. A pass reads each weight once. Gradient steps are kept as low-rank factors
+beside the weights, and added to these a block of steps at a time. No autograd graph is built.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from resnet_limits import randomness
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.networks import cost
 
 # From this many weights of a layer on, all seeds together, threads share the work on them.
 _SHARED_FROM = 1 << 17
@@ -77,8 +78,7 @@ class _Scales:
 class _Products(Protocol):
     """The four products of a layer with its weights.
 
-    `used` is the number of rows of the factors that count. With `learn`, a product is followed by
-    the gradient step of its weights.
+    `used` is the number of rows of the factors that count.
     """
 
     def read(self, layer: int, used: int) -> None:
@@ -87,21 +87,15 @@ class _Products(Protocol):
     def write(self, layer: int, used: int) -> None:
         """``next_h = h + alpha / (L M) O g``."""
 
-    def read_back(self, layer: int, used: int, learn: bool) -> None:
-        """``r = O^T next_b / D``; then O learns from next_b and g."""
+    def read_back(self, layer: int, used: int) -> None:
+        """``r = O^T next_b / D``."""
 
-    def write_back(self, layer: int, used: int, learn: bool) -> None:
-        """``b = next_b + alpha / (L M) I dp``; then I learns from h and dp."""
-
-    def learn(self) -> None:
-        """Take the gradient steps that have been left to the end of the backward pass."""
+    def write_back(self, layer: int, used: int) -> None:
+        """``b = next_b + alpha / (L M) I dp``."""
 
 
 class _Batched:
-    """Matrix products, all seeds in one batch; gradient steps in place, all layers in one batch.
-
-    A GPU's recordings need all but :meth:`learn` to give the same when they are done twice.
-    """
+    """Matrix products, all seeds in one batch; there are no factors."""
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
         self.at, self.scales = arrays, scales
@@ -119,19 +113,14 @@ class _Batched:
         h, g, out = at.h[layer], at.g[layer], at.next_h[layer]
         torch.baddbmm(h, g, at.outgoing[layer], alpha=self.scales.write, out=out)
 
-    def read_back(self, layer: int, used: int, learn: bool) -> None:
+    def read_back(self, layer: int, used: int) -> None:
         at = self.at
         self._project(at.outgoing[layer], at.next_b[layer], at.r[layer])
 
-    def write_back(self, layer: int, used: int, learn: bool) -> None:
+    def write_back(self, layer: int, used: int) -> None:
         at = self.at
         b, dp, out = at.next_b[layer], at.dp[layer], at.b[layer]
         torch.baddbmm(b, dp, at.incoming[layer], alpha=self.scales.write, out=out)
-
-    def learn(self) -> None:
-        at, scales = self.at, self.scales
-        _add_product(at.outgoing, at.g, at.next_b, scales.step_out)
-        _add_product(at.incoming, at.dp, at.h, scales.step_in)
 
 
 class _Compiled:
@@ -159,29 +148,26 @@ class _Compiled:
         self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
 
     def read(self, layer: int, used: int) -> None:
-        at, scales, scratch = self.at, self.scales, self.overlaps
-        arrays = (at.incoming, at.h, at.p, at.dp, at.past_h, at.past_dp, scratch)
-        self.project(*arrays, layer, used, scales.read, scales.step_in, False)
+        at, scales = self.at, self.scales
+        arrays = (at.incoming, at.h, at.p, at.past_h, at.past_dp, self.overlaps)
+        self.project(*arrays, layer, used, scales.read, scales.step_in)
 
     def write(self, layer: int, used: int) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.outgoing, at.g, at.h, at.next_h, at.next_b, at.past_b, at.past_g)
+        arrays = (at.outgoing, at.g, at.h, at.next_h, at.past_b, at.past_g)
         scratch = (self.overlaps, self.partial)
-        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out, False)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out)
 
-    def read_back(self, layer: int, used: int, learn: bool) -> None:
-        at, scales, scratch = self.at, self.scales, self.overlaps
-        arrays = (at.outgoing, at.next_b, at.r, at.g, at.past_b, at.past_g, scratch)
-        self.project(*arrays, layer, used, scales.read, scales.step_out, learn)
-
-    def write_back(self, layer: int, used: int, learn: bool) -> None:
+    def read_back(self, layer: int, used: int) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.incoming, at.dp, at.next_b, at.b, at.h, at.past_h, at.past_dp)
-        scratch = (self.overlaps, self.partial)
-        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in, learn)
+        arrays = (at.outgoing, at.next_b, at.r, at.past_b, at.past_g, self.overlaps)
+        self.project(*arrays, layer, used, scales.read, scales.step_out)
 
-    def learn(self) -> None:
-        """Nothing is left: each product has been followed by its gradient step."""
+    def write_back(self, layer: int, used: int) -> None:
+        at, scales = self.at, self.scales
+        arrays = (at.incoming, at.dp, at.next_b, at.b, at.past_h, at.past_dp)
+        scratch = (self.overlaps, self.partial)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in)
 
 
 def _add_product(weights: Tensor, coefficients: Tensor, states: Tensor, step: float) -> None:
@@ -209,7 +195,8 @@ class DenseNetwork:
         Arithmetic; draws are made in float64 on the CPU whatever these are.
     kept : int, optional
         Gradient steps that are kept as factors before they are added to the weights; 0: each is
-        taken in place. By default :func:`kept_steps`. For the CPU's kernels only.
+        added at once. By default :func:`~resnet_limits.networks.cost.kept_steps`. For the CPU's
+        kernels only.
     batched : bool, optional
         Batched matrix products in place of the CPU's kernels; always on a GPU.
     graphs : bool
@@ -249,7 +236,7 @@ class DenseNetwork:
         if batched:
             kept = 0
         elif kept is None:
-            kept = kept_steps(dynamics, shape)
+            kept = cost.kept_steps(cost.Work.of(dynamics, shape, batch, dtype.itemsize))
         self.kept, self.used = kept * rows, 0
 
         def put(array: np.ndarray) -> Tensor:
@@ -323,28 +310,44 @@ class DenseNetwork:
         update : bool
             Whether to update the weights.
         """
-        if update and self.kept and self.used == self.kept:
-            self.add_factors()
         self._gradient.copy_(gradient)
-        self._learning = update
         self._run(self._all_backward)
         if not update:
             return
-        self._products.learn()
+        self._learn()
         dynamics, rows = self.dynamics, gradient.shape[1]
-        if self.kept:
-            self.used += rows
         if dynamics.rate_embedding:
             scale = -dynamics.rate_embedding / (dynamics.residual_scale * rows)
             self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)
             self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ self._gradient)
 
+    def _learn(self) -> None:
+        """Keep a gradient step as further rows of the factors, or add it at once."""
+        at = self._arrays
+        if not self.kept:
+            self._add(at.dp, at.h, at.g, at.next_b)
+            return
+        if self.used == self.kept:
+            # Only now: after the last step of a training there is nothing to add them for.
+            self.add_factors()
+        rows = slice(self.used, self.used + at.h.shape[2])
+        for past, new in (
+            *((at.past_dp, at.dp), (at.past_h, at.h)),
+            *((at.past_g, at.g), (at.past_b, at.next_b)),
+        ):
+            past[:, :, rows] = new
+        self.used = rows.stop
+
     def add_factors(self) -> None:
         """Add the gradient steps that are kept as factors to the weights."""
-        at, scales, used = self._arrays, self._scales, self.used
-        _add_product(self.incoming, at.past_dp[:, :, :used], at.past_h[:, :, :used], scales.step_in)
-        _add_product(self.outgoing, at.past_g[:, :, :used], at.past_b[:, :, :used], scales.step_out)
+        at = self._arrays
+        factors = (at.past_dp, at.past_h, at.past_g, at.past_b)
+        self._add(*(factor[:, :, : self.used] for factor in factors))
         self.used = 0
+
+    def _add(self, dp: Tensor, h: Tensor, g: Tensor, b: Tensor) -> None:
+        _add_product(self.incoming, dp, h, self._scales.step_in)
+        _add_product(self.outgoing, g, b, self._scales.step_out)
 
     def _all_forward(self) -> None:
         products, unit = self._products, self.unit
@@ -357,28 +360,12 @@ class DenseNetwork:
         self._output /= self.shape.embed_dim
 
     def _all_backward(self) -> None:
-        products, unit, used, learning = self._products, self.unit, self.used, self._learning
+        products, unit, used = self._products, self.unit, self.used
         torch.bmm(self._gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
         for layer in reversed(range(self.shape.depth)):
-            products.read_back(layer, used, learning)
+            products.read_back(layer, used)
             self.dp[layer].copy_(unit.backward(self.p[layer], self.g[layer], self.r[layer]))
-            products.write_back(layer, used, learning)
-
-
-def kept_steps(dynamics: Dynamics, shape: Shape) -> int:
-    """Gradient steps that a network on the CPU keeps as factors: all of a training or none.
-
-    A step kept costs every later product the factors' numbers in reads and operations; a step in
-    place costs the weights' numbers once, in writes and operations. Over a training of U steps that
-    is U^2 / 2 times the factors of a step against U times the weights, twice each for the two
-    passes, so that factors are kept where U steps of them are no more numbers than the weights.
-    Adding them to the weights on the way costs as much as steps in place.
-    """
-    _, width, embed_dim = shape
-    vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
-    updates = dynamics.steps - 1
-    factors = updates * len(dynamics.inputs) * (2 * embed_dim + vectors * width)
-    return updates if factors <= vectors * width * embed_dim else 0
+            products.write_back(layer, used)
 
 
 def _run(work: Callable[[], None]) -> None:
@@ -439,19 +426,3 @@ def _block_weights(
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         list(pool.map(draw, places))
     return weights
-
-
-def memory_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes that one network (one seed) takes on the CPU while it is trained.
-
-    Block weights, factors of the gradient steps that are kept, and states and coefficients of one
-    step. On a GPU there are no factors, so that it takes no more.
-    """
-    a, c = dynamics.unit.in_vectors, dynamics.unit.out_vectors
-    depth, width, embed_dim = shape
-    rows = len(dynamics.inputs)
-    states = 2 * (depth + 1) * rows * embed_dim
-    coefficients = 2 * depth * rows * (a + c) * width
-    factors = kept_steps(dynamics, shape) * depth * rows * (2 * embed_dim + (a + c) * width)
-    numbers = (a + c) * shape.parameters + states + coefficients + factors
-    return numbers * dtype.itemsize

@@ -38,6 +38,7 @@ from torch import Tensor
 from resnet_limits import randomness
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.networks import cost
 from resnet_limits.units import Unit
 
 Array = NDArray[np.float64]
@@ -281,7 +282,7 @@ class _Conditioned:
         probes = steps * rows
         self.noise_left, self.noise_right = noise_left, noise_right
         self.workers = noise_left.workers
-        left, right = _capacities(embed_dim, unit_dim, probes)
+        left, right = cost.implicit_directions(embed_dim, unit_dim, probes)
         self.rows, self.probes, self.rate = rows, probes, rate
         self.embed_dim, self.std = embed_dim, std
         self.tolerance = _DEPENDENT[dtype]
@@ -452,35 +453,6 @@ class _Conditioned:
         self.rights = stop
         self.right_probes += rows
         return product
-
-
-def _capacities(embed_dim: int, unit_dim: int, probes: int) -> tuple[int, int]:
-    """Most directions that left and right probes can have."""
-    return min(probes, embed_dim), min(probes, unit_dim)
-
-
-def memory_bytes(dynamics: Dynamics, shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes that one network (one seed) takes while it is trained.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-        The training problem.
-    shape : Shape
-        L, M, D.
-    dtype : torch dtype
-        Of the stored vectors.
-    """
-    depth, width, embed_dim = shape
-    rows = len(dynamics.inputs)
-    probes = dynamics.steps * rows
-    numbers = small = 0
-    for vectors in (dynamics.unit.in_vectors, dynamics.unit.out_vectors):
-        left, right = _capacities(embed_dim, vectors * width, probes)
-        numbers += (left + right) * embed_dim + probes * vectors * width
-        small += probes * (3 * left + right + probes) + left * right
-    states = 2 * (depth + 1) * rows * embed_dim
-    return (depth * numbers + states) * dtype.itemsize + 8 * depth * small
 
 
 class _Chunk:

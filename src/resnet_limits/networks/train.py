@@ -44,26 +44,11 @@ class Network(Protocol):
         """Compute all backward states and take the gradient step."""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """How networks are computed.
-
-    Attributes
-    ----------
-    make : callable
-        ``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``.
-    memory_bytes : callable
-        ``(dynamics, shape, dtype) -> int``, bytes that one network takes.
-    """
-
-    make: Callable[..., Network]
-    memory_bytes: Callable[[Dynamics, Shape, torch.dtype], int]
-
-
-ENGINES: dict[str, Engine] = {
-    "dense": Engine(dense.DenseNetwork, dense.memory_bytes),
-    "implicit": Engine(implicit.ImplicitNetwork, implicit.memory_bytes),
+ENGINES: dict[str, Callable[..., Network]] = {
+    "dense": dense.DenseNetwork,
+    "implicit": implicit.ImplicitNetwork,
 }
+"""``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``, by name."""
 
 
 class MemoryRefusedError(RuntimeError):
@@ -120,9 +105,7 @@ def choose_engine(
         If the engine is not available.
     """
     if engine == "auto":
-        vectors = dynamics.unit.in_vectors + dynamics.unit.out_vectors
-        rows = len(dynamics.inputs)
-        return cost.choose(cost.Work(shape, rows, dynamics.steps, seeds, vectors, dtype.itemsize))
+        return cost.choose(cost.Work.of(dynamics, shape, seeds, dtype.itemsize))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
@@ -175,7 +158,8 @@ def train(
     MemoryRefusedError
         If that is more than `memory_limit`.
     """
-    size = ENGINES[engine].memory_bytes(dynamics, shape, dtype)
+    work = cost.Work.of(dynamics, shape, len(seeds), dtype.itemsize)
+    size = cost.memory_bytes(engine, work)
     states = len(seeds) * len(steps) * len(layers) * len(dynamics.inputs) * shape.embed_dim
     kept = 2 * states * np.dtype(saved_dtype).itemsize
     if memory_limit is not None and size + kept > memory_limit:
@@ -190,7 +174,7 @@ def train(
     batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
     parts = []
     for batch in batches:
-        network = ENGINES[engine].make(
+        network = ENGINES[engine](
             dynamics,
             shape,
             batch,
