@@ -467,8 +467,8 @@ def collect(
     dict
         ``experiment_file`` (YAML text), ``config_hash``, ``code_hash``, ``stage_key``,
         ``package_version``, ``git_state``, ``library_versions`` (JSON text), ``device``,
-        ``cuda_visible_devices`` (the environment variable, ``"unset"`` if it is), ``seeds``, ``created`` (UTC, ISO 8601), ``wall_time_s``, ``peak_memory_bytes``,
-        ``history``.
+        ``cuda_visible_devices`` (the environment variable, or ``"unset"``), ``seeds``,
+        ``created`` (UTC, ISO 8601), ``wall_time_s``, ``peak_memory_bytes``, ``history``.
     """
     from resnet_limits import __version__
 

@@ -69,9 +69,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 DefMemPerCPU=200
-NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={n1} CPUs={cpus} RealMemory={memory}
-NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={n2} CPUs={cpus} RealMemory={memory}
-NodeName=g1 NodeAddr=127.0.0.1 NodeHostname={host} Port={g1} CPUs={cpus} RealMemory={memory} Gres=gpu:2
+NodeName=DEFAULT CPUs={cpus} RealMemory={memory}
+NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={n1}
+NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={n2}
+NodeName=g1 NodeAddr=127.0.0.1 NodeHostname={host} Port={g1} Gres=gpu:2
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=1440 DefaultTime=5 PriorityTier=1
 PartitionName=urgent Nodes=n1,n2 MaxTime=1440 DefaultTime=5 PriorityTier=9 PreemptMode=OFF
 PartitionName=gpu Nodes=g1 MaxTime=1440 DefaultTime=5 PriorityTier=1
@@ -119,8 +120,8 @@ class Cluster:
     ----------
     root : Path
         Folder of configuration, keys, state and logs.
-    environment : dict of str to str
-        For processes that shall see this cluster.
+    environment, environment_changes : dict of str to str
+        Of processes that shall see this cluster, and what is special in it.
     start_seconds : float
         From the first daemon's start until every node was idle.
     """
@@ -129,12 +130,12 @@ class Cluster:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        self.environment_changes = {
             "SLURM_CONF": str(root / "slurm.conf"),
             # First in the PATH: the srun inside a job, from whose environment SLURM_CONF is gone.
             "PATH": os.pathsep.join([str(root / "bin"), os.environ["PATH"]]),
         }
+        self.environment = {**os.environ, **self.environment_changes}
         self.start_seconds = float("nan")
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -185,8 +186,8 @@ class Cluster:
         with (self.root / f"{name}.out").open("ab") as output:
             # A daemon ends with this process, even if that is killed.
             self._daemons[name] = subprocess.Popen(
-                ("setpriv", "--pdeathsig", "TERM", *command), env=self.environment, stdout=output, stderr=output, cwd=self.root,
-                start_new_session=True,
+                ("setpriv", "--pdeathsig", "TERM", *command), env=self.environment, cwd=self.root,
+                stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
     def _end(self, name: str, number: signal.Signals) -> None:
@@ -261,8 +262,8 @@ class Cluster:
             If it fails.
         """
         return subprocess.run(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, timeout=timeout, check=True,
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout,
+            check=True,
         ).stdout.strip()  # fmt: skip
 
     def jobs(self) -> list[dict[str, str]]:
@@ -272,7 +273,7 @@ class Cluster:
         return [job for job in jobs if "JobId" in job]
 
     def jobs_of(self, folder: Path, name: str = "") -> list[dict[str, str]]:
-        """Give the jobs submitted from a folder, of the rules whose names begin so, oldest first."""
+        """Give the jobs submitted from a folder for rules whose names begin so, oldest first."""
         found = [
             job
             for job in self.jobs()
