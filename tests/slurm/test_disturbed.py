@@ -12,15 +12,15 @@ import pytest
 from cluster import wait_until
 from runs import Site
 
-# Three seconds for each of twelve networks: time enough to be disturbed.
+# Two seconds for each of eight networks: time enough to be disturbed.
 SLOW = """\
 import time
 
 
 def before(cell):
-    time.sleep(3)
+    time.sleep(2)
 """
-CELLS = 12
+CELLS = 8
 
 
 def _state(site: Site) -> str:
@@ -91,10 +91,10 @@ def test_finished_networks_are_kept(
 ) -> None:
     site.hook(SLOW)
     process = site.start("networks")
-    site.wait_for(3)
+    site.wait_for(2)
     process = disturb(site, process)
     before = site.finished()
-    assert 3 <= len(before) < CELLS
+    assert 2 <= len(before) < CELLS
     site.finish(process)
     after = site.finished()
     assert len(after) == CELLS
@@ -104,7 +104,7 @@ def test_finished_networks_are_kept(
 
 
 def test_job_at_its_time_limit_stops_in_time_and_goes_on_with_more(site: Site) -> None:
-    site.hook(SLOW.replace("3", "6"))
+    site.hook(SLOW.replace("2", "7"))
     # SLURM counts in minutes, and warns up to half a minute early.
     site.tree.replace("workflow/profiles/slurm/config.yaml", "TERM@120", "TERM@5")
     process = site.start("networks", "--set-resources", "finite_01:runtime=1 + 3 * (attempt - 1)")
