@@ -19,21 +19,30 @@ class Stopped(BaseException):
 class StopSignals:
     """What has been asked so far.
 
-    Only the first signal raises: a second one would interrupt the cleaning up.
+    Only the first signal raises at once: a second one would interrupt the cleaning up. What it
+    raises can be lost, where a library in C has called Python and ignores its exceptions; `check`
+    finds it again.
     """
 
     def __init__(self) -> None:
         self._name: str | None = None
-        self._is_raised = False
         self._holds = 0
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        is_first = self._name is None
         self._name = self._name or signal.Signals(number).name
-        self._raise()
+        if is_first:
+            self.check()
 
-    def _raise(self) -> None:
-        if self._name is not None and not self._holds and not self._is_raised:
-            self._is_raised = True
+    def check(self) -> None:
+        """Stop here if a signal came.
+
+        Raises
+        ------
+        Stopped
+            If so, and nothing is held.
+        """
+        if self._name is not None and not self._holds:
             raise Stopped(self._name)
 
     @contextmanager
@@ -50,7 +59,7 @@ class StopSignals:
             yield
         finally:
             self._holds -= 1
-        self._raise()
+        self.check()
 
 
 @contextmanager
@@ -62,7 +71,8 @@ def stop_signals() -> Iterator[StopSignals]:
     Raises
     ------
     Stopped
-        Wherever the program is when the first signal comes, as soon as Python is back in control.
+        Wherever the program is when the first signal comes, as soon as Python is back in control;
+        also in place of an error that came after a signal.
     """
     asked = StopSignals()
     names = (signal.SIGINT, signal.SIGTERM)
@@ -72,6 +82,9 @@ def stop_signals() -> Iterator[StopSignals]:
         before = {}
     try:
         yield asked
+    except Exception:
+        asked.check()
+        raise
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

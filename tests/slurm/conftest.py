@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ def cluster() -> Iterator[Cluster]:
 def prepared_tree(
     tmp_path_factory: pytest.TempPathFactory, tiny_values: Callable[..., dict[str, Any]]
 ) -> Tree:
-    """A tree whose problem is there, so that networks can be trained at once."""
+    """A tree whose problem is there, and whose kernels are compiled: networks train at once."""
     tree = copy_sources(tmp_path_factory.mktemp("slurm") / "prepared")
     grid = {"depth": [2, 4], "width": [8, 12], "embed_dim": [4, 16]}
     tree.write_experiment(tiny_values(sweep={"grid": grid}))
-    done = tree.run("problem", "--configfile", "experiment.yaml")
+    done = tree.run("networks", "--configfile", "experiment.yaml")
     assert done.returncode == 0, done.stdout
+    results = tree.path / "results/tiny"
+    shutil.rmtree(results / "finite")
+    shutil.rmtree(results / "manifests/finite")
     return tree
 
 

@@ -46,7 +46,7 @@ class Site:
 
     def finish(self, process: subprocess.Popen[str]) -> str:
         """Wait for Snakemake to succeed, and give what it said."""
-        assert process.wait(240) == 0, self.output.read_text()
+        assert process.wait(400) == 0, self.output.read_text()
         return self.output.read_text()
 
     def jobs(self, name: str = "") -> list[dict[str, str]]:
@@ -71,7 +71,7 @@ class Site:
             assert self.started[-1].poll() is None, self.output.read_text()
             return holds()
 
-        wait_until(checked, 90, what)
+        wait_until(checked, 240, what)
 
     def wait_for(self, count: int) -> None:
         """Wait until some networks are finished."""

@@ -53,7 +53,7 @@ def test_a_gpu_that_cannot_be_used_is_one_clear_line(
     # Who writes "cuda" gets a GPU and its partition without asking.
     asked = _on_gpus("finite_01") if device == "auto" else []
     process = site.start("networks", "--retries", "0", *asked)
-    assert process.wait(120) == 1, site.output.read_text()
+    assert process.wait(240) == 1, site.output.read_text()
     (job,) = site.jobs("finite")
     assert (job["Partition"], job["BatchHost"]) == ("gpu", "g1")
     log = (site.tree.path / "results/tiny/logs/finite_01.log").read_text()

@@ -43,10 +43,23 @@ def test_what_is_held_is_finished_first():
     assert done == ["finished"]
 
 
-def test_an_error_of_what_is_held_is_not_hidden_by_a_signal():
-    with pytest.raises(ValueError, match="real"), stop_signals() as signals, signals.held():
+def test_an_error_after_a_signal_is_the_signals():
+    with pytest.raises(Stopped) as stopped, stop_signals() as signals, signals.held():
         ask()
-        raise ValueError("real")
+        raise ValueError("in the middle")
+    assert isinstance(stopped.value.__context__, ValueError)
+
+
+def test_a_signal_that_a_library_has_swallowed_is_found_by_the_next_check():
+    done = []
+    with pytest.raises(Stopped), stop_signals() as signals:
+        try:
+            ask()
+        except BaseException:
+            done.append("swallowed")
+        signals.check()
+        done.append("never")
+    assert done == ["swallowed"]
 
 
 def test_a_second_signal_does_not_interrupt_the_cleaning_up():

@@ -104,6 +104,7 @@ class Job:
         failed = []
         for number, cell in enumerate(wanted, start=1):
             name = cell_name(self.stage, **cell)
+            self.signals.check()
             if self._vouch_again(cell):
                 LOG.info("%s (%d of %d): found, sound", name, number, len(wanted))
                 self.finished.append(name)
@@ -115,6 +116,7 @@ class Job:
             except InputError:
                 raise
             except Exception as error:
+                self.signals.check()
                 LOG.error("%s: %s: %s", name, type(error).__name__, error)
                 LOG.debug("Traceback", exc_info=True)
                 failed.append(name)
