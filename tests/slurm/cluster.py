@@ -178,7 +178,8 @@ class Cluster:
         """End a node as a power cut does: its daemon and all that runs there, by SIGKILL."""
         self._end(name, signal.SIGKILL)
         on_node = [p for p in self._processes() if f"SLURMD_NODENAME={name}" in _environment(p)]
-        for process in {*on_node, *filter(_is_stepd, map(_parent, on_node))}:
+        # Who watches over a job goes first, so that nobody is left to report its end.
+        for process in (*{*filter(_is_stepd, map(_parent, on_node))}, *on_node):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
