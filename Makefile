@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 # Studies, each of the experiment file of its name.
 STUDIES := paper-linear paper-tanh frontier
-.PHONY: help run $(STUDIES) test lint format unlock clean
+.PHONY: help run $(STUDIES) test test-slurm lint format unlock clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,16 @@ $(STUDIES): $(VENV)/installed
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
+	@for program in slurmctld slurmd munged; do command -v $$program > /dev/null || missing=1; done; \
+	[ -z "$$missing" ] || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
+	        echo "error: slurm-wlm and munge are missing; allowed: root on Debian, or install them" >&2; \
+	        exit 2; }; \
+	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	        apt-get -qq install --no-install-recommends slurm-wlm munge > /dev/null; }
+	@$(BIN)/python -m pytest tests/slurm --numprocesses 3 --dist load
 
 lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
 	$(BIN)/ruff format --check .

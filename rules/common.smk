@@ -168,6 +168,8 @@ def key_of(path):
 
 # Memory that comes with one core of most machines.
 CORE_MB = 8000
+# Less than this on a core is not worth waiting for a GPU.
+GPU_SECONDS = 60
 
 
 def seed_count(kind, cell):
@@ -192,6 +194,45 @@ def mem_mb(kind, some_cells):
 def minutes(kind, some_cells):
     """Give a job ten times what it is thought to need, and ten minutes."""
     return 10 + math.ceil(sum(seconds(kind, cell) for cell in some_cells) / 6)
+
+
+def doubling(amount):
+    """Give twice as much of a resource to a job at each further attempt.
+
+    Only a cluster makes further attempts by itself, and there a job ends at what it has asked for.
+    """
+
+    def resource(wildcards, attempt):
+        return amount * 2 ** (attempt - 1)
+
+    return resource
+
+
+def gpus(kind, some_cells):
+    """Count the GPUs that a job asks for: one if it may use it and is large, or must have it.
+
+    A number that nobody limits, unless it is told to: on one machine ``--resources gpu=1`` lets
+    such jobs take turns.
+    """
+    device = EXPERIMENT.numerics.device
+    is_large = sum(seconds(kind, cell) for cell in some_cells) >= GPU_SECONDS
+    return int(device == "cuda" or (device == "auto" and is_large))
+
+
+def gpu_site(kind, some_cells):
+    """Give what a site wants of jobs with a GPU: its default resource ``gpu_NAME``, as ``NAME``.
+
+    Default resources are all that a profile can say to rules whose number it does not know, and
+    they do not see whether a job has a GPU.
+    """
+    if not gpus(kind, some_cells):
+        return {}
+    defaults = workflow.resource_settings.default_resources or {}
+    return {
+        name.removeprefix("gpu_"): getattr(value, "raw", value)
+        for name, value in defaults.items()
+        if name.startswith("gpu_")
+    }
 
 
 def cores(kind, some_cells):

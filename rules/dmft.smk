@@ -11,8 +11,10 @@ rule dmft:
         "../workflow/envs/environment.yaml"
     threads: cores("dmft", [{}])
     resources:
-        mem_mb=mem_mb("dmft", [{}]),
-        runtime=minutes("dmft", [{}]),
+        **gpu_site("dmft", [{}]),
+        mem_mb=doubling(mem_mb("dmft", [{}])),
+        runtime=doubling(minutes("dmft", [{}])),
+        gpu=gpus("dmft", [{}]),
     params:
         key=stage_key("dmft"),
     message:

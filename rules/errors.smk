@@ -11,8 +11,8 @@ rule measure_errors:
         "../workflow/envs/environment.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=doubling(4000),
+        runtime=doubling(240),
     params:
         key=stage_key("errors"),
     message:
@@ -35,8 +35,8 @@ rule fit_rates:
         "../workflow/envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=doubling(2000),
+        runtime=doubling(10),
     params:
         key=stage_key("rates"),
     message:

@@ -15,8 +15,10 @@ for bundle in bundles("finite"):
             "../workflow/envs/environment.yaml"
         threads: cores("finite", bundle.cells)
         resources:
-            mem_mb=mem_mb("finite", bundle.cells),
-            runtime=minutes("finite", bundle.cells),
+            **gpu_site("finite", bundle.cells),
+            mem_mb=doubling(mem_mb("finite", bundle.cells)),
+            runtime=doubling(minutes("finite", bundle.cells)),
+            gpu=gpus("finite", bundle.cells),
         params:
             key=stage_key("finite"),
             seeds=bundle.seeds,

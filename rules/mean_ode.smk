@@ -16,8 +16,10 @@ for bundle in bundles("mean_ode"):
             "../workflow/envs/environment.yaml"
         threads: cores("mean_ode", bundle.cells)
         resources:
-            mem_mb=mem_mb("mean_ode", bundle.cells),
-            runtime=minutes("mean_ode", bundle.cells),
+            **gpu_site("mean_ode", bundle.cells),
+            mem_mb=doubling(mem_mb("mean_ode", bundle.cells)),
+            runtime=doubling(minutes("mean_ode", bundle.cells)),
+            gpu=gpus("mean_ode", bundle.cells),
         params:
             key=stage_key("mean_ode"),
             seeds=bundle.seeds,

@@ -9,8 +9,8 @@ rule problem:
         "../workflow/envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=doubling(2000),
+        runtime=doubling(10),
     params:
         key=stage_key("problem"),
     message:

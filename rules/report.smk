@@ -26,8 +26,8 @@ rule draw_figures:
         "../workflow/envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=doubling(2000),
+        runtime=doubling(30),
     params:
         key=stage_key("figures"),
     message:
@@ -50,8 +50,8 @@ rule write_report:
         "../workflow/envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=doubling(2000),
+        runtime=doubling(10),
     params:
         key=stage_key("figures"),
     message:

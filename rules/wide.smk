@@ -16,8 +16,10 @@ for bundle in bundles("wide"):
             "../workflow/envs/environment.yaml"
         threads: cores("wide", bundle.cells)
         resources:
-            mem_mb=mem_mb("wide", bundle.cells),
-            runtime=minutes("wide", bundle.cells),
+            **gpu_site("wide", bundle.cells),
+            mem_mb=doubling(mem_mb("wide", bundle.cells)),
+            runtime=doubling(minutes("wide", bundle.cells)),
+            gpu=gpus("wide", bundle.cells),
         params:
             key=stage_key("wide"),
             seeds=bundle.seeds,

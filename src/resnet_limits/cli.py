@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,11 +27,12 @@ from resnet_limits.config import (
     experiment_from_dict,
     load_experiment,
 )
+from resnet_limits.signals import STOPPED, Stopped, stop_signals
 
 if TYPE_CHECKING:
     import xarray as xr
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 _LOG = logging.getLogger("resnet_limits")
 _COMMANDS = {"dmft": "dmft", "mean_ode": "mean-ode", "wide": "wide", "finite": "train"}
@@ -49,10 +48,6 @@ app = typer.Typer(
 
 class CommandError(Exception):
     """Something failed that was no fault of the input. The message is one line."""
-
-
-class _Stopped(BaseException):
-    """A signal asked the program to stop."""
 
 
 class _Session:
@@ -545,25 +540,6 @@ def _logging() -> Iterator[None]:
         _LOG.setLevel(level)
 
 
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turn the signals to stop into an exception that cleans up on its way out."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise _Stopped(signal.Signals(number).name)
-
-    names = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {name: signal.signal(name, stop) for name in names}
-    except ValueError:  # not the main thread, which alone may catch signals
-        before = {}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
 def _complain(message: object) -> None:
     print("error:", " ".join(str(message).split()), file=sys.stderr)
 
@@ -582,7 +558,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1, 2 or 75.
     """
     _Session.verbose = _Session.saved = False
-    with _logging(), _stop_signals():
+    with _logging(), stop_signals():
         try:
             code = app(
                 args=None if arguments is None else list(arguments),
@@ -592,7 +568,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             _complain(error)
             return BAD_INPUT
-        except _Stopped as signal_name:
+        except Stopped as signal_name:
             saved = "finished work is saved, run again" if _Session.saved else "nothing was saved"
             _complain(f"stopped by {signal_name}; {saved}")
             return STOPPED if _Session.saved else FAILED

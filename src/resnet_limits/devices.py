@@ -21,18 +21,33 @@ def choose(wanted: str) -> str:
     Raises
     ------
     InputError
-        If CUDA is asked for where there is none.
+        If CUDA is asked for where there is none, or a cluster has reserved a GPU for this job and
+        CUDA cannot use it: an expensive device would be idle, and nobody would notice.
     """
     if wanted == "cpu":
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
+    reserved = _reserved_gpu()
+    if reserved:
+        raise InputError(
+            f"numerics.device: {wanted}, and CUDA cannot use the GPU that SLURM has reserved for "
+            f"this job ({reserved}); allowed here: cpu"
+        )
     if wanted == "cuda":
         raise InputError(
             "numerics.device: cuda is asked for and no CUDA device is visible; allowed here: "
             "auto, cpu"
         )
     return "cpu"
+
+
+def _reserved_gpu() -> str:
+    """Name the GPU that SLURM has reserved, as its variables do; empty if it has not."""
+    names = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES")
+    if not any(os.environ.get(name) for name in names[:2]):
+        return ""
+    return ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
 
 
 def describe(device: str) -> str:
@@ -49,7 +64,7 @@ def memory(device: str) -> int:
     """Bytes of memory that a job may take on a device.
 
     On a GPU what is free there; on the CPU what the system has to give, or what a control group
-    (a container, a cluster's job) leaves of it.
+    (a container, a cluster's job) or SLURM's own count leaves of it.
     """
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
@@ -60,8 +75,23 @@ def memory(device: str) -> int:
                 bounds.append(1024 * int(line.split()[1]))
     except OSError:
         pass
-    bounds += _group_limits()
+    bounds += _group_limits() + _slurm_limits()
     return min(bounds)
+
+
+def _slurm_limits() -> list[int]:
+    """Memory that was asked of SLURM, which counts in MiB; not every cluster enforces it."""
+
+    def number(name: str) -> int:
+        value = os.environ.get(name, "")
+        return int(value) if value.isdecimal() else 0
+
+    asked = (
+        number("SLURM_MEM_PER_NODE"),
+        number("SLURM_MEM_PER_CPU") * number("SLURM_CPUS_ON_NODE"),
+    )
+    # 0 is SLURM's word for all that there is.
+    return [mib * 2**20 for mib in asked if mib > 0]
 
 
 def _group_limits() -> list[int]:

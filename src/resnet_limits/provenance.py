@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -533,8 +534,8 @@ def collect(
     dict
         ``experiment_file`` (YAML text), ``config_hash``, ``code_hash``, ``stage_key``,
         ``package_version``, ``git_state``, ``library_versions`` (JSON text), ``device``,
-        ``seeds``, ``created`` (UTC, ISO 8601), ``wall_time_s``, ``peak_memory_bytes``,
-        ``history``.
+        ``cuda_visible_devices`` (the environment variable, or ``"unset"``), ``seeds``,
+        ``created`` (UTC, ISO 8601), ``wall_time_s``, ``peak_memory_bytes``, ``history``.
     """
     from resnet_limits import __version__
 
@@ -550,6 +551,7 @@ def collect(
         "git_state": git_state(),
         "library_versions": _canonical_json(_library_versions()),
         "device": device,
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
         "seeds": [int(seed) for seed in seeds],
         "created": created,
         "wall_time_s": round(time.monotonic() - started, 3),

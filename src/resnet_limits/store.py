@@ -51,6 +51,7 @@ PROVENANCE = (
     "git_state",
     "library_versions",
     "device",
+    "cuda_visible_devices",
     "seeds",
     "created",
     "wall_time_s",

@@ -14,7 +14,7 @@ import resnet_limits
 PACKAGE = Path(resnet_limits.__file__).parent
 
 FLOOR = {
-    "config": 1, "units": 1, "randomness": 1, "devices": 1,
+    "config": 1, "units": 1, "randomness": 1, "devices": 1, "signals": 1,
     "problem": 2, "dynamics": 2, "fields": 2, "onechunk": 2, "store": 2, "provenance": 2,
     "limits": 3, "networks": 3, "errors": 3, "figures": 3,
     "stages": 4,

@@ -54,7 +54,7 @@ def finish(
 
 
 def test_a_record_is_there_while_its_job_runs(paths: Paths) -> None:
-    with progress.recorded(paths, "finite_01", "finite") as record:
+    with progress.Record(paths, "finite_01", "finite") as record:
         record.at("finite/L2_M8_D4", 3, 7)
         (found,) = progress.running_jobs(paths)
         assert found["job"] == "finite_01"
@@ -65,7 +65,7 @@ def test_a_record_is_there_while_its_job_runs(paths: Paths) -> None:
 
 
 def test_a_job_that_fails_leaves_no_record(paths: Paths) -> None:
-    with pytest.raises(RuntimeError), progress.recorded(paths, "finite_01", "finite"):
+    with pytest.raises(RuntimeError), progress.Record(paths, "finite_01", "finite"):
         raise RuntimeError
     assert not list(paths.running.iterdir())
 
@@ -80,7 +80,7 @@ def test_records_of_killed_jobs_do_not_count(paths: Paths) -> None:
         ("elsewhere", "another-host", 1, 3600.0),
         ("alive", "another-host", 1, 1.0),
     ):
-        with progress.recorded(paths, name, "finite"):
+        with progress.Record(paths, name, "finite"):
             record = json.loads((paths.running / f"{name}.json").read_text())
         file = paths.running / f"{name}.json"
         file.write_text(json.dumps({**record, "host": host or record["host"], "process": process}))
@@ -91,7 +91,7 @@ def test_records_of_killed_jobs_do_not_count(paths: Paths) -> None:
 
 def test_heartbeat_renews_the_record(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 0.01)
-    with progress.recorded(paths, "finite_01", "finite"):
+    with progress.Record(paths, "finite_01", "finite"):
         file = paths.running / "finite_01.json"
         os.utime(file, (0, 0))
         deadline = time.monotonic() + 10
@@ -102,7 +102,7 @@ def test_heartbeat_renews_the_record(paths: Paths, monkeypatch: pytest.MonkeyPat
 
 def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with progress.recorded(Paths(tmp_path / "file", "tiny"), "finite_01", "finite") as record:
+    with progress.Record(Paths(tmp_path / "file", "tiny"), "finite_01", "finite") as record:
         record.at("finite/L2_M8_D4", 1, 1)
 
 
@@ -115,7 +115,7 @@ def test_every_result_is_in_exactly_one_state(
     paths.manifest("finite", **saved).unlink()
     manifest = paths.manifest("finite", **stale)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "stage_key": "other"}))
-    with progress.recorded(paths, "finite_01", "finite") as record:
+    with progress.Record(paths, "finite_01", "finite") as record:
         record.at(cell_name("finite", **current), 1, 1)
         count = progress.survey(experiment, paths).counts["finite"]
     states = (count.done, count.saved, count.stale, count.running, count.missing)
@@ -168,7 +168,7 @@ def test_status_says_what_runs_and_what_the_rest_costs(
 ) -> None:
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(tiny_values()))
-    with progress.recorded(paths, "finite_01", "finite") as record:
+    with progress.Record(paths, "finite_01", "finite") as record:
         record.at("finite/L2_M8_D4", 1, 8)
         assert main(["status", str(config), "--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out

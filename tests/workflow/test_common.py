@@ -26,6 +26,7 @@ def load_common(*files: Path, **values: Any) -> dict[str, Any]:
         config_settings=SimpleNamespace(config=values),
         overwrite_configfiles=[str(file) for file in files],
         basedir=str(ROOT),
+        resource_settings=SimpleNamespace(default_resources=None),
     )
     names: dict[str, Any] = {"workflow": workflow, "config": dict(values)}
     exec(compile(COMMON.read_text(encoding="utf-8"), str(COMMON), "exec"), names)
@@ -290,3 +291,38 @@ def test_environment_of_jobs_has_the_packages_of_the_project() -> None:
         wanted[name] = bounds
     del wanted["typer"]  # of the command line, which no job uses
     assert found == wanted
+
+
+# --- what jobs ask of a cluster -------------------------------------------------------------------
+
+
+def test_each_attempt_asks_for_twice_as_much(common: Callable[..., Any]) -> None:
+    resource = common()["doubling"](100)
+    assert [resource(wildcards=None, attempt=n) for n in (1, 2, 3)] == [100, 200, 400]
+
+
+def test_only_large_jobs_that_may_use_a_gpu_ask_for_one(common: Callable[..., Any]) -> None:
+    large = {"depth": 64, "width": 4096, "embed_dim": 4096}
+    small = {"depth": 2, "width": 8, "embed_dim": 4}
+
+    sweep = {"seeds": 20, "engine": "dense"}
+
+    def asked(device: str, *cells: dict[str, int]) -> int:
+        names = common(numerics={"device": device}, sweep=sweep)
+        return names["gpus"]("finite", cells)
+
+    names = common(sweep=sweep)
+    assert names["seconds"]("finite", large) > names["GPU_SECONDS"]
+    assert [asked("auto", small), asked("auto", large), asked("auto", small, large)] == [0, 1, 1]
+    assert [asked("cpu", small), asked("cpu", large)] == [0, 0]
+    assert [asked("cuda", small), asked("cuda", large)] == [1, 1]
+
+
+def test_a_site_says_what_only_jobs_with_a_gpu_need(common: Callable[..., Any]) -> None:
+    site = {"slurm_partition": "cpu", "gpu_slurm_partition": "gpu", "gpu_gres": "gpu:a100:1"}
+    found = {}
+    for device in ("cpu", "cuda"):
+        names = common(numerics={"device": device})
+        names["workflow"].resource_settings.default_resources = site
+        found[device] = names["gpu_site"]("dmft", [{}])
+    assert found == {"cpu": {}, "cuda": {"slurm_partition": "gpu", "gres": "gpu:a100:1"}}

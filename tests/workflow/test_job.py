@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -149,4 +151,36 @@ def test_bad_input_is_one_line_without_traceback(
     assert ended.value.code == 2
     log = Path(snakemake.log[0]).read_text()
     assert "ERROR problem.data: x has NaN" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("when", ["computing", "publishing"])
+def test_a_stopped_job_keeps_what_is_finished_and_says_so(
+    job_module: ModuleType,
+    snakemake: SimpleNamespace,
+    compute: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    def stop_in_second(cell: dict[str, int]) -> Any:
+        if when == "computing" and cell == job.cells[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(cell)
+
+    if when == "publishing":
+        # A result that is being written when the signal comes is written to its end.
+        write = store.write
+
+        def stopped(*args: Any, **options: Any) -> Path:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return write(*args, **options)
+
+        monkeypatch.setattr(store, "write", stopped)
+    with pytest.raises(SystemExit) as ended, job_module.running(snakemake, "finite") as job:
+        job.publish_each(stop_in_second)
+    assert ended.value.code == 75
+    assert [path.exists() for path in snakemake.output] == [True, False]
+    assert [job.paths.store("finite", **cell).exists() for cell in job.cells] == [True, False]
+    log = Path(snakemake.log[0]).read_text()
+    assert "stopped by SIGTERM: 1 results finished and kept; run again" in log
     assert "Traceback" not in log

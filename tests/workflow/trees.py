@@ -31,6 +31,12 @@ class Tree:
         with (self.path / file).open("a", encoding="utf-8") as stream:
             stream.write(f"\n{text}\n")
 
+    def replace(self, file: str, old: str, new: str) -> None:
+        path = self.path / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file}: {old!r} is there {text.count(old)} times"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "snakemake", *arguments]
 
@@ -58,6 +64,19 @@ class Tree:
     def copy(self, path: Path) -> Tree:
         shutil.copytree(self.path, path, symlinks=True)
         return Tree(path)
+
+
+def copy_sources(path: Path) -> Tree:
+    """Copy the workflow into a new folder."""
+    path.mkdir()
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, path / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(source, path / name)
+    return Tree(path)
 
 
 def planned(output: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))
 
 from resnet_limits import provenance
 from resnet_limits.config import Experiment, InputError, experiment_from_dict
-from resnet_limits.stages.paths import CELL_KEYS, Cell, Paths, cell_name, cells
+from resnet_limits.signals import STOPPED, Stopped, StopSignals, stop_signals
+from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,15 +41,21 @@ class Job:
         Places of the experiment's results.
     outputs : frozenset of str
         The files that Snakemake expects.
+    signals : StopSignals
+        Whether the job has been asked to stop.
     record : Record
         What it says of itself while it runs.
+    finished : list of str
+        Names of the cells that are published.
     """
 
     stage: str
     experiment: Experiment
     paths: Paths
     outputs: frozenset[str]
+    signals: StopSignals
     record: Record
+    finished: list[str] = field(default_factory=list)
 
     @property
     def cells(self) -> list[Cell]:
@@ -72,21 +79,23 @@ class Job:
         return store.load(self.paths.store(kind, **cell), names)
 
     def publish(self, dataset: Any, started: float, cell: Cell, **facts: Any) -> None:
-        """Write a result and its manifest."""
+        """Write a result and its manifest, and stop after that if a signal came meanwhile."""
         from resnet_limits.stages.publish import publish
 
-        publish(
-            dataset,
-            self.paths.store(self.stage, **cell),
-            kind=self.stage,
-            experiment=self.experiment,
-            key=provenance.stage_key(self.stage, self.experiment, **cell),
-            device="cpu",
-            seeds=provenance.cell_seeds(self.stage, self.experiment, **cell),
-            started=started,
-            manifest=self.paths.manifest(self.stage, **cell),
-            facts=facts,
-        )
+        with self.signals.held():
+            publish(
+                dataset,
+                self.paths.store(self.stage, **cell),
+                kind=self.stage,
+                experiment=self.experiment,
+                key=provenance.stage_key(self.stage, self.experiment, **cell),
+                device="cpu",
+                seeds=provenance.cell_seeds(self.stage, self.experiment, **cell),
+                started=started,
+                manifest=self.paths.manifest(self.stage, **cell),
+                facts=facts,
+            )
+            self.finished.append(cell_name(self.stage, **cell))
 
     def publish_each(self, compute: Callable[[Cell], Any]) -> None:
         """Compute and publish one cell after the other; one that fails does not stop the rest.
@@ -100,9 +109,11 @@ class Job:
         failed = []
         for number, cell in enumerate(wanted, start=1):
             name = cell_name(self.stage, **cell)
+            self.signals.check()
             self.record.at(name, number, len(wanted))
             if self._vouch_again(cell):
                 LOG.info("%s (%d of %d): found, sound", name, number, len(wanted))
+                self.finished.append(name)
                 continue
             LOG.info("%s (%d of %d)", name, number, len(wanted))
             started = time.monotonic()
@@ -111,6 +122,7 @@ class Job:
             except InputError:
                 raise
             except Exception as error:
+                self.signals.check()
                 LOG.error("%s: %s: %s", name, type(error).__name__, error)
                 LOG.debug("Traceback", exc_info=True)
                 failed.append(name)
@@ -149,6 +161,9 @@ def running(snakemake: Any, stage: str) -> Iterator[Job]:
 
     Snakemake itself holds torch and numpy to the job's threads, through the environment.
 
+    A signal to stop, such as a cluster sends ahead of a time limit, ends the job with exit code 75:
+    results that are finished are kept, and found by the job that takes its place.
+
     Parameters
     ----------
     snakemake : Snakemake
@@ -158,9 +173,18 @@ def running(snakemake: Any, stage: str) -> Iterator[Job]:
     """
     _log_to(Path(snakemake.log[0]))
     started = time.monotonic()
+    finished: list[str] = []
     try:
-        with _job(snakemake, stage) as job:
-            yield job
+        with stop_signals() as signals:
+            job = _job(snakemake, stage, signals)
+            finished = job.finished
+            with job.record:
+                yield job
+    except Stopped as signal_name:
+        LOG.error(
+            "stopped by %s: %d results finished and kept; run again", signal_name, len(finished)
+        )
+        sys.exit(STOPPED)
     except InputError as error:
         LOG.error("%s", error)
         sys.exit(2)
@@ -188,18 +212,20 @@ def _log_to(path: Path) -> None:
     logging.captureWarnings(True)
 
 
-@contextmanager
-def _job(snakemake: Any, stage: str) -> Iterator[Job]:
+def _job(snakemake: Any, stage: str, signals: StopSignals) -> Job:
     values = {name: snakemake.config[name] for name in Experiment.model_fields}
     experiment = experiment_from_dict(values, where=snakemake.config["experiment_file"])
     if provenance.stage_key(stage, experiment) != snakemake.params.key:
         # A result must carry the key of what computed it.
         raise RuntimeError("code or data were edited after Snakemake planned this job; run again")
-    from resnet_limits.stages.progress import recorded
+    from resnet_limits.stages.progress import Record
 
     paths = Paths(snakemake.config["results"], experiment.experiment)
-    with recorded(paths, snakemake.rule, stage) as record:
-        if not CELL_KEYS.get(stage):
-            record.at(stage, 1, 1)
-        outputs = frozenset(map(str, snakemake.output))
-        yield Job(stage, experiment, paths, outputs, record)
+    return Job(
+        stage,
+        experiment,
+        paths,
+        frozenset(map(str, snakemake.output)),
+        signals,
+        Record(paths, snakemake.rule, stage),
+    )

@@ -11,8 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from resnet_limits import provenance, store
 from resnet_limits.config import Experiment
 from resnet_limits.stages import estimates
-from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells
+from resnet_limits.stages.paths import CELL_KEYS, KINDS, Paths, cell_name, cells
 
 HEARTBEAT_SECONDS = 30.0
 """How often a running job renews its record."""
@@ -35,40 +34,9 @@ _COMPUTED = frozenset({"dmft", "mean_ode", "wide", "finite"})
 
 
 class Record:
-    """What a running job says of itself.
+    """What a running job says of itself, in a file that is there while the job is.
 
-    Parameters
-    ----------
-    path : Path
-        The file, renewed by `at` and by the heartbeat.
-    facts : mapping
-        JSON values that do not change.
-    """
-
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self._path = path
-        self._facts = dict(facts)
-        self._stop = threading.Event()
-
-    def at(self, name: str, number: int, total: int) -> None:
-        """Say which result the job is at."""
-        self._facts |= {"at": name, "number": number, "total": total, "since": time.time()}
-        self._write()
-
-    def _write(self) -> None:
-        # A note that cannot be written must not stop the work that it is about.
-        with suppress(OSError):
-            store.write_json(self._facts, self._path)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):
-                os.utime(self._path)
-
-
-@contextmanager
-def recorded(paths: Paths, job: str, stage: str) -> Iterator[Record]:
-    """Keep the record of a running job, and remove it at the end.
+    A context: entering it writes the file and starts the heartbeat, leaving it removes the file.
 
     Parameters
     ----------
@@ -79,26 +47,47 @@ def recorded(paths: Paths, job: str, stage: str) -> Iterator[Record]:
     stage : str
         What it computes.
     """
-    facts = {
-        "job": job,
-        "stage": stage,
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "started": time.time(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-    path = paths.running / f"{job}.json"
-    record = Record(path, facts)
-    record._write()
-    heart = threading.Thread(target=record._beat, name="heartbeat", daemon=True)
-    heart.start()
-    try:
-        yield record
-    finally:
-        record._stop.set()
-        heart.join()
+
+    def __init__(self, paths: Paths, job: str, stage: str) -> None:
+        self._path = paths.running / f"{job}.json"
+        self._facts: dict[str, Any] = {
+            "job": job,
+            "stage": stage,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "started": time.time(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        }
+        if not CELL_KEYS.get(stage):
+            self._facts |= {"at": stage, "number": 1, "total": 1, "since": time.time()}
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def at(self, name: str, number: int, total: int) -> None:
+        """Say which result the job is at."""
+        self._facts |= {"at": name, "number": number, "total": total, "since": time.time()}
+        self._write()
+
+    def __enter__(self) -> Record:
+        self._write()
+        self._heart.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._heart.join()
         with suppress(OSError):
-            path.unlink()
+            self._path.unlink()
+
+    def _write(self) -> None:
+        # A note that cannot be written must not stop the work that it is about.
+        with suppress(OSError):
+            store.write_json(self._facts, self._path)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self._path)
 
 
 def running_jobs(paths: Paths) -> list[dict[str, Any]]:

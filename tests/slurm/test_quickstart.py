@@ -1,0 +1,37 @@
+"""The quickstart, from data to report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from cluster import Cluster
+from runs import Site
+from trees import ROOT, copy_sources
+
+from resnet_limits import store
+from resnet_limits.config import load_experiment
+from resnet_limits.stages.paths import KINDS, Paths, cells
+
+
+def test_quickstart_goes_through_to_its_report(cluster: Cluster, tmp_path: Path) -> None:
+    site = Site(copy_sources(tmp_path / "tree"), cluster)
+    try:
+        site.tree.write_experiment(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+        site.finish(site.start())
+    finally:
+        site.end()
+    experiment = load_experiment(ROOT / "config/config.yaml")
+    paths = Paths(site.tree.path / "results", "quickstart")
+    for kind in KINDS:
+        for cell in cells(kind, experiment):
+            manifest = paths.manifest(kind, **cell)
+            assert store.check(paths.store(kind, **cell), manifest=manifest) == []
+    assert "data:image/png" in paths.report.read_text(encoding="utf-8")
+    jobs = site.jobs()
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    # Nothing ran beside the queue, the four last steps shared a job, and nothing asked for a GPU.
+    names = [job["Comment"].removeprefix("rule_").rpartition("_")[0] for job in jobs]
+    assert set(names) >= {"finite", "mean_ode", "wide"}
+    assert len(jobs) == 8
+    assert {job["Partition"] for job in jobs} == {"cpu"}
