@@ -28,19 +28,19 @@ from zarr.storage import MemoryStore, ZipStore
 
 from resnet_limits import onechunk
 from resnet_limits.config import PAIRS
-from resnet_limits.integrity import (
+from resnet_limits.integrity import (  # noqa: F401 (some for those who know them from here)
     StoreError,
     combined_digest,
     digest,
     file_digest,
+    manifest_matches,
     one_line,
     read_manifest,
     store_files,
     temporary,
+    write_json,
+    write_manifest,
 )
-
-# What others know from here.
-from resnet_limits.integrity import manifest_matches, write_json, write_manifest  # noqa: F401, I001
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
