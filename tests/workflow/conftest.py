@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from trees import PARTS, ROOT, Tree
+from trees import Tree, copy_of_sources
 
 
 @pytest.fixture(scope="session")
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """Copy the workflow. Not to be edited: take a copy."""
-    path = tmp_path_factory.mktemp("workflow") / "source"
-    path.mkdir()
-    for name in PARTS:
-        source = ROOT / name
-        if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(source, path / name, symlinks=True, ignore=ignore)
-        else:
-            shutil.copy(source, path / name)
-    return Tree(path)
+    return copy_of_sources(tmp_path_factory.mktemp("workflow") / "source")
 
 
 @pytest.fixture(scope="session")

@@ -51,13 +51,26 @@ class Tree:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
 
     def copy(self, path: Path) -> Tree:
         shutil.copytree(self.path, path, symlinks=True)
         return Tree(path)
+
+
+def copy_of_sources(path: Path) -> Tree:
+    """Copy the workflow as it is."""
+    path.mkdir(parents=True)
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, path / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(source, path / name)
+    return Tree(path)
 
 
 def planned(output: str) -> dict[str, int]:
