@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,14 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
     )  # fmt: skip
 
 
-def unsound(folder: Path, *, vouched: bool = True) -> list[str]:
+def unsound(
+    folder: Path, *, vouched: bool = True, names: Collection[str] | None = None
+) -> list[str]:
     """All that is wrong with any store; with ``vouched``, also where its manifest is missing."""
     findings = []
     for name, path in stores(folder).items():
+        if names is not None and name not in names:
+            continue
         paper = manifest(folder, name)
         if vouched and not paper.exists():
             findings.append(f"{name}: no manifest")
