@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,10 @@ def stages_at_work(folder: Path, since: float) -> set[str]:
     """Stages of the jobs that have begun since a time, and have not ended."""
     busy = set()
     for log in (folder / "logs").glob("*.log"):
-        if log.stat().st_mtime >= since and "done in" not in log.read_text(encoding="utf-8"):
-            busy.add(re.sub(r"_\d+$", "", log.stem))
+        # Snakemake removes the log of an earlier run before it starts a job.
+        with suppress(FileNotFoundError):
+            if log.stat().st_mtime >= since and "done in" not in log.read_text(encoding="utf-8"):
+                busy.add(re.sub(r"_\d+$", "", log.stem))
     return busy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -193,10 +194,14 @@ def test_a_second_pipeline_is_refused_from_anywhere(copy: Tree, source_tree: Tre
         "--config",
         f"results={results}",
     )
+    since = time.time() - 0.02
     with faults.started(copy, *TINY) as process:
-        while not faults.job_processes(copy, "errors"):
+        while "errors" not in faults.stages_at_work(folder_of(copy), since):
             assert process.poll() is None
             time.sleep(0.01)
+        time.sleep(0.2)
+        (job,) = faults.job_processes(copy, "errors")
+        os.kill(job, signal.SIGSTOP)
         for refused in (copy.run(*TINY), source_tree.run(*elsewhere)):
             assert refused.returncode == 2
             (line,) = faults.lines(refused.stdout)
@@ -207,10 +212,14 @@ def test_a_second_pipeline_is_refused_from_anywhere(copy: Tree, source_tree: Tre
         # Snakemake alone is killed; its job goes on, and is waited for.
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert faults.job_processes(copy, "errors")
-        again = copy.run("errors", *TINY)
-        assert again.returncode == 0, again.stdout
-        assert "jobs of a pipeline that was killed are still at work" in again.stdout
+        with faults.started(copy, "errors", *TINY) as again:
+            while "jobs of a pipeline that was killed are still at work" not in (
+                (copy.path / "output").read_text()
+            ):
+                assert again.poll() is None
+                time.sleep(0.01)
+            os.kill(job, signal.SIGCONT)
+            assert again.wait(timeout=120) == 0
 
 
 def test_options_are_checked(source_tree: Tree) -> None:

@@ -10,6 +10,7 @@ Usage: ``python tests/faults/torture.py [--kills 50] [--folders 2] [--seed 0] [-
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import re
 import sys
@@ -33,21 +34,18 @@ import faults  # noqa: E402
 from resnet_limits.config import load_experiment  # noqa: E402
 
 # Seconds into a stage within which it is killed: long ones need no longer.
-MOST_SECONDS = 20.0
+MOST_SECONDS = 10.0
 TINY = ("--configfile", "experiment.yaml")
 
+LOG = logging.getLogger("torture")
 tried: Counter[str] = Counter()
 survived: Counter[str] = Counter()
 skipped: dict[str, str] = {}
 
 
-def say(*words: object) -> None:
-    print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
-
-
 def attempt(fault: str, trial: Callable[[], object], count: int = 1) -> object:
     """Count how often something was tried, and how often all was well afterwards."""
-    say(fault, f"({count})")
+    LOG.info("%s (%d)", fault, count)
     tried[fault] += count
     try:
         result = trial()
@@ -70,7 +68,7 @@ class Reference:
             raise SystemExit(done.stdout)
         self.wanted = faults.contents(self.folder(tree))
         seconds = time.monotonic() - started
-        say(f"{self.name}, undisturbed: {len(self.wanted)} results in {seconds:.0f} s")
+        LOG.info("%s, undisturbed: %d results in %.0f s", self.name, len(self.wanted), seconds)
 
     def folder(self, tree: Tree) -> Path:
         return tree.path / "results" / self.name
@@ -106,7 +104,7 @@ def kills(reference: Reference, work: Path, rng: random.Random, number: int, par
         if isinstance(hit, list):
             tried[fault] = survived[fault] = before + len(hit)
             hits.update(stage for busy in hit for stage in (busy or {"none, planning"}))
-        say("hit:", dict(hits))
+        LOG.info("hit: %s", dict(hits))
     print("\nSIGKILL: how often a job of each stage was at work\n")
     print("| stage | " + " | ".join(hits) + " |")
     print("| --- |" + " --- |" * len(hits))
@@ -189,6 +187,7 @@ def main() -> None:
     parts = ("kills", "damage", "disks", "clocks", "memory", "numbers")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="torture ") as folder:
         work = Path(folder)

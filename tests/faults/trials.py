@@ -5,6 +5,7 @@ Each takes a tree that it may spoil, and fails if anything is lost.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from trees import Tree, planned
 import faults
 from resnet_limits import integrity
 
+LOG = logging.getLogger(__name__)
 DAY = 86_400
 TINY = ("--configfile", "experiment.yaml")
 # A job starts with 1.05 GiB of addresses; a network of 3000 x 3000 needs 0.9 GiB more.
@@ -51,6 +53,7 @@ def killed(
         if busy is None:
             break
         hit.append(busy)
+        LOG.info("killed while at work: %s", ", ".join(sorted(busy)) or "none")
         # Nothing that has a final name is partial, at any time.
         now = faults.modified(folder)
         new = [name for name in now if now[name] != before.get(name)]
