@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 # Studies, each of the experiment file of its name.
 STUDIES := paper-linear paper-tanh frontier
-.PHONY: help run $(STUDIES) test test-slurm lint format unlock clean
+.PHONY: help run $(STUDIES) test test-slurm torture lint format clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here
 	        apt-get -qq install --no-install-recommends slurm-wlm munge > /dev/null; }
 	@$(BIN)/python -m pytest tests/slurm --numprocesses 3 --dist load
 
+torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
+	@$(BIN)/python tests/faults/torture.py
+
 lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,9 +56,6 @@ format: $(VENV)/installed-dev ## Format all sources.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/snakefmt Snakefile rules
-
-unlock: $(VENV)/installed ## Remove the lock that a killed run has left.
-	@$(BIN)/snakemake --unlock --config experiment_file="$(CONFIG)"
 
 clean: ## Remove .venv and caches; results stay.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

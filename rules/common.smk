@@ -1,6 +1,7 @@
 # The experiment, and the functions that the other files use. These lines run before every dry run
 # and in every job on a cluster, so nothing here may import torch, xarray or zarr.
 
+import functools
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from resnet_limits import provenance
+from resnet_limits import integrity, lock, provenance
 from resnet_limits.config import InputError, load_experiment
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
@@ -23,17 +24,21 @@ def stop(message):
     sys.exit(2)
 
 
+# What may be given with --config.
+OPTIONS = ("experiment_file", "results", "verify")
+
+
 def experiment_file():
     """Find the one file that holds the experiment.
 
     Snakemake would lay the files and values it is given over one another: two grids would become
     one that nobody asked for. So there is no default ``configfile:``, and values are refused.
     """
-    values = set(workflow.config_settings.config) - {"experiment_file", "results"}
+    values = set(workflow.config_settings.config) - set(OPTIONS)
     if values:
         stop(
             f"--config: {', '.join(sorted(values))}: values of an experiment stand in its file; "
-            "allowed: experiment_file, results"
+            f"allowed: {', '.join(OPTIONS)}"
         )
     files = [Path(file) for file in workflow.overwrite_configfiles]
     if "experiment_file" in workflow.config_settings.config:
@@ -42,6 +47,14 @@ def experiment_file():
         stop(f"{len(files)} experiment files are given; allowed: one")
     file = files[0] if files else Path(workflow.basedir, "config", "config.yaml")
     return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+def verify_all():
+    """Whether every result is to be read at planning, however much that is."""
+    value = str(workflow.config_settings.config.get("verify", False)).lower()
+    if value not in ("true", "false"):
+        stop(f"--config: verify: got {value}; allowed: true, false")
+    return value == "true"
 
 
 def read_experiment(file):
@@ -71,6 +84,7 @@ def share_with_scripts(file, root):
 
 
 EXPERIMENT_FILE = experiment_file()
+VERIFY_ALL = verify_all()
 EXPERIMENT = read_experiment(EXPERIMENT_FILE)
 PATHS = Paths(str(config.get("results", "results")), EXPERIMENT.experiment)
 share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
@@ -117,51 +131,134 @@ def stage_key(stage):
     return provenance.stage_key(stage, EXPERIMENT)
 
 
+# --- what is there already ------------------------------------------------------------------------
+
+# Results that are no more than this together are read at every planning, which takes a second or
+# two; of more, those whose files have another size or time than when they were written.
+READ_MB, READ_FILES = 256, 20_000
+
+
 def goal(*files):
     """Input of a target: its files, after a look at all results that are there already."""
 
     def checked(wildcards):
-        for kind in KINDS:
-            for bundle in bundles(kind):
-                refuse_foreign(kind, bundle)
+        if workflow.is_main_process:
+            look_at_results()
         return files
 
     return checked
 
 
-def refuse_foreign(kind, bundle):
+@functools.cache
+def look_at_results():
+    """See that nobody else is at work here, and that all that is there is what it should be.
+
+    Once, before anything is planned, in Snakemake's main process.
+    """
+    # Without settings of an execution Snakemake writes a report, a list or the like.
+    is_dry = workflow.execution_settings is None or workflow.dryrun
+    if not is_dry:
+        hold_results()
+    found = {}
+    for kind in KINDS:
+        for bundle in bundles(kind):
+            found |= read_manifests(kind, bundle)
+    if workflow.execution_settings is not None:
+        find_damage(found | read_page_manifests(), is_dry)
+
+
+def hold_results():
+    """Lock the results for this process, and clear what killed processes have left in them."""
+    try:
+        lock.hold(PATHS.folder, lambda line: print(line, file=sys.stderr))
+        for folder in integrity.folders(PATHS.folder):
+            integrity.remove_leftovers(folder)
+    except lock.LockError as error:
+        stop(error)
+    except OSError as error:
+        stop(f"{PATHS.folder}: {error}")
+
+
+def read_manifests(kind, bundle):
+    """Read manifests; those of today's keys, each with the path of its result."""
+    found = {}
+    for cell in bundle.cells:
+        path = PATHS.manifest(kind, **cell)
+        if manifest := manifest_or_nothing(path, path):
+            found[path] = manifest
+    is_current = {
+        path: found[path]["stage_key"] == provenance.stage_key(kind, EXPERIMENT, **cell)
+        for cell in bundle.cells
+        if (path := PATHS.manifest(kind, **cell)) in found
+    }
+    refuse_foreign(kind, bundle, is_current)
+    return {
+        path: (PATHS.store(kind, **cell), found[path])
+        for cell in bundle.cells
+        if is_current.get(path := PATHS.manifest(kind, **cell))
+    }
+
+
+def read_page_manifests():
+    """Read manifests of figures and the report, each with its page."""
+    pages = [page for page in [*FIGURE_FILES, PATHS.report] if page.exists()]
+    found = {PATHS.page_manifest(page): page for page in pages}
+    read = {path: manifest_or_nothing(path, page) for path, page in found.items()}
+    return {
+        path: (found[path], manifest) for path, manifest in read.items() if manifest
+    }
+
+
+def manifest_or_nothing(path, tracked):
+    """Read a manifest if there is one; if it is damaged, make Snakemake plan its result again."""
+    try:
+        return integrity.read_manifest(path) if path.exists() else None
+    except integrity.StoreError as error:
+        plan_again(tracked, f"{error}: its result will be computed again")
+        return None
+
+
+def find_damage(found, is_dry):
+    """Plan again what is not what its manifest vouches for.
+
+    The manifest stays, and with it the sharing of cells among jobs, until Snakemake removes it
+    before the job runs. The store goes, so that the job does not take it for sound.
+    """
+    most = math.inf if VERIFY_ALL else READ_MB * 2**20
+    most_files = math.inf if VERIFY_ALL else READ_FILES
+    for damage in integrity.damage(found, most_bytes=most, most_files=most_files):
+        if not is_dry:
+            integrity.remove(damage.store)
+        is_page = damage.store in [*FIGURE_FILES, PATHS.report]
+        plan_again(damage.store if is_page else damage.manifest, damage)
+
+
+def plan_again(file, reason):
+    """Make Snakemake run the job of one of its files."""
+    print(reason, file=sys.stderr)
+    workflow.dag.forcefiles.add(IOFile(str(file)))
+
+
+def refuse_foreign(kind, bundle, is_current):
     """Stop at a result that Snakemake takes for current though its manifest says otherwise.
 
     Snakemake compares a job's keys with its own records, and only where it has one of every file.
     They are lost when results are moved, and know nothing of what something else has put there.
     """
-    found = {}
-    for cell in bundle.cells:
-        path = PATHS.manifest(kind, **cell)
-        if path.exists():
-            found[path] = key_of(path) == provenance.stage_key(kind, EXPERIMENT, **cell)
-    if all(found.values()):
+    if all(is_current.values()):
         return
-    records = {path: workflow.persistence.params(IOFile(str(path))) for path in found}
+    records = {
+        path: workflow.persistence.params(IOFile(str(path))) for path in is_current
+    }
     params = {repr(stage_key(kind))}
     if kind in provenance.SEEDED:
         params.add(repr(bundle.seeds))
-    for path, is_current in found.items():
-        if not is_current and (
-            None in records.values() or params <= set(records[path])
-        ):
+    for path, current in is_current.items():
+        if not current and (None in records.values() or params <= set(records[path])):
             stop(
                 f"{path}: computed by other code or from other values, and Snakemake has no record "
                 f"of how; remove it, or all of {PATHS.folder / 'manifests'}: sound results are kept"
             )
-
-
-def key_of(path):
-    """Key in a manifest; None if it is not one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["stage_key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
 rule problem:
+    input:
+        # Whatever the target is, it needs this rule: so results are looked at before any plan.
+        goal(),
     output:
         manifest=PATHS.manifest("problem"),
     log:

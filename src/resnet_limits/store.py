@@ -9,19 +9,14 @@ chunk carries a checksum, also inside shards; every variable says what it is. Be
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import secrets
 import shutil
-import socket
 import stat
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +28,19 @@ from zarr.storage import MemoryStore, ZipStore
 
 from resnet_limits import onechunk
 from resnet_limits.config import PAIRS
+from resnet_limits.integrity import (  # noqa: F401 (some for those who know them from here)
+    StoreError,
+    combined_digest,
+    digest,
+    file_digest,
+    manifest_matches,
+    one_line,
+    read_manifest,
+    store_files,
+    temporary,
+    write_json,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
@@ -61,15 +69,10 @@ PROVENANCE = (
 """Root attributes that every published store carries."""
 
 _OK, _DIVERGED, _NOT_RUN = range(3)
-_TEMPORARY = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
 _SHARD_BYTES = 64 * 2**20
 # Readers take whole steps and whole layers, so these are cut first and the rest stays together.
 _CUT_FIRST = ("step", "depth_point", "node", "replicate", "seed", "cell")
-
-
-class StoreError(Exception):
-    """A store that is absent, unsound, or may not be written. The message is one line."""
 
 
 # --- schemas --------------------------------------------------------------------------------------
@@ -552,7 +555,7 @@ def _is_small(part: xr.Dataset) -> bool:
 def _zip_directory(directory: Path, target: Path) -> None:
     """Pack a finished directory; equal directories give equal bytes."""
     with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
-        for file in _store_files(directory):
+        for file in store_files(directory):
             name = file.relative_to(directory).as_posix()
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -563,52 +566,6 @@ def _zip_directory(directory: Path, target: Path) -> None:
 
 def _is_zip(path: Path) -> bool:
     return path.name.endswith(".zip")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this host is there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@lru_cache(maxsize=1024)
-def _clean(folder: Path) -> None:
-    """Remove what writers into this folder left that were killed on this machine.
-
-    Once in a process: a folder of thousands of stores takes long to list.
-    """
-    host = socket.gethostname()
-    for entry in os.scandir(folder):
-        if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
-            continue
-        owner, _, process = entry.name.rpartition("-")[0].rpartition("-")
-        if owner.endswith(f".{host}") and process.isdigit() and not is_alive(int(process)):
-            _remove(Path(entry.path))
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Give a name beside the final one, gone again afterwards whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clean(path.parent)
-    token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{token}{_TEMPORARY}")
-    try:
-        yield temporary
-    finally:
-        _remove(temporary)
 
 
 def check_target(path: Path | str) -> None:
@@ -686,15 +643,15 @@ def write(
             "schema_version": SCHEMA_VERSION,
             **root,
         }
-    with _temporary(path) as finished:
+    with temporary(path) as finished:
         if _is_zip(path):
-            with _temporary(path) as directory:
+            with temporary(path) as directory:
                 _write_directory(parts, root, variables, directory)
                 _zip_directory(directory, finished)
             finished.replace(path)
         else:
             _write_directory(parts, root, variables, finished)
-            with _temporary(path) as old:
+            with temporary(path) as old:
                 # A directory cannot be replaced in one step: the old one goes aside first.
                 if path.exists():
                     path.rename(old)
@@ -708,10 +665,6 @@ def write(
 
 
 # --- reading --------------------------------------------------------------------------------------
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -764,7 +717,7 @@ def _open(path: Path, group: str | None, chunks: dict[str, int] | None) -> xr.Da
     # Damaged metadata can fail in any way.
     except Exception as error:
         where = f"{path}, group {group}" if group else str(path)
-        raise StoreError(f"{where}: cannot be opened as a store: {_one_line(error)}") from error
+        raise StoreError(f"{where}: cannot be opened as a store: {one_line(error)}") from error
 
 
 def load(path: Path | str, names: Collection[str]) -> xr.Dataset:
@@ -811,7 +764,7 @@ def groups(path: Path | str) -> list[str]:
         try:
             return sorted(zarr.open_group(source, mode="r").group_keys())
         except Exception as error:
-            raise StoreError(f"{path}: cannot be opened as a store: {_one_line(error)}") from error
+            raise StoreError(f"{path}: cannot be opened as a store: {one_line(error)}") from error
 
 
 def open_groups(path: Path | str) -> dict[str, xr.Dataset]:
@@ -826,43 +779,6 @@ def open_groups(path: Path | str) -> dict[str, xr.Dataset]:
 
 
 # --- soundness ------------------------------------------------------------------------------------
-
-
-def _store_files(directory: Path) -> list[Path]:
-    """All files of a store, in the order of their paths."""
-    # Hidden files are other programs' notes (file systems', workflow engines'), not content.
-    found = []
-    for folder, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _combined(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def digest(path: Path | str) -> str:
-    """SHA-256 of a whole result: of the file, or of the list of the directory's files' digests.
-
-    Raises
-    ------
-    StoreError
-        If there is nothing under that name.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = _store_files(path)
-        return _combined({file.relative_to(path).as_posix(): _sha256(file) for file in files})
-    if not path.is_file():
-        raise StoreError(f"{path}: no such result")
-    return _sha256(path)
 
 
 def data_digest(path: Path | str) -> str:
@@ -892,9 +808,9 @@ def data_digest(path: Path | str) -> str:
                         found[name] = digester.hexdigest()
     else:
         for array in arrays:
-            for file in _store_files(path / array):
-                found[file.relative_to(path).as_posix()] = _sha256(file)
-    return _combined(found)
+            for file in store_files(path / array):
+                found[file.relative_to(path).as_posix()] = file_digest(file)
+    return combined_digest(found)
 
 
 def _pieces(array: zarr.Array) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
@@ -931,7 +847,7 @@ def _damage(path: Path) -> list[str]:
                 zarr.open_group(source, mode="r", use_consolidated=True).members(max_depth=None)
             )
         except Exception as error:
-            return [f"metadata: {_one_line(error)}"]
+            return [f"metadata: {one_line(error)}"]
         names = _names(path)
         for name in sorted(members.keys() | copies.keys()):
             member, copy = members.get(name), copies.get(name)
@@ -957,7 +873,7 @@ def _damage(path: Path) -> list[str]:
                 try:
                     member[extent]
                 except Exception as error:
-                    findings.append(f"{key}: {_one_line(error)}")
+                    findings.append(f"{key}: {one_line(error)}")
     return findings
 
 
@@ -965,7 +881,7 @@ def _names(path: Path) -> set[str]:
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             return set(archive.namelist())
-    return {file.relative_to(path).as_posix() for file in _store_files(path)}
+    return {file.relative_to(path).as_posix() for file in store_files(path)}
 
 
 def _loaded(path: Path, group: str | None) -> xr.Dataset:
@@ -1062,7 +978,7 @@ def describe(path: Path | str) -> str:
     path = Path(path)
     parts = open_groups(path)
     attrs = open_store(path).attrs
-    files = _store_files(path) if path.is_dir() else [path]
+    files = store_files(path) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     lines = [
         f"{path.name}: {attrs.get('title', 'no title')} (kind {attrs.get('kind', 'unknown')})",
@@ -1102,88 +1018,3 @@ def _readable(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-# --- manifests and small files --------------------------------------------------------------------
-
-
-def write_json(value: Mapping[str, Any], path: Path | str) -> Path:
-    """Write a JSON file, whole or not at all.
-
-    Raises
-    ------
-    ValueError
-        If a number is NaN or infinite, which JSON cannot say.
-    """
-    path = Path(path)
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    with _temporary(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    return path
-
-
-def write_manifest(
-    path: Path | str, store_path: Path | str, *, kind: str, stage_key: str, **facts: Any
-) -> Path:
-    """Declare a result finished: its manifest is written last and renamed into place.
-
-    Parameters
-    ----------
-    path : path
-        The manifest.
-    store_path : path
-        The finished store or JSON file.
-    kind, stage_key : str
-        What it is, and what it depends on.
-    **facts
-        Further JSON values, such as ``status`` counts.
-
-    Returns
-    -------
-    Path
-        The manifest. It holds ``store`` (relative to the manifest's folder), ``kind``,
-        ``stage_key``, ``digest``, ``bytes``, ``files`` and the facts.
-    """
-    path, store_path = Path(path), Path(store_path)
-    files = _store_files(store_path) if store_path.is_dir() else [store_path]
-    return write_json(
-        {
-            "store": Path(os.path.relpath(store_path, path.parent)).as_posix(),
-            "kind": kind,
-            "stage_key": stage_key,
-            "digest": digest(store_path),
-            "bytes": sum(file.stat().st_size for file in files),
-            "files": len(files),
-            **facts,
-        },
-        path,
-    )
-
-
-def read_manifest(path: Path | str) -> dict[str, Any]:
-    """Read a manifest.
-
-    Raises
-    ------
-    StoreError
-        If it is absent or not a manifest.
-    """
-    path = Path(path)
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such manifest") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not a manifest: {_one_line(error)}") from error
-    if not isinstance(manifest, dict) or not {"store", "stage_key"} <= manifest.keys():
-        raise StoreError(f"{path}: not a manifest: it names no store and stage_key")
-    return manifest
-
-
-def manifest_matches(path: Path | str, key: str) -> bool:
-    """Whether a finished result is there that was computed under this stage key."""
-    with suppress(StoreError):
-        manifest = read_manifest(path)
-        return manifest["stage_key"] == key and (Path(path).parent / manifest["store"]).exists()
-    return False

@@ -15,7 +15,8 @@ PACKAGE = Path(resnet_limits.__file__).parent
 
 FLOOR = {
     "config": 1, "units": 1, "randomness": 1, "devices": 1, "signals": 1,
-    "problem": 2, "dynamics": 2, "fields": 2, "onechunk": 2, "store": 2, "provenance": 2,
+    "problem": 2, "dynamics": 2, "fields": 2, "integrity": 2, "lock": 2, "onechunk": 2,
+    "store": 2, "provenance": 2,
     "limits": 3, "networks": 3, "errors": 3, "figures": 3,
     "stages": 4,
     "cli": 5, "__main__": 5,
@@ -28,7 +29,7 @@ FILES = {
     "snakemake", "matplotlib",
 }  # fmt: skip
 HEAVY = {"torch", "xarray", "zarr", "dask", "numpy", "scipy", "matplotlib", "sklearn", "snakemake"}
-LIGHT = ("config", "provenance", "stages.paths", "stages.estimates")
+LIGHT = ("config", "integrity", "lock", "provenance", "stages.paths", "stages.estimates")
 
 
 class Module:

@@ -27,6 +27,8 @@ def load_common(*files: Path, **values: Any) -> dict[str, Any]:
         overwrite_configfiles=[str(file) for file in files],
         basedir=str(ROOT),
         resource_settings=SimpleNamespace(default_resources=None),
+        is_main_process=True,
+        execution_settings=None,
     )
     names: dict[str, Any] = {"workflow": workflow, "config": dict(values)}
     exec(compile(COMMON.read_text(encoding="utf-8"), str(COMMON), "exec"), names)
@@ -243,7 +245,7 @@ def test_results_that_snakemake_wrongly_takes_for_current_are_refused(
     keys = ["0" * 32, provenance.stage_key("mean_ode", experiment, **second[1])]
     for (path, _), key in zip((first, second), keys, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
+        path.write_text(json.dumps({"store": "-", "stage_key": key}), encoding="utf-8")
     current = provenance.stage_key("mean_ode", experiment)
     params = {
         "other": ["'1'"],
@@ -267,7 +269,7 @@ def test_current_results_need_no_record(common: Callable[..., Any]) -> None:
     path = names["PATHS"].manifest("dmft")
     path.parent.mkdir(parents=True)
     key = provenance.stage_key("dmft", names["EXPERIMENT"])
-    path.write_text(json.dumps({"stage_key": key}), encoding="utf-8")
+    path.write_text(json.dumps({"store": "-", "stage_key": key}), encoding="utf-8")
     names["workflow"].persistence = SimpleNamespace(params=lambda path: None)
     assert names["goal"]("result")(None) == ("result",)
 

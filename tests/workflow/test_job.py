@@ -50,6 +50,7 @@ def snakemake(tmp_path: Path, tiny_experiment: Callable[..., Any]) -> SimpleName
             "results": str(tmp_path),
         },
         params=SimpleNamespace(key=provenance.stage_key("finite", experiment)),
+        input=[],
         output=outputs,
         log=[str(tmp_path / "logs" / "finite_01.log")],
         threads=1,

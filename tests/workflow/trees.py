@@ -57,7 +57,7 @@ class Tree:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
 
@@ -68,7 +68,7 @@ class Tree:
 
 def copy_sources(path: Path) -> Tree:
     """Copy the workflow into a new folder."""
-    path.mkdir()
+    path.mkdir(parents=True)
     for name in PARTS:
         source = ROOT / name
         if source.is_dir():

@@ -9,10 +9,10 @@ with running(snakemake, "figures") as job:
     from resnet_limits import store
     from resnet_limits.stages import figures
 
-    distances = store.open_groups(job.paths.store("errors"))
-    rates = json.loads(job.paths.store("rates").read_text(encoding="utf-8"))
+    distances = store.open_groups(job.path_of("errors"))
+    rates = json.loads(job.path_of("rates").read_text(encoding="utf-8"))
     for name in dict.fromkeys(Path(file).stem for file in snakemake.output):
         LOG.info("%s", name)
         drawn = figures.figure(name, job.experiment, job.open_store, distances, rates)
         for form in ("png", "svg"):
-            figures.save(drawn, job.paths.figures / f"{name}.{form}")
+            job.vouch_for(figures.save(drawn, job.paths.figures / f"{name}.{form}"))

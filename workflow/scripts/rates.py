@@ -9,5 +9,5 @@ with running(snakemake, "rates") as job:
     from resnet_limits.stages import errors
 
     started = time.monotonic()
-    distances = store.open_groups(job.paths.store("errors"))
+    distances = store.open_groups(job.path_of("errors"))
     job.publish(errors.rates(job.experiment, distances), started, {})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from resnet_limits.integrity import temporary
 
 FONT_SIZE = 8.0
 SMALL_SIZE = 7.0
@@ -155,13 +156,9 @@ def save(figure: Figure, path: Path | str) -> Path:
     buffer = io.BytesIO()
     with mpl.rc_context(RC):
         figure.savefig(buffer, format=form, metadata=metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(buffer.getvalue())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with temporary(path) as unfinished:
+        unfinished.write_bytes(buffer.getvalue())
+        unfinished.replace(path)
     return path
 
 

@@ -180,3 +180,8 @@ class Paths:
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
+
+    def page_manifest(self, page: Path) -> Path:
+        """Path of the manifest of a figure or the report, by which damage to it is found."""
+        name = page.relative_to(self.folder)
+        return self.folder / "manifests" / name.with_name(f"{name.name}.json")

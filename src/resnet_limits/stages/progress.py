@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnet_limits import provenance, store
+from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import CELL_KEYS, KINDS, Paths, cell_name, cells
@@ -82,7 +82,7 @@ class Record:
     def _write(self) -> None:
         # A note that cannot be written must not stop the work that it is about.
         with suppress(OSError):
-            store.write_json(self._facts, self._path)
+            integrity.write_json(self._facts, self._path)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -101,7 +101,7 @@ def running_jobs(paths: Paths) -> list[dict[str, Any]]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["host"] == socket.gethostname():
-                alive = store.is_alive(int(record["process"]))
+                alive = integrity.is_alive(int(record["process"]))
             else:
                 alive = time.time() - path.stat().st_mtime < _SILENT_SECONDS
         except (OSError, ValueError, KeyError, TypeError):
@@ -193,8 +193,8 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
             key = provenance.stage_key(kind, experiment, **cell)
             cost = estimates.seconds(kind, experiment, **cell)
             count.results += 1
-            if store.manifest_matches(manifest, key):
-                facts = store.read_manifest(manifest)
+            if integrity.manifest_matches(manifest, key):
+                facts = integrity.read_manifest(manifest)
                 count.done += 1
                 count.diverged += (facts.get("status") or {}).get("diverged", 0)
                 tells = kind in _COMPUTED and facts.get("device") == "cpu"

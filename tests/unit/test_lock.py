@@ -1,0 +1,119 @@
+"""One pipeline at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from resnet_limits import lock
+
+HOLD = """
+import sys, time
+from resnet_limits import lock
+held = lock.hold(sys.argv[1], print)
+print("held", flush=True)
+time.sleep(60)
+"""
+WORK = """
+import sys, time
+from resnet_limits import lock
+with lock.at_work(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a program that holds a folder, and wait until it does."""
+    processes = []
+    (tmp_path / "results").mkdir()
+
+    def begin(program):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path / "results"], stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_another_process_is_refused_until_the_first_ends(start, tmp_path):
+    first = start(HOLD)
+    with pytest.raises(lock.LockError, match=rf"at work here \(.*process {first.pid}, since 20"):
+        lock.hold(tmp_path / "results", print)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    said = []
+    os.close(lock.hold(tmp_path / "results", said.append))
+    assert said == []
+
+
+def test_another_folder_is_free(start, tmp_path):
+    start(HOLD)
+    os.close(lock.hold(tmp_path / "others", print))
+
+
+def test_jobs_of_a_killed_pipeline_are_waited_for(start, tmp_path):
+    job = start(WORK)
+    said = []
+
+    def end(line):
+        said.append(line)
+        threading.Timer(0.2, job.kill).start()
+
+    os.close(lock.hold(tmp_path / "results", end))
+    assert len(said) == 1
+    assert "waiting for their end" in said[0]
+
+
+def test_jobs_do_not_keep_each_other_out(start, tmp_path):
+    held = lock.hold(tmp_path / "results", print)
+    start(WORK)
+    with lock.at_work(tmp_path / "results"):
+        pass
+    os.close(held)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(lock.LockError, match=r"cannot be written \(.*\); allowed: [^\n]+$"):
+        lock.hold(tmp_path / "file" / "results", print)
+    with lock.at_work(tmp_path / "file" / "results"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_line_says_so(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = []
+    os.close(lock.hold(tmp_path / "results", said.append))
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert "has no locks" in said[0]
+    with lock.at_work(tmp_path / "results"):
+        pass
+
+
+def test_other_failures_of_locking_are_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(lock.LockError, match="cannot be locked"):
+        lock.hold(tmp_path / "results", print)
