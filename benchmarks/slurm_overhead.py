@@ -71,6 +71,8 @@ def on_cluster(tree: Tree, made: Cluster, folder: Path) -> None:
     rows, kinds, spans = [], {}, []
     for job in site.jobs():
         name = job["Comment"].removeprefix("rule_")
+        # A job of a group has the names of all its rules behind that of the group.
+        name = next((group for group in GROUPS if name.startswith(group)), name)
         submitted, begun, ended = (seconds(job[f"{at}Time"]) for at in ("Submit", "Start", "End"))
         spent = computing(folder, name)
         spans.append((ended - spent, ended))

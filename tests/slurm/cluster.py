@@ -174,10 +174,18 @@ class Cluster:
     def start_node(self, name: str) -> None:
         self._spawn(name, "slurmd", "-N", name, "-D")
 
+    def restore(self) -> None:
+        """Start nodes that were killed, and wait until all are there."""
+        for node in self.nodes:
+            if node not in self._daemons:
+                self.start_node(node)
+        wait_until(self._all_idle, 90, "all nodes")
+
     def kill_node(self, name: str) -> None:
         """End a node as a power cut does: its daemon and all that runs there, by SIGKILL."""
         self._end(name, signal.SIGKILL)
-        on_node = [p for p in self._processes() if f"SLURMD_NODENAME={name}" in _environment(p)]
+        mark = f"SLURMD_NODENAME={name}"
+        on_node = [p for p in self._processes() if mark in _environment(p)]
         # Who watches over a job goes first, so that nobody is left to report its end.
         for process in (*{*filter(_is_stepd, map(_parent, on_node))}, *on_node):
             with suppress(ProcessLookupError):
@@ -250,7 +258,19 @@ class Cluster:
         mark = f"SLURM_CONF={self.root}/slurm.conf"
         found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         daemons = {daemon.pid for daemon in self._daemons.values()}
-        return [p for p in found if p not in daemons and mark in _environment(p)]
+        # Who watches over a job writes its title over its environment.
+        return [
+            process
+            for process in found
+            if process not in daemons
+            and (mark in _environment(process) or (_is_stepd(process) and self._is_ours(process)))
+        ]
+
+    def _is_ours(self, process: int) -> bool:
+        try:
+            return Path(f"/proc/{process}/cwd").resolve() == self.root.resolve()
+        except OSError:
+            return False
 
     # --- what one asks ----------------------------------------------------------------------------
 

@@ -44,3 +44,4 @@ def site(cluster: Cluster, prepared_tree: Tree, tmp_path: Path) -> Iterator[Site
     made = Site(prepared_tree.copy(tmp_path / "tree"), cluster)
     yield made
     made.end()
+    cluster.restore()

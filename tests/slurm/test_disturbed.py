@@ -51,13 +51,10 @@ def preempted(site: Site, process: subprocess.Popen[str]) -> subprocess.Popen[st
 
 
 def node_lost(site: Site, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
-    """The node is gone from one moment to the next, and comes back later."""
+    """The node is gone from one moment to the next, and stays away: another one takes the job."""
     (job,) = site.jobs("finite")
     site.cluster.kill_node(job["BatchHost"])
-    try:
-        return _requeued(site, process)
-    finally:
-        site.cluster.start_node(job["BatchHost"])
+    return _requeued(site, process)
 
 
 def interrupted(site: Site, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
