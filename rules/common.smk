@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from resnet_limits import provenance
-from resnet_limits.config import InputError, Shape, load_experiment
+from resnet_limits import datafile, provenance
+from resnet_limits.config import InputError, Shape, load_experiment, one_line
 from resnet_limits.networks import cost
 from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
@@ -19,7 +19,7 @@ from snakemake.io import IOFile
 
 def stop(message):
     """End Snakemake with one line, as the command line does for bad input."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", one_line(str(message)), file=sys.stderr)
     sys.exit(2)
 
 
@@ -50,11 +50,23 @@ def read_experiment(file):
     except InputError as error:
         stop(error)
     data = experiment.problem.data
-    if data.kind == "file" and not Path(data.path).exists():
-        stop(
-            f"{file}: problem.data.path: {data.path}: no such file; allowed: a readable file"
-        )
+    if data.kind == "file":
+        # Before its content is hashed, which a pipe or a device would never let end.
+        try:
+            datafile.check(data.path)
+        except InputError as error:
+            stop(f"{file}: {error}")
     return experiment
+
+
+def results_folder():
+    """Read the folder of all results, which becomes part of Snakemake's own patterns."""
+    folder = str(config.get("results") or "results")
+    if not folder.isprintable() or set(folder) & set("{}"):
+        stop(
+            f"--config: results: {folder}; allowed: a path of printable characters but {{ and }}"
+        )
+    return folder
 
 
 def share_with_scripts(file, root):
@@ -72,7 +84,7 @@ def share_with_scripts(file, root):
 
 EXPERIMENT_FILE = experiment_file()
 EXPERIMENT = read_experiment(EXPERIMENT_FILE)
-PATHS = Paths(str(config.get("results", "results")), EXPERIMENT.experiment)
+PATHS = Paths(results_folder(), EXPERIMENT.experiment)
 share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
 
 FIGURES = figure_names(EXPERIMENT)
