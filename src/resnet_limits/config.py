@@ -896,7 +896,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         path.append("kind")
         what = f"got {_short(error['ctx']['tag'])}; allowed: {_tags(node)}"
     elif kind == "invalid_key":
-        what = f"a key that is not text; allowed: {walker.allowed(node)}"
+        what = f"a key that is not text, {_short(value)}; allowed: {walker.allowed(node)}"
     else:
         what = f"got {_short(value)}; allowed: {walker.allowed(node)}"
     return f"{'.'.join(path)}: {what}" if path else what

@@ -38,6 +38,7 @@ CODECS = frozenset(
 """Codecs of Zarr arrays that may be decoded: they turn numbers into numbers and do nothing else."""
 
 _ENDINGS = ".npz, .zarr, .zarr.zip or .nc"
+_BOTH = "x and y together"
 _ARRAYS = "numeric arrays x and y"
 # Of all the ways to pack a zip member, those whose unpacking can be stopped in time.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -228,12 +229,12 @@ def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
         if len(shape) not in (2, 3) or 0 in shape:
             last = "inputs" if name == "x" else "targets"
             raise _refusal(path, f"{name} has shape {shape}", f"(samples, [tokens,] {last})")
-    _check_count(path, "x and y together", sum(math.prod(arrays[name].shape) for name in "xy"))
+    _check_count(path, _BOTH, sum(math.prod(arrays[name].shape) for name in "xy"))
 
 
 def _check_count(path: str, name: str, values: int) -> None:
     if values > MAX_DATA_VALUES:
-        verb = "hold" if " " in name else "holds"
+        verb = "hold" if name == _BOTH else "holds"
         raise _refusal(path, f"{name} {verb} {values} numbers", f"at most {MAX_DATA_VALUES}")
 
 
@@ -278,7 +279,11 @@ def _read_xarray(path: str) -> dict[str, NDArray[Any]]:
 
     name = path.rstrip("/")
     if name.endswith(".nc"):
-        opened = xr.open_dataset(path)
+        with Path(path).open("rb") as stream:
+            is_classic = stream.read(3) == b"CDF"
+        # Without the map of the file into memory, which can't be closed while an array is left.
+        options: dict[str, Any] = {"engine": "scipy", "mmap": False} if is_classic else {}
+        opened = xr.open_dataset(path, **options)
     else:
         if name.endswith(".zip"):
             _check_archive(path)
