@@ -191,7 +191,7 @@ ENDS = {
     "many digits": "\nx: " + "7" * 5000 + "\n",
     "sexagesimal integer": "\nx: 1" + ":10" * 5000 + "\n",
     "sexagesimal number": "\nx: 1" + ":10" * 300 + ".5\n",
-    "deep": "\nx: " + "[" * 3000 + "\n",
+    "deep": "\nx: " + "{a: " * 3000 + "\n",
     "merged with itself": "\nx: &x {<<: *x}\n",
     "key that is a list": "\n? [a]\n: 1\n",
 }
