@@ -1,8 +1,8 @@
 """Residual networks against their infinite-size limit: from an experiment file to a report.
 
     snakemake                                               config/config.yaml, the quickstart
-    snakemake --configfile config/paper-tanh.yaml           another experiment
-    snakemake --config experiment_file=config/digits.yaml   the same, with clearer errors
+    snakemake --config experiment_file=config/digits.yaml   another experiment
+    snakemake --configfile config/digits.yaml               the same for a file that you trust
     snakemake --config results=elsewhere                    another folder of results
     snakemake networks                                      a part: limits, networks, errors, figures
 

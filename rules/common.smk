@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from resnet_limits import integrity, lock, provenance
-from resnet_limits.config import InputError, load_experiment
+from resnet_limits import datafile, integrity, lock, provenance
+from resnet_limits.config import InputError, load_experiment, one_line
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
@@ -20,7 +20,7 @@ from snakemake.io import IOFile
 
 def stop(message):
     """End Snakemake with one line, as the command line does for bad input."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", one_line(str(message)), file=sys.stderr)
     sys.exit(2)
 
 
@@ -63,11 +63,23 @@ def read_experiment(file):
     except InputError as error:
         stop(error)
     data = experiment.problem.data
-    if data.kind == "file" and not Path(data.path).exists():
-        stop(
-            f"{file}: problem.data.path: {data.path}: no such file; allowed: a readable file"
-        )
+    if data.kind == "file":
+        # Before its content is hashed, which a pipe or a device would never let end.
+        try:
+            datafile.check(data.path)
+        except InputError as error:
+            stop(f"{file}: {error}")
     return experiment
+
+
+def results_folder():
+    """Read the folder of all results, which becomes part of Snakemake's own patterns."""
+    folder = str(config.get("results") or "results")
+    if not folder.isprintable() or set(folder) & set("{}"):
+        stop(
+            f"--config: results: {folder}; allowed: a path of printable characters but {{ and }}"
+        )
+    return folder
 
 
 def share_with_scripts(file, root):
@@ -86,7 +98,7 @@ def share_with_scripts(file, root):
 EXPERIMENT_FILE = experiment_file()
 VERIFY_ALL = verify_all()
 EXPERIMENT = read_experiment(EXPERIMENT_FILE)
-PATHS = Paths(str(config.get("results", "results")), EXPERIMENT.experiment)
+PATHS = Paths(results_folder(), EXPERIMENT.experiment)
 share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
 
 FIGURES = figure_names(EXPERIMENT)

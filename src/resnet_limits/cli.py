@@ -26,6 +26,8 @@ from resnet_limits.config import (
     Shape,
     experiment_from_dict,
     load_experiment,
+    one_line,
+    read_input,
 )
 from resnet_limits.signals import STOPPED, Stopped, stop_signals
 
@@ -87,6 +89,15 @@ def _experiment(config: Path, **sweep: Any) -> Experiment:
     values = experiment.model_dump(mode="json")
     values["sweep"] = {**values["sweep"], **changes}
     return experiment_from_dict(values, where="command line")
+
+
+@contextmanager
+def _naming(config: Path) -> Iterator[None]:
+    """Let complaints about data, which know nothing of the experiment file, begin with its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(one_line(f"{config}: {error}")) from None
 
 
 def _check_out(path: Path) -> None:
@@ -178,8 +189,9 @@ def validate(config: Config) -> None:
     experiment = load_experiment(config)
     from resnet_limits.stages import paths, problem
 
-    sizes = problem.problem(experiment).sizes
-    typer.echo(f"{config}: experiment {experiment.experiment}")
+    with _naming(config):
+        sizes = problem.problem(experiment).sizes
+    typer.echo(one_line(f"{config}: experiment {experiment.experiment}"))
     typer.echo("problem: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     typer.echo(f"shapes: {len(experiment.shapes)}, seeds: {len(experiment.seeds)}")
     typer.echo("pairs: " + ", ".join(experiment.pairs))
@@ -195,7 +207,8 @@ def dmft(config: Config, out: Out) -> None:
     started = time.monotonic()
     from resnet_limits.stages import limits
 
-    dataset = limits.dmft(experiment)
+    with _naming(config):
+        dataset = limits.dmft(experiment)
     manifest = _pipeline_manifest(out, experiment, "dmft")
     _save(dataset, out, "dmft", experiment, started=started, manifest=manifest)
 
@@ -214,7 +227,8 @@ def mean_ode(
     started = time.monotonic()
     from resnet_limits.stages import limits
 
-    dataset = limits.mean_ode(experiment, embed_dim, _dmft_for(experiment, results))
+    with _naming(config):
+        dataset = limits.mean_ode(experiment, embed_dim, _dmft_for(experiment, results))
     cell = {"embed_dim": embed_dim}
     manifest = _pipeline_manifest(out, experiment, "mean_ode", **cell)
     _save(dataset, out, "mean_ode", experiment, started=started, manifest=manifest, **cell)
@@ -236,7 +250,8 @@ def wide(
     started = time.monotonic()
     from resnet_limits.stages import limits
 
-    dataset = limits.wide(experiment, depth, embed_dim, _dmft_for(experiment, results))
+    with _naming(config):
+        dataset = limits.wide(experiment, depth, embed_dim, _dmft_for(experiment, results))
     cell = {"depth": depth, "embed_dim": embed_dim}
     manifest = _pipeline_manifest(out, experiment, "wide", **cell)
     _save(dataset, out, "wide", experiment, started=started, manifest=manifest, **cell)
@@ -262,7 +277,8 @@ def train(
     started = time.monotonic()
     from resnet_limits.stages import networks
 
-    dataset = networks.finite(experiment, Shape(depth, width, embed_dim))
+    with _naming(config):
+        dataset = networks.finite(experiment, Shape(depth, width, embed_dim))
     cell = {"depth": depth, "width": width, "embed_dim": embed_dim}
     manifest = _pipeline_manifest(out, experiment, "finite", **cell)
     _save(dataset, out, "finite", experiment, started=started, manifest=manifest, **cell)
@@ -415,10 +431,10 @@ def shape(
     if not budget >= 1 or budget == float("inf"):
         raise InputError(f"--budget: {budget:g}, must be a finite number of at least 1")
     try:
-        fitted = json.loads(rates_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"RATES: {rates_file}: {error.strerror}") from None
-    except ValueError as error:
+        fitted = json.loads(read_input(rates_file, "a rates.json"))
+    except InputError as error:
+        raise InputError(f"RATES: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"RATES: {rates_file}: not a JSON file: {error}") from None
     if not isinstance(fitted, dict) or "pairs" not in fitted:
         raise InputError(f"RATES: {rates_file}: has no key pairs; give a rates.json")

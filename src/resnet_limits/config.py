@@ -12,6 +12,7 @@ import math
 import os
 import re
 import reprlib
+import stat
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -62,16 +63,32 @@ MAX_CELLS = 1_000_000
 MAX_DATA_VALUES = 10_000_000
 """Most numbers in the inputs and targets of one problem."""
 
+MAX_NUMBER = 1e30
+"""Largest scale, learning rate or number in the data: squares of it are finite in float64."""
+
+MAX_INPUT_BYTES = 2**20
+"""Most bytes of an experiment file, which take some seconds to be read."""
+
 _MAX_SIZE = 1_000_000_000
 _NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 _NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot"
-_MAX_FILE_BYTES = 16 * 2**20
+# Names of devices, which some systems take for such in every folder and with every ending.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+# Digits, far more than any number within bounds has; to convert very many takes very long.
+_MAX_DIGITS = 1000
+# Pairs that YAML's merge key may bring into one mapping.
+_MAX_MERGED = 1000
 _MAX_DEPTH_WITH_ALL_LAYERS = 100_000
 _REAL_VALUED_DATA = ("gaussian", "linear_teacher")
 
 
 class InputError(ValueError):
     """Bad input: one line that says what is wrong, where, and what is allowed."""
+
+
+def one_line(text: str) -> str:
+    """Escape whatever would break the line or could not be printed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Shape(NamedTuple):
@@ -122,8 +139,12 @@ _DataSize = Annotated[int, Strict(), Field(ge=1, le=100_000)]
 _Step = Annotated[int, Strict(), Field(ge=0, le=9_999)]
 _Steps = Annotated[tuple[_Step, ...], Field(min_length=1, max_length=10_000)]
 _DepthPoints = Annotated[int, Strict(), Field(ge=2, le=10_000)]
-_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+_NonNegative = Annotated[
+    float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False), BeforeValidator(_number)
+]
+_Positive = Annotated[
+    float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False), BeforeValidator(_number)
+]
 _Flag = Annotated[bool, Strict()]
 # Three sizes of at most 10^9 each.
 _Parameters = Annotated[float, Field(ge=1, le=1e27), BeforeValidator(_number)]
@@ -224,6 +245,8 @@ class FileData(_Section):
     @field_validator("path")
     @classmethod
     def _resolve(cls, path: str, info: ValidationInfo) -> str:
+        if not path.isprintable():
+            raise ValueError(f"got {_short(path)}; allowed: a path of printable characters")
         folder = (info.context or {}).get("folder")
         return path if folder is None else os.path.normpath(Path(folder) / path)
 
@@ -604,6 +627,13 @@ class Experiment(_Section):
     )
     save: SaveConfig = Field(default_factory=SaveConfig, description="What is kept.")
 
+    @field_validator("experiment")
+    @classmethod
+    def _no_device(cls, name: str) -> str:
+        if _DEVICE.fullmatch(name):
+            raise ValueError(f"{name} is the name of a device on some systems; allowed: any other")
+        return name
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.save.steps != "all" and max(self.save.steps) >= self.training.steps:
@@ -731,11 +761,6 @@ def _short(value: object) -> str:
     if value is None:
         return "nothing"
     return _Shortener().repr(value)
-
-
-def _one_line(text: str) -> str:
-    """Escape whatever would break the line or could not be printed."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class _SchemaWalker:
@@ -869,7 +894,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         path.append("kind")
         what = f"got {_short(error['ctx']['tag'])}; allowed: {_tags(node)}"
     elif kind == "invalid_key":
-        what = f"a key that is not text; allowed: {walker.allowed(node)}"
+        what = f"a key that is not text, {_short(value)}; allowed: {walker.allowed(node)}"
     else:
         what = f"got {_short(value)}; allowed: {walker.allowed(node)}"
     return f"{'.'.join(path)}: {what}" if path else what
@@ -882,8 +907,48 @@ def _tags(node: Mapping[str, Any]) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
+    """Read a small file that a user names.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    allowed : str
+        What it should be, for the message.
+
+    Raises
+    ------
+    InputError
+        If it can't be read, is no regular file, or has more than `MAX_INPUT_BYTES`. A pipe, which
+        may never have anything to read, and a device, which may never end, are no regular files.
+    """
+    where = os.fspath(path)
+    try:
+        if os.path.isdir(path):
+            raise InputError(one_line(f"{where}: is a folder; allowed: {allowed}"))
+        # Without this flag a pipe could not even be opened.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(one_line(f"{where}: is not a regular file; allowed: {allowed}"))
+            content = stream.read(MAX_INPUT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        readable = allowed.replace("a ", "a readable ", 1)
+        raise InputError(one_line(f"{where}: {reason}; allowed: {readable}")) from None
+    if len(content) > MAX_INPUT_BYTES:
+        raise InputError(one_line(f"{where}: too large; allowed: at most {MAX_INPUT_BYTES} bytes"))
+    return content
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice in one mapping."""
+    """YAML's safe loader, with bounds, which also refuses a key that stands twice in a mapping.
+
+    Whatever stands in a file is an error of YAML at a place, or a plain value.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping and compare its keys as they are written."""
@@ -899,6 +964,47 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct a value; what has a tag that it can't have is an error at its place."""
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS:
+            digits = len(node.value)
+            if digits > _MAX_DIGITS:
+                raise yaml.MarkedYAMLError(
+                    problem=f"a number of {digits} characters; allowed: at most {_MAX_DIGITS}",
+                    problem_mark=node.start_mark,
+                )
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # Impossible dates, and how yaml's own constructors fail at a foreign value.
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{_short(node.value)} is no {kind}; allowed: one YAML mapping",
+                problem_mark=node.start_mark,
+            ) from None
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Take in what the merge key names, unless that grows beyond bounds."""
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        parts = [
+            part
+            for value in merged
+            for part in (value.value if isinstance(value, yaml.SequenceNode) else [value])
+            if isinstance(part, yaml.MappingNode)
+        ]
+        for part in parts:
+            self.flatten_mapping(part)
+        pairs = sum(len(part.value) for part in parts)
+        if pairs > _MAX_MERGED:
+            raise yaml.MarkedYAMLError(
+                problem=f"{pairs} merged keys; allowed: at most {_MAX_MERGED}",
+                problem_mark=node.start_mark,
+            )
+        super().flatten_mapping(node)
+
+
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def _explain_yaml(error: yaml.YAMLError) -> str:
@@ -936,35 +1042,18 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     """
     where = os.fspath(path)
     try:
-        file = Path(path)
-        if file.is_dir():
-            raise InputError(_one_line(f"{where}: is a folder; allowed: a YAML file"))
-        if file.exists() and file.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError(
-                _one_line(f"{where}: too large; allowed: at most {_MAX_FILE_BYTES} bytes")
-            )
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_input(path, "a YAML file").decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(_one_line(f"{where}: not UTF-8 text; allowed: a YAML file")) from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InputError(_one_line(f"{where}: {reason}; allowed: a readable YAML file")) from None
+        raise InputError(one_line(f"{where}: not UTF-8 text; allowed: a YAML file")) from None
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InputError(_one_line(f"{where}: {_explain_yaml(error)}")) from None
+        raise InputError(one_line(f"{where}: {_explain_yaml(error)}")) from None
     except RecursionError:
         raise InputError(
-            _one_line(f"{where}: nested too deeply; allowed: one YAML mapping")
+            one_line(f"{where}: nested too deeply; allowed: one YAML mapping")
         ) from None
-    except ValueError as error:
-        # Impossible dates, integers with thousands of digits.
-        raise InputError(
-            _one_line(f"{where}: not YAML: {error}; allowed: one YAML mapping")
-        ) from None
-    return _validate(content, where, file.resolve().parent)
+    return _validate(content, where, Path(path).resolve().parent)
 
 
 def experiment_from_dict(content: object, where: str = "experiment") -> Experiment:
@@ -992,16 +1081,16 @@ def experiment_from_dict(content: object, where: str = "experiment") -> Experime
 
 def _validate(content: object, where: str, folder: Path | None) -> Experiment:
     if not content and not isinstance(content, Mapping):
-        raise InputError(_one_line(f"{where}: empty; allowed: {_top_level()}"))
+        raise InputError(one_line(f"{where}: empty; allowed: {_top_level()}"))
     if not isinstance(content, Mapping):
-        raise InputError(_one_line(f"{where}: got {_short(content)}; allowed: {_top_level()}"))
+        raise InputError(one_line(f"{where}: got {_short(content)}; allowed: {_top_level()}"))
     try:
         return Experiment.model_validate(content, context={"folder": folder})
     except ValidationError as error:
         # A misspelt key is also a missing one: the key that is there says more.
         errors = error.errors(include_url=False)
         first = min(errors, key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
-        raise InputError(_one_line(f"{where}: {_explain(first)}")) from None
+        raise InputError(one_line(f"{where}: {_explain(first)}")) from None
 
 
 def _top_level() -> str:

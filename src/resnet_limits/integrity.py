@@ -27,7 +27,7 @@ class StoreError(Exception):
     """A result that is absent, unsound, or may not be written. The message is one line."""
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Give the message of an error as one line; its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -237,7 +237,7 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{path}: no such manifest") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not a manifest: {one_line(error)}") from error
+        raise StoreError(f"{path}: not a manifest: {error_line(error)}") from error
     if not isinstance(manifest, dict) or not {"store", "stage_key"} <= manifest.keys():
         raise StoreError(f"{path}: not a manifest: it names no store and stage_key")
     return manifest

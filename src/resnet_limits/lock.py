@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resnet_limits.integrity import one_line
+from resnet_limits.integrity import error_line
 
 _PIPELINE, _JOBS = ".lock", ".jobs"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -71,7 +71,7 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise LockError(f"{folder}: cannot be locked ({one_line(error)})") from error
+            raise LockError(f"{folder}: cannot be locked ({error_line(error)})") from error
         say(
             f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that "
             "no other pipeline is at work here"

@@ -9,21 +9,18 @@ limits are small problems").
 from __future__ import annotations
 
 import math
-from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_limits import datafile
 from resnet_limits.config import (
     LOSSES,
-    MAX_DATA_VALUES,
     DigitsData,
     Experiment,
-    FileData,
     GaussianData,
     InputError,
     LinearTeacherData,
@@ -207,7 +204,7 @@ def make_problem(experiment: Experiment) -> Problem:
     elif isinstance(data, DigitsData):
         x, y = _digits(data)
     else:
-        x, y = _read(data)
+        x, y = datafile.read(data.path)
     if experiment.problem.loss == "cross_entropy":
         _check_one_hot(y)
     return Problem(
@@ -280,97 +277,6 @@ def _balanced_choice(labels: NDArray[Any], data: DigitsData) -> NDArray[np.intp]
         round_of[members] = permutation(data.seed, *name, size=len(members))
         place_in_round[members] = place
     return np.lexsort((place_in_round, round_of))[: data.samples]
-
-
-# --- data from a file -----------------------------------------------------------------------------
-
-
-def _refuse(data: FileData, what: str, allowed: str) -> InputError:
-    return InputError(f"problem.data.path: {data.path}: {what}; allowed: {allowed}")
-
-
-def _read(data: FileData) -> tuple[Array, Array]:
-    path = Path(data.path)
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):
-        exists = False
-    if not exists:
-        raise _refuse(data, "no such file", "an existing .npz, .zarr, .zarr.zip or .nc")
-    reader = _read_npz if path.name.endswith(".npz") else _read_xarray
-    try:
-        arrays = reader(path, data)
-    except InputError:
-        raise
-    except Exception as error:
-        # Whatever numpy, xarray or a codec raises here, the file is what is wrong.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _refuse(data, f"cannot be read ({reason})", "numeric arrays x and y") from None
-    x, y = (_checked_values(data, name, arrays[name]) for name in ("x", "y"))
-    if x.ndim != y.ndim or x.shape[:-1] != y.shape[:-1]:
-        raise _refuse(
-            data,
-            f"x {x.shape} and y {y.shape} do not fit together",
-            "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)",
-        )
-    return x, y
-
-
-def _check_names(data: FileData, names: Container[Any]) -> None:
-    missing = [name for name in ("x", "y") if name not in names]
-    if missing:
-        raise _refuse(data, f"no array {' and '.join(missing)}", "arrays x and y")
-
-
-def _check_size(data: FileData, name: str, values: int) -> None:
-    if values > MAX_DATA_VALUES:
-        raise _refuse(data, f"{name} holds {values} numbers", f"at most {MAX_DATA_VALUES}")
-
-
-def _read_npz(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as archive:
-        _check_names(data, archive.files)
-        sizes = {info.filename: info.file_size for info in archive.zip.infolist()}
-        for name in ("x", "y"):
-            # Before anything is unpacked: a small archive can hold very large arrays.
-            _check_size(data, name, sizes.get(f"{name}.npy", 0) // 16)
-        return {name: archive[name] for name in ("x", "y")}
-
-
-def _read_xarray(path: Path, data: FileData) -> dict[str, NDArray[Any]]:
-    import xarray as xr
-    from zarr.storage import ZipStore
-
-    if path.name.endswith(".nc"):
-        opened = xr.open_dataset(path)
-    else:
-        store = ZipStore(path, mode="r") if path.name.endswith(".zip") else path
-        opened = xr.open_zarr(store, chunks=None, consolidated=False)
-    with opened as dataset:
-        _check_names(data, dataset.data_vars)
-        for name in ("x", "y"):
-            _check_size(data, name, dataset[name].size)
-        return {name: dataset[name].values for name in ("x", "y")}
-
-
-def _checked_values(data: FileData, name: str, array: NDArray[Any]) -> Array:
-    if array.dtype.kind not in "fiub":
-        raise _refuse(data, f"{name} has values of type {array.dtype}", "real numbers")
-    if array.ndim not in (2, 3) or array.size == 0:
-        last = "inputs" if name == "x" else "targets"
-        raise _refuse(data, f"{name} has shape {array.shape}", f"(samples, [tokens,] {last})")
-    _check_size(data, name, array.size)
-    values = np.ascontiguousarray(array, dtype=np.float64)
-    unsound = ~np.isfinite(values)
-    if unsound.any():
-        first = tuple(int(i) for i in np.argwhere(unsound)[0])
-        raise _refuse(
-            data,
-            f"{name} holds {int(unsound.sum())} values that are NaN or infinite, the first at "
-            f"{list(first)}",
-            "finite numbers",
-        )
-    return values
 
 
 def _check_one_hot(y: Array) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import xarray as xr
@@ -32,9 +32,9 @@ from resnet_limits.integrity import (  # noqa: F401 (some for those who know the
     StoreError,
     combined_digest,
     digest,
+    error_line,
     file_digest,
     manifest_matches,
-    one_line,
     read_manifest,
     store_files,
     temporary,
@@ -69,6 +69,8 @@ PROVENANCE = (
 """Root attributes that every published store carries."""
 
 _OK, _DIVERGED, _NOT_RUN = range(3)
+# Version 2 knows codecs that unpickle: a store of that version is none of ours, and never opened.
+_ZARR_FORMAT: Literal[3] = 3
 _CHUNK_BYTES = 4 * 2**20
 _SHARD_BYTES = 64 * 2**20
 # Readers take whole steps and whole layers, so these are cut first and the rest stays together.
@@ -495,7 +497,9 @@ def _write_zarr(
 ) -> None:
     """Write with xarray and zarr, piece by piece."""
     with _quiet_zarr():
-        xr.Dataset(attrs=attrs.get("")).to_zarr(target, mode="w", zarr_format=3, consolidated=False)
+        xr.Dataset(attrs=attrs.get("")).to_zarr(
+            target, mode="w", zarr_format=_ZARR_FORMAT, consolidated=False
+        )
         for group, part in parts.items():
             prepared, encoding = _prepared(part, variables)
             prepared.attrs = dict(attrs.get(group, {}))
@@ -505,12 +509,12 @@ def _write_zarr(
                 target,
                 group=group or None,
                 mode="a",
-                zarr_format=3,
+                zarr_format=_ZARR_FORMAT,
                 consolidated=False,
                 encoding=encoding,
                 write_empty_chunks=True,
             )
-        zarr.consolidate_metadata(target, zarr_format=3)
+        zarr.consolidate_metadata(target, zarr_format=_ZARR_FORMAT)
 
 
 def _zarr_metadata(parts: dict[str, xr.Dataset]) -> dict[str, bytes]:
@@ -713,11 +717,13 @@ def _open(path: Path, group: str | None, chunks: dict[str, int] | None) -> xr.Da
         raise StoreError(f"{path}: no such store")
     try:
         source = ZipStore(path, mode="r") if _is_zip(path) else str(path)
-        return xr.open_zarr(source, group=group, chunks=chunks, consolidated=True)
+        return xr.open_zarr(
+            source, group=group, chunks=chunks, consolidated=True, zarr_format=_ZARR_FORMAT
+        )
     # Damaged metadata can fail in any way.
     except Exception as error:
         where = f"{path}, group {group}" if group else str(path)
-        raise StoreError(f"{where}: cannot be opened as a store: {one_line(error)}") from error
+        raise StoreError(f"{where}: cannot be opened as a store: {error_line(error)}") from error
 
 
 def load(path: Path | str, names: Collection[str]) -> xr.Dataset:
@@ -762,9 +768,9 @@ def groups(path: Path | str) -> list[str]:
     """
     with _zarr_store(Path(path)) as source:
         try:
-            return sorted(zarr.open_group(source, mode="r").group_keys())
+            return sorted(zarr.open_group(source, mode="r", zarr_format=_ZARR_FORMAT).group_keys())
         except Exception as error:
-            raise StoreError(f"{path}: cannot be opened as a store: {one_line(error)}") from error
+            raise StoreError(f"{path}: cannot be opened as a store: {error_line(error)}") from error
 
 
 def open_groups(path: Path | str) -> dict[str, xr.Dataset]:
@@ -794,7 +800,9 @@ def data_digest(path: Path | str) -> str:
     """
     path = Path(path)
     with _zarr_store(path) as source:
-        members = zarr.open_group(source, mode="r", use_consolidated=False).members(max_depth=None)
+        members = zarr.open_group(
+            source, mode="r", zarr_format=_ZARR_FORMAT, use_consolidated=False
+        ).members(max_depth=None)
         arrays = [name for name, member in members if isinstance(member, zarr.Array)]
     found = {}
     if _is_zip(path):
@@ -841,13 +849,17 @@ def _damage(path: Path) -> list[str]:
     findings: list[str] = []
     with _zarr_store(path) as source:
         try:
-            root = zarr.open_group(source, mode="r", use_consolidated=False)
+            root = zarr.open_group(
+                source, mode="r", zarr_format=_ZARR_FORMAT, use_consolidated=False
+            )
             members = dict(root.members(max_depth=None))
             copies = dict(
-                zarr.open_group(source, mode="r", use_consolidated=True).members(max_depth=None)
+                zarr.open_group(
+                    source, mode="r", zarr_format=_ZARR_FORMAT, use_consolidated=True
+                ).members(max_depth=None)
             )
         except Exception as error:
-            return [f"metadata: {one_line(error)}"]
+            return [f"metadata: {error_line(error)}"]
         names = _names(path)
         for name in sorted(members.keys() | copies.keys()):
             member, copy = members.get(name), copies.get(name)
@@ -873,7 +885,7 @@ def _damage(path: Path) -> list[str]:
                 try:
                     member[extent]
                 except Exception as error:
-                    findings.append(f"{key}: {one_line(error)}")
+                    findings.append(f"{key}: {error_line(error)}")
     return findings
 
 

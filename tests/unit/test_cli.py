@@ -383,7 +383,7 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ),
         ("inspect absent.zarr", "STORE: absent.zarr: no such store"),
         ("check absent.zarr", "STORE: absent.zarr: no such store"),
-        ("shape --budget 1e6 absent.json", "RATES: absent.json: No such file"),
+        ("shape --budget 1e6 absent.json", "RATES: absent.json: no such file"),
         ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not a JSON file"),
         ("shape --budget 1e6 list.json", "RATES: list.json: has no key pairs"),
         ("shape --budget nan list.json", "--budget: nan, must be a finite number"),
@@ -429,13 +429,13 @@ def test_a_bad_experiment_is_one_line_and_exit_2(config, capsys, tiny_values, li
 
 def test_bad_data_are_one_line_and_exit_2(fake, config, capsys, monkeypatch):
     def problem(experiment):
-        raise InputError("data.npz: x holds NaN;\nonly finite numbers are allowed")
+        raise InputError("data.npz: x holds NaN; only finite numbers are allowed")
 
     monkeypatch.setattr(stages.problem, "problem", problem)
     assert run(f"validate {config}", capsys) == (
         BAD_INPUT,
         [],
-        ["error: data.npz: x holds NaN; only finite numbers are allowed"],
+        [f"error: {config}: data.npz: x holds NaN; only finite numbers are allowed"],
     )
 
 

@@ -128,6 +128,17 @@ def test_plain_xarray_opens_a_zip_by_url(tmp_path, make_dataset):
     same(xr.open_zarr(f"zip://::{path.resolve()}"), wanted)
 
 
+def test_a_store_of_another_version_is_none_of_ours(tmp_path, make_dataset):
+    """Version 2 of Zarr knows codecs that unpickle."""
+    path = tmp_path / "a.zarr"
+    make_dataset("dmft").to_zarr(path, zarr_format=2, consolidated=True)
+    xr.testing.assert_equal(xr.open_zarr(path), make_dataset("dmft"))
+    for read in (open_store, groups):
+        with pytest.raises(StoreError, match="cannot be opened as a store"):
+            read(path)
+    assert check(path) != []
+
+
 def test_opening_is_lazy(tmp_path, make_dataset, small_files):
     write(make_dataset("finite"), tmp_path / "a.zarr", "finite")
     dataset = open_store(tmp_path / "a.zarr")

@@ -216,7 +216,10 @@ def test_missing_data_file_is_one_line(
     with pytest.raises(SystemExit) as ended:
         common(problem={"data": {"kind": "file", "path": "absent.npz"}})
     assert ended.value.code == 2
-    assert "absent.npz: no such file; allowed: a readable file\n" in capsys.readouterr().err
+    assert (
+        "absent.npz: no such file; allowed: an existing .npz, .zarr, .zarr.zip or .nc\n"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
