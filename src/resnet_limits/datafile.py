@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import warnings
 import zipfile
 from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,7 +168,9 @@ def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     check(path)
     reader = _read_npz if path.rstrip("/").endswith(".npz") else _read_xarray
     try:
-        with _bounded_memory():
+        # What libraries remark about a foreign file would stand beside the one line.
+        with _bounded_memory(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             arrays = reader(path)
     except InputError:
         raise

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numcodecs
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.storage import ZipStore
 
 from resnet_limits import datafile
 from resnet_limits.config import InputError
@@ -94,6 +96,12 @@ def test_a_sound_archive_is_read(tmp_path, method):
     np.testing.assert_array_equal(y, Y)
 
 
+def test_the_pickle_does_harm(tmp_path):
+    """The negative control."""
+    pickle.loads(pickle.dumps(Evil(tmp_path / "made")))
+    assert (tmp_path / "made").is_dir()
+
+
 def test_pickles_in_an_archive_are_refused(tmp_path, marker):
     evil = saved(np.array([[Evil(marker)]], dtype=object))
     assert "values of type object" in refusal(archive(tmp_path / "a.npz", x=evil, y=saved(Y)))
@@ -158,8 +166,10 @@ def test_numbers_whose_squares_are_infinite_are_refused(tmp_path):
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_sound_folder_is_read_whatever_else_is_in_it(tmp_path, version):
-    path = zarr_folder(tmp_path / "d.zarr", version, names=np.array(["a", "b"]))
-    x, y = datafile.read(str(path))
+    with warnings.catch_warnings(action="ignore"):
+        path = zarr_folder(tmp_path / "d.zarr", version, names=np.array(["a", "b"]))
+    with warnings.catch_warnings(action="error"):
+        x, y = datafile.read(str(path))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
 
@@ -294,3 +304,37 @@ def test_a_netcdf_file_cut_short_is_refused(tmp_path):
     for size in (0, 4, 40, len(content) // 2, len(content) - 8):
         path.write_bytes(content[:size])
         refusal(path)
+
+
+# --- damage of any kind ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["npz", "nc", "zarr.zip"])
+def test_any_damage_is_one_line_or_none(tmp_path, ending):
+    path = tmp_path / f"d.{ending}"
+    dataset = xr.Dataset({"x": (("s", "i"), X), "y": (("s", "t"), Y)})
+    if ending == "npz":
+        archive(path, zipfile.ZIP_DEFLATED, x=saved(X), y=saved(Y))
+    elif ending == "nc":
+        dataset.to_netcdf(path, engine="scipy")
+    else:
+        with warnings.catch_warnings(action="ignore"), ZipStore(path, mode="w") as target:
+            dataset.to_zarr(target, consolidated=False)
+    whole = path.read_bytes()
+    datafile.read(str(path))
+    messages = []
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), rng.integers(1, 9)):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content[: rng.integers(len(content) // 2, 2 * len(content))])
+        try:
+            x, y = datafile.read(str(path))
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert len(x) == len(y)
+            assert np.isfinite(x).all()
+    assert len(messages) > 20
+    assert all(message.isprintable() for message in messages)
