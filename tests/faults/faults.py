@@ -32,7 +32,6 @@ STAGES = {
     "figures": 5,
     "report": 6,
 }
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 # --- what is there --------------------------------------------------------------------------------
@@ -161,13 +160,13 @@ def stages_at_work(folder: Path, since: float) -> set[str]:
 
 
 @contextmanager
-def started(tree: Tree, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(tree: Tree, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a run as a process group of its own, which is killed at the end."""
     with (tree.path / "output").open("a") as output:
         process = subprocess.Popen(
             tree.command(*arguments),
             cwd=tree.path,
-            env={**tree.environment(), **environment},
+            env=tree.environment(),
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -187,7 +186,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def killed_run(
-    tree: Tree, folder: Path, stage: str | None, delay: float, *arguments: str, **environment: str
+    tree: Tree, folder: Path, stage: str | None, delay: float, *arguments: str
 ) -> set[str] | None:
     """Run, and kill all processes at once.
 
@@ -206,7 +205,7 @@ def killed_run(
     """
     # Times of files are a little coarser than the clock.
     since = time.time() - 0.02
-    with started(tree, *arguments, **environment) as process:
+    with started(tree, *arguments) as process:
         while stage is not None and process.poll() is None:
             busy = stages_at_work(folder, since)
             if stage in busy or any(STAGES[each] > STAGES[stage] for each in busy):

@@ -183,7 +183,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--folders", type=int, default=2, help="results that are begun anew")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reference", type=Path, help="a tree in which the quickstart is done")
+    parser.add_argument("--config", type=Path, default=ROOT / "config" / "config.yaml")
+    parser.add_argument("--reference", type=Path, help="a tree in which CONFIG has been run")
     parts = ("kills", "damage", "disks", "clocks", "memory", "numbers")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     arguments = parser.parse_args()
@@ -197,7 +198,8 @@ def main() -> None:
                 if arguments.reference
                 else copy_sources(work / "quickstart")
             )
-            quickstart = Reference(tree, (), ROOT / "config" / "config.yaml")
+            config = ("--configfile", str(arguments.config.resolve()))
+            quickstart = Reference(tree, config, arguments.config)
         if {"disks", "clocks", "memory"} & set(arguments.only):
             tree = copy_sources(work / "tiny")
             (tree.path / "experiment.yaml").write_text(yaml.safe_dump(conftest._TINY))

@@ -180,17 +180,15 @@ def clock_back(
     stage: str | None,
     *arguments: str,
 ) -> None:
-    """A run is killed, and then the clock goes back by a day.
+    """A run is killed (in a stage, if one is given), and then the clock goes back by a day.
 
-    Without a library that fakes the time (or a stage), what is there is dated a day ahead instead.
+    Everything that is there is then dated a day ahead. A library that fakes the time for processes
+    leaves the times of files as they are, and makes waiting hang.
     """
-    if faults.FAKETIME is not None and stage is not None:
-        fake = {"LD_PRELOAD": str(faults.FAKETIME), "FAKETIME": "+1d", "DONT_FAKE_MONOTONIC": "1"}
-        hit = faults.killed_run(tree, folder, stage, 1.0, *arguments, **fake)
-        assert hit is not None
-    else:
-        for path in folder.rglob("*"):
-            os.utime(path, (time.time() + DAY, time.time() + DAY))
+    if stage is not None:
+        assert faults.killed_run(tree, folder, stage, 1.0, *arguments) is not None
+    for path in (*folder.rglob("*"), *tree.path.glob(".snakemake/**/*")):
+        os.utime(path, (time.time() + DAY, time.time() + DAY))
     newest = max(path.stat().st_mtime for path in (folder / "manifests").rglob("*.json"))
     assert newest > time.time() + DAY / 2
     finished(tree, folder, wanted, *arguments)
