@@ -40,7 +40,7 @@ test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here
 	        exit 2; }; \
 	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 	        apt-get -qq install --no-install-recommends slurm-wlm munge > /dev/null; }
-	@$(BIN)/python -m pytest tests/slurm --numprocesses 3 --dist load
+	@$(BIN)/python -m pytest tests/slurm --numprocesses 4 --dist load
 
 torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
 	@$(BIN)/python tests/faults/torture.py

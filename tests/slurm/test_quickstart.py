@@ -26,7 +26,11 @@ def test_quickstart_goes_through_to_its_report(cluster: Cluster, tmp_path: Path)
     for kind in KINDS:
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
-            assert store.check(paths.store(kind, **cell), manifest=manifest) == []
+            path = paths.store(kind, **cell)
+            if path.suffix == ".zarr":
+                assert store.check(path, manifest=manifest) == []
+            else:
+                assert store.digest(path) == store.read_manifest(manifest)["digest"]
     assert "data:image/png" in paths.report.read_text(encoding="utf-8")
     jobs = site.jobs()
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
