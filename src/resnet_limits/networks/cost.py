@@ -121,39 +121,28 @@ def _factor(work: Work) -> int:
     return 2 * embed_dim + work.vectors * width
 
 
-# A multiplication of the dense engine, in the time in which a number is read.
-_MULTIPLICATION = 0.2
+# Most numbers of a training's factors, in numbers of the weights.
+_FACTORS = 0.5
 
 
 def kept_steps(work: Work) -> int:
-    """Gradient steps that the dense engine keeps as factors on a CPU before it adds them up.
+    """Gradient steps that the dense engine keeps as factors on a CPU: all of a training or none.
 
-    A step that is kept costs every product up to then the factors' numbers in reads and
-    operations. Adding a block of steps to the weights costs the weights' numbers, read and written
-    once a block, and their operations. The block with the least sum over a whole training is taken;
-    a training of one block adds nothing up, for nothing reads the weights after the last step.
+    A step that is kept costs every later product the factors' numbers in reads and operations; a
+    step in place costs the weights' numbers once, in writes and operations. Over a training of U
+    steps that is U^2 / 2 times the factors of a step against U times the weights, twice each for
+    the two passes, so that the ratio of U steps of factors to the weights decides. Where steps in
+    place become cheaper was measured.
 
     Returns
     -------
     int
-        Steps of a block; 0: each step is added at once, and no factors are kept.
+        K - 1; 0: each step is taken in place, and there are no factors.
     """
     _, width, embed_dim = work.shape
-    weights = work.vectors * width * embed_dim
     updates = work.steps - 1
-    # Read in the forward and in the backward pass.
-    reading = 2 * (1 + _MULTIPLICATION * work.rows) * work.rows * _factor(work)
-
-    def cost(block: int) -> float:
-        adding = weights * (2 + _MULTIPLICATION * work.rows * max(1, block))
-        if block == 0:
-            return updates * adding
-        full = (updates - 1) // block
-        rest = updates - full * block
-        visits = full * block * (block + 1) // 2 + rest * (rest + 1) // 2
-        return visits * reading + full * adding
-
-    return min(range(updates + 1), key=cost)
+    factors = updates * work.rows * _factor(work)
+    return updates if factors <= _FACTORS * work.vectors * width * embed_dim else 0
 
 
 def _dense_bytes(work: Work) -> int:

@@ -1,8 +1,8 @@
 """The dense engine: networks whose block weights are held in memory.
 
 Explicit forward and backward passes over the layers (theory.md, "The finite network"), all seeds of
-a shape side by side. A pass reads each weight once. Gradient steps are kept as low-rank factors
-beside the weights, and added to these a block of steps at a time. No autograd graph is built.
+a shape side by side. A pass reads each weight once. Gradient steps are taken in place, or are kept
+as low-rank factors beside weights that nothing writes to. No autograd graph is built.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class _Scales:
 class _Products(Protocol):
     """The four products of a layer with its weights.
 
-    `used` is the number of rows of the factors that count.
+    `used` is the number of rows of the factors that count. With `learn`, a product is followed by
+    the gradient step of its weights.
     """
 
     def read(self, layer: int, used: int) -> None:
@@ -87,15 +88,22 @@ class _Products(Protocol):
     def write(self, layer: int, used: int) -> None:
         """``next_h = h + alpha / (L M) O g``."""
 
-    def read_back(self, layer: int, used: int) -> None:
-        """``r = O^T next_b / D``."""
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
+        """``r = O^T next_b / D``; then O learns from next_b and g."""
 
-    def write_back(self, layer: int, used: int) -> None:
-        """``b = next_b + alpha / (L M) I dp``."""
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
+        """``b = next_b + alpha / (L M) I dp``; then I learns from h and dp."""
+
+    def learn(self) -> None:
+        """Take the gradient steps that have been left to the end of the backward pass."""
 
 
 class _Batched:
-    """Matrix products, all seeds in one batch; there are no factors."""
+    """Matrix products, all seeds in one batch; gradient steps in place, all layers in one batch.
+
+    There are no factors. A GPU's recordings need all but :meth:`learn` to give the same when they
+    are done twice.
+    """
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
         self.at, self.scales = arrays, scales
@@ -113,14 +121,19 @@ class _Batched:
         h, g, out = at.h[layer], at.g[layer], at.next_h[layer]
         torch.baddbmm(h, g, at.outgoing[layer], alpha=self.scales.write, out=out)
 
-    def read_back(self, layer: int, used: int) -> None:
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
         at = self.at
         self._project(at.outgoing[layer], at.next_b[layer], at.r[layer])
 
-    def write_back(self, layer: int, used: int) -> None:
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
         at = self.at
         b, dp, out = at.next_b[layer], at.dp[layer], at.b[layer]
         torch.baddbmm(b, dp, at.incoming[layer], alpha=self.scales.write, out=out)
+
+    def learn(self) -> None:
+        at, scales = self.at, self.scales
+        _add_product(at.incoming, at.dp, at.h, scales.step_in)
+        _add_product(at.outgoing, at.g, at.next_b, scales.step_out)
 
 
 class _Compiled:
@@ -149,25 +162,28 @@ class _Compiled:
 
     def read(self, layer: int, used: int) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.incoming, at.h, at.p, at.past_h, at.past_dp, self.overlaps)
-        self.project(*arrays, layer, used, scales.read, scales.step_in)
+        arrays = (at.incoming, at.h, at.p, at.dp, at.past_h, at.past_dp, self.overlaps)
+        self.project(*arrays, layer, used, scales.read, scales.step_in, False)
 
     def write(self, layer: int, used: int) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.outgoing, at.g, at.h, at.next_h, at.past_b, at.past_g)
+        arrays = (at.outgoing, at.g, at.h, at.next_h, at.next_b, at.past_b, at.past_g)
         scratch = (self.overlaps, self.partial)
-        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_out, False)
 
-    def read_back(self, layer: int, used: int) -> None:
+    def read_back(self, layer: int, used: int, learn: bool) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.outgoing, at.next_b, at.r, at.past_b, at.past_g, self.overlaps)
-        self.project(*arrays, layer, used, scales.read, scales.step_out)
+        arrays = (at.outgoing, at.next_b, at.r, at.g, at.past_b, at.past_g, self.overlaps)
+        self.project(*arrays, layer, used, scales.read, scales.step_out, learn)
 
-    def write_back(self, layer: int, used: int) -> None:
+    def write_back(self, layer: int, used: int, learn: bool) -> None:
         at, scales = self.at, self.scales
-        arrays = (at.incoming, at.dp, at.next_b, at.b, at.past_h, at.past_dp)
+        arrays = (at.incoming, at.dp, at.next_b, at.b, at.h, at.past_h, at.past_dp)
         scratch = (self.overlaps, self.partial)
-        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in)
+        self.expand(*arrays, *scratch, layer, used, scales.write, scales.step_in, learn)
+
+    def learn(self) -> None:
+        """Nothing is left: each product has been followed by its gradient step."""
 
 
 def _add_product(weights: Tensor, coefficients: Tensor, states: Tensor, step: float) -> None:
@@ -194,9 +210,8 @@ class DenseNetwork:
     dtype, device : torch dtype and device
         Arithmetic; draws are made in float64 on the CPU whatever these are.
     kept : int, optional
-        Gradient steps that are kept as factors before they are added to the weights; 0: each is
-        added at once. By default :func:`~resnet_limits.networks.cost.kept_steps`. For the CPU's
-        kernels only.
+        Gradient steps that there is room for as factors; 0: each is taken in place. By default
+        :func:`~resnet_limits.networks.cost.kept_steps`. For the CPU's kernels only.
     batched : bool, optional
         Batched matrix products in place of the CPU's kernels; always on a GPU.
     graphs : bool
@@ -309,8 +324,16 @@ class DenseNetwork:
             Gradient of each row's loss with respect to its output.
         update : bool
             Whether to update the weights.
+
+        Raises
+        ------
+        ValueError
+            If steps are kept as factors and there is no room for another.
         """
+        if update and self.kept and self.used == self.kept:
+            raise ValueError("no room for another gradient step as factors")
         self._gradient.copy_(gradient)
+        self._in_place = update and not self.kept
         self._run(self._all_backward)
         if not update:
             return
@@ -322,14 +345,11 @@ class DenseNetwork:
             self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ self._gradient)
 
     def _learn(self) -> None:
-        """Keep a gradient step as further rows of the factors, or add it at once."""
-        at = self._arrays
+        """Take the gradient step as far as the backward pass has not."""
         if not self.kept:
-            self._add(at.dp, at.h, at.g, at.next_b)
+            self._products.learn()
             return
-        if self.used == self.kept:
-            # Only now: after the last step of a training there is nothing to add them for.
-            self.add_factors()
+        at = self._arrays
         rows = slice(self.used, self.used + at.h.shape[2])
         for past, new in (
             *((at.past_dp, at.dp), (at.past_h, at.h)),
@@ -337,17 +357,6 @@ class DenseNetwork:
         ):
             past[:, :, rows] = new
         self.used = rows.stop
-
-    def add_factors(self) -> None:
-        """Add the gradient steps that are kept as factors to the weights."""
-        at = self._arrays
-        factors = (at.past_dp, at.past_h, at.past_g, at.past_b)
-        self._add(*(factor[:, :, : self.used] for factor in factors))
-        self.used = 0
-
-    def _add(self, dp: Tensor, h: Tensor, g: Tensor, b: Tensor) -> None:
-        _add_product(self.incoming, dp, h, self._scales.step_in)
-        _add_product(self.outgoing, g, b, self._scales.step_out)
 
     def _all_forward(self) -> None:
         products, unit = self._products, self.unit
@@ -360,12 +369,12 @@ class DenseNetwork:
         self._output /= self.shape.embed_dim
 
     def _all_backward(self) -> None:
-        products, unit, used = self._products, self.unit, self.used
+        products, unit, used, learn = self._products, self.unit, self.used, self._in_place
         torch.bmm(self._gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
         for layer in reversed(range(self.shape.depth)):
-            products.read_back(layer, used)
+            products.read_back(layer, used, learn)
             self.dp[layer].copy_(unit.backward(self.p[layer], self.g[layer], self.r[layer]))
-            products.write_back(layer, used)
+            products.write_back(layer, used, learn)
 
 
 def _run(work: Callable[[], None]) -> None:

@@ -10,9 +10,10 @@ Vectors are as wide as the registers of the processor; NaN and infinity keep the
 the detection of divergence needs.
 
 Weights are ``(L, S, m, d)``, states ``(L, S, n, d)`` and coefficients ``(L, S, n, m)``, all
-C-contiguous and of one dtype; a kernel works on one layer. What the weights lack of the gradient
-steps is kept as factors: they are ``W + step * sum_r past_c[r, m] past_x[r, d]`` over the rows r of
-earlier steps. Sums are taken in an order that does not depend on the number of threads.
+C-contiguous and of one dtype; a kernel works on one layer. Gradient steps are taken in place, while
+the weight rows at work are in the cache, or are kept as factors: the weights then are
+``W + step * sum_r past_c[r, m] past_x[r, d]`` over the rows r of earlier steps. Sums are taken in
+an order that does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 _AVAILABLE_THREADS: int = numba.get_num_threads()
+# Weight rows that are worked on between two tasks on them.
+_BLOCK = 16
 # Numbers between the rows at work and those that are asked for: the time that memory takes.
 _AHEAD = 2048
 # The work on one layer is split in this many parts, each for one thread. More parts would feed more
@@ -193,28 +196,31 @@ def _dots(_, rows, states, weights, m, x, n, scale, ahead, pace, out):
 
 
 @intrinsic(prefer_literal=True)
-def _add(_, targets, sources, to, t, source, s, coefficients, scale, lo, hi, ahead, pace):
+def _add(_, targets, sources, to, t, source, s, coefficients, swapped, scale, lo, hi, ahead, pace):
     """Add rows of `source` times coefficients to rows of `to`, over columns lo..hi-1.
 
-    ``to[t + i, lo:hi] += scale * sum_j coefficients[t + i, s + j] source[s + j, lo:hi]`` for
-    i < targets and j < sources, which are literal. What lies `ahead` numbers further on in
-    `source` is asked for at a `pace`.
+    ``to[t + i, lo:hi] += scale * sum_j c(i, j) source[s + j, lo:hi]`` for i < targets and
+    j < sources, with ``c(i, j) = coefficients[t + i, s + j]``, or if `swapped`, its transpose's.
+    `targets`, `sources` and `swapped` are literal. What lies `ahead` numbers further on in `source`
+    is asked for at a `pace`.
     """
-    count, width = targets.literal_value, sources.literal_value
+    count, width, transposed = (kind.literal_value for kind in (targets, sources, swapped))
     kinds = (
         *(targets, sources, to, t, source, s),
-        *(coefficients, scale, lo, hi, ahead, pace),
+        *(coefficients, swapped, scale, lo, hi, ahead, pace),
     )
 
     def write(context, builder, _, arguments):
-        _, _, to_at, t_at, source_at, s_at, c_at, scale_at, lo_at, hi_at, *asked = arguments
+        _, _, to_at, t_at, source_at, s_at, c_at, _, scale_at, lo_at, hi_at, *asked = arguments
         v = _Vectors(context, builder, to.dtype)
         target = _Matrix(context, builder, to, to_at, t_at, lo_at)
         values = _Matrix(context, builder, source, source_at, s_at, lo_at)
-        c = _Matrix(context, builder, coefficients, c_at, t_at, s_at)
+        first = (s_at, t_at) if transposed else (t_at, s_at)
+        c = _Matrix(context, builder, coefficients, c_at, *first)
 
         def coefficient(i, j):
-            return v.splat(builder.fmul(scale_at, builder.load(c.entry(i, j))))
+            place = c.entry(j, i) if transposed else c.entry(i, j)
+            return v.splat(builder.fmul(scale_at, builder.load(place)))
 
         factors = [[coefficient(i, j) for j in range(width)] for i in range(count)]
         rows = [values.row(j) for j in range(width)]
@@ -298,18 +304,39 @@ def _expand(source, coefficients, scale, first, last, lo, hi, out):
             n = group * states // groups
             size = (group + 1) * states // groups - n
             if size == 1:
-                _add(1, ROWS, out, n, source, m, c, scale, lo, hi, ahead, pace)
+                _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 2:
-                _add(2, ROWS, out, n, source, m, c, scale, lo, hi, ahead, pace)
+                _add(2, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 3:
-                _add(3, ROWS, out, n, source, m, c, scale, lo, hi, ahead, pace)
+                _add(3, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 4:
-                _add(4, ROWS, out, n, source, m, c, scale, lo, hi, ahead, pace)
+                _add(4, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             else:
-                _add(5, ROWS, out, n, source, m, c, scale, lo, hi, ahead, pace)
+                _add(5, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
     for m in range(whole, last):
         for n in range(states):
-            _add(1, 1, out, n, source, m, c, scale, lo, hi, 0, 0)
+            _add(1, 1, out, n, source, m, c, False, scale, lo, hi, 0, 0)
+
+
+@njit
+def _update(weights, coefficients, x, step, first, last):
+    """``weights[m] += step * sum_n coefficients[n, m] x[n]`` for m in first..last-1."""
+    states, columns = x.shape
+    whole = last - (last - first) % ROWS
+    c = coefficients
+    for m in range(first, whole, ROWS):
+        n = 0
+        while n + 4 <= states:
+            _add(ROWS, 4, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+            n += 4
+        if n + 2 <= states:
+            _add(ROWS, 2, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+            n += 2
+        if n < states:
+            _add(ROWS, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
+    for m in range(whole, last):
+        for n in range(states):
+            _add(1, 1, weights, m, x, n, c, True, step, 0, columns, 0, 0)
 
 
 @njit
@@ -319,13 +346,31 @@ def _bound(part, parts, rows):
 
 
 @njit
-def _expand_part(w, c, partial, past_x, overlaps, used, step, part, parts):
-    """Sum up one part of the weight rows and of the factors."""
+def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, first, last):
+    """Project on the weight rows first..last-1; update them where that is asked for."""
+    block = _BLOCK if update else max(1, last - first)
+    for start in range(first, last, block):
+        stop = min(last, start + block)
+        _project(w, x, scale, start, stop, out)
+        if update:
+            _update(w, c, x, step, start, stop)
+    if used:
+        _expand(past_c, overlaps, scale * step, 0, used, first, last, out)
+
+
+@njit
+def _expand_part(w, c, x, partial, past_x, overlaps, used, step, update, part, parts):
+    """Sum up one part of the weight rows and of the factors; update where that is asked for."""
     columns = w.shape[1]
     partial[:] = 0
-    one = partial.dtype.type(1)
     first, last = _bound(part, parts, len(w)), _bound(part + 1, parts, len(w))
-    _expand(w, c, one, first, last, 0, columns, partial)
+    block = _BLOCK if update else max(1, last - first)
+    one = partial.dtype.type(1)
+    for start in range(first, last, block):
+        stop = min(last, start + block)
+        _expand(w, c, one, start, stop, 0, columns, partial)
+        if update:
+            _update(w, c, x, step, start, stop)
     first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
     _expand(past_x, overlaps, step, first, last, 0, columns, partial)
 
@@ -347,6 +392,7 @@ def project(
     weights: Array,
     x: Array,
     out: Array,
+    coefficients: Array,
     past_x: Array,
     past_c: Array,
     overlaps: Array,
@@ -354,8 +400,12 @@ def project(
     used: int,
     scale: float,
     step: float,
+    learn: bool,
 ) -> None:
     """Compute ``out[n, m] = scale * sum_d weights[m, d] x[n, d]`` for one layer and all seeds.
+
+    With `learn`, then take the gradient step ``weights[m, d] += step * sum_n coefficients[n, m]
+    x[n, d]``.
 
     Parameters
     ----------
@@ -363,6 +413,7 @@ def project(
     x : ndarray, shape (L, S, n, d)
     out : ndarray, shape (L, S, n, m)
         Overwritten.
+    coefficients : ndarray, shape (L, S, n, m)
     past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
         Factors of the steps that the weights themselves do not have.
     overlaps : ndarray, shape (S, n, room)
@@ -372,14 +423,14 @@ def project(
         Rows of the factors that count.
     scale, step : float
         Of the weights' dtype.
+    learn : bool
     """
     _, seeds, rows, _ = weights.shape
-    one = weights.dtype.type(1)
     for s in range(seeds):
-        w, y, o, a = weights[layer, s], x[layer, s], out[layer, s], overlaps[s]
-        _project(past_x[layer, s], y, one, 0, used, a)
-        _project(w, y, scale, 0, rows, o)
-        _expand(past_c[layer, s], a, scale * step, 0, used, 0, rows, o)
+        w, y, c = weights[layer, s], x[layer, s], coefficients[layer, s]
+        o, past, a = out[layer, s], past_x[layer, s], overlaps[s]
+        _project(past, y, w.dtype.type(1), 0, used, a)
+        _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, learn, 0, rows)
 
 
 @njit(parallel=True, cache=True)
@@ -387,6 +438,7 @@ def project_shared(
     weights: Array,
     x: Array,
     out: Array,
+    coefficients: Array,
     past_x: Array,
     past_c: Array,
     overlaps: Array,
@@ -394,6 +446,7 @@ def project_shared(
     used: int,
     scale: float,
     step: float,
+    learn: bool,
 ) -> None:
     """Compute what :func:`project` does, the work shared by all threads."""
     _, seeds, rows, columns = weights.shape
@@ -409,10 +462,20 @@ def project_shared(
             _project(past_x[layer, s], x[layer, s], one, first, last, overlaps[s])
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
-        first, last = _bound(part, parts, rows), _bound(part + 1, parts, rows)
-        o = out[layer, s]
-        _project(weights[layer, s], x[layer, s], scale, first, last, o)
-        _expand(past_c[layer, s], overlaps[s], scale * step, 0, used, first, last, o)
+        _project_part(
+            weights[layer, s],
+            x[layer, s],
+            out[layer, s],
+            coefficients[layer, s],
+            past_c[layer, s],
+            overlaps[s],
+            used,
+            scale,
+            step,
+            learn,
+            _bound(part, parts, rows),
+            _bound(part + 1, parts, rows),
+        )
 
 
 @njit(cache=True)
@@ -421,6 +484,7 @@ def expand(
     coefficients: Array,
     base: Array,
     out: Array,
+    x: Array,
     past_x: Array,
     past_c: Array,
     overlaps: Array,
@@ -429,8 +493,11 @@ def expand(
     used: int,
     gain: float,
     step: float,
+    learn: bool,
 ) -> None:
     """Compute ``out[n, d] = base[n, d] + gain * sum_m coefficients[n, m] weights[m, d]``.
+
+    With `learn`, then take the gradient step as :func:`project` does.
 
     Parameters
     ----------
@@ -439,6 +506,8 @@ def expand(
     base : ndarray, shape (L, S, n, d)
     out : ndarray, shape (L, S, n, d)
         Overwritten.
+    x : ndarray, shape (L, S, n, d)
+        The states of the gradient step.
     past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
         Factors of the steps that the weights themselves do not have.
     overlaps : ndarray, shape (S, n, room)
@@ -450,13 +519,14 @@ def expand(
         Rows of the factors that count.
     gain, step : float
         Of the weights' dtype.
+    learn : bool
     """
     seeds = weights.shape[1]
-    one = weights.dtype.type(1)
     for s in range(seeds):
-        w, c, a, total = weights[layer, s], coefficients[layer, s], overlaps[s], partial[s]
-        _project(past_c[layer, s], c, one, 0, used, a)
-        _expand_part(w, c, total[0], past_x[layer, s], a, used, step, 0, 1)
+        w, c, y = weights[layer, s], coefficients[layer, s], x[layer, s]
+        past, a, total = past_x[layer, s], overlaps[s], partial[s]
+        _project(past_c[layer, s], c, w.dtype.type(1), 0, used, a)
+        _expand_part(w, c, y, total[0], past, a, used, step, learn, 0, 1)
         _gather(base[layer, s], gain, total[:1], out[layer, s])
 
 
@@ -466,6 +536,7 @@ def expand_shared(
     coefficients: Array,
     base: Array,
     out: Array,
+    x: Array,
     past_x: Array,
     past_c: Array,
     overlaps: Array,
@@ -474,12 +545,13 @@ def expand_shared(
     used: int,
     gain: float,
     step: float,
+    learn: bool,
 ) -> None:
     """Compute what :func:`expand` does, the work shared by all threads."""
     _, seeds, rows, _ = weights.shape
     parts = PARTS
     one = weights.dtype.type(1)
-    if used * rows * base.shape[2] * seeds < _SERIAL_BELOW:
+    if used * rows * x.shape[2] * seeds < _SERIAL_BELOW:
         for s in range(seeds):
             _project(past_c[layer, s], coefficients[layer, s], one, 0, used, overlaps[s])
     else:
@@ -492,11 +564,13 @@ def expand_shared(
         _expand_part(
             weights[layer, s],
             coefficients[layer, s],
+            x[layer, s],
             partial[s, part],
             past_x[layer, s],
             overlaps[s],
             used,
             step,
+            learn,
             part,
             parts,
         )
