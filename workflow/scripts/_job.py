@@ -237,14 +237,15 @@ def _bring_back_from_the_future(files: Iterable[Path]) -> None:
 
 
 def _log_to(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     root = logging.getLogger()
-    # The terminal shows one line where the file has the whole traceback.
-    handlers = {
-        logging.DEBUG: logging.FileHandler(path, mode="w"),
-        logging.INFO: logging.StreamHandler(),
-    }
+    handlers: dict[int, logging.Handler] = {logging.INFO: logging.StreamHandler()}
+    # On a full disk the job says so once; that its log cannot be written either is no news.
+    logging.raiseExceptions = False
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The terminal shows one line where the file has the whole traceback.
+        handlers[logging.DEBUG] = logging.FileHandler(path, mode="w")
     for level, handler in handlers.items():
         handler.setLevel(level)
         handler.setFormatter(form)

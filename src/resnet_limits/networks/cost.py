@@ -122,7 +122,7 @@ def _factor(work: Work) -> int:
 
 
 # Most numbers of a training's factors, in numbers of the weights.
-_FACTORS = 0.5
+_FACTORS = 0.8
 
 
 def kept_steps(work: Work) -> int:
