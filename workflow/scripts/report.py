@@ -24,8 +24,9 @@ with running(snakemake, "figures") as job:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
-        LOG.info("snakemake --report\n%s", done.stdout)
+        LOG.debug("snakemake --report\n%s", done.stdout)
         if done.returncode:
-            raise RuntimeError(f"snakemake --report ended with exit code {done.returncode}")
+            reason = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "")
+            raise RuntimeError(f"snakemake --report: exit code {done.returncode}: {reason}")
         unfinished.replace(page)
     job.vouch_for(page)
