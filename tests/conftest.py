@@ -127,3 +127,16 @@ def make_dataset() -> Callable[..., xr.Dataset]:
         return dataset
 
     return build
+
+
+@pytest.fixture
+def content(make_dataset: Callable[..., xr.Dataset]) -> Callable[..., Any]:
+    """Build what a stage returns for a kind: a dataset, or one per pair."""
+    from resnet_limits.config import PAIRS
+    from resnet_limits.store import SCHEMAS
+
+    def build(kind: str, **options: Any) -> xr.Dataset | dict[str, xr.Dataset]:
+        dataset = make_dataset(kind, **options)
+        return dict.fromkeys(PAIRS[:2], dataset) if SCHEMAS[kind].grouped else dataset
+
+    return build

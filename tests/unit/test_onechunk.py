@@ -12,20 +12,10 @@ import pytest
 import xarray as xr
 
 from resnet_limits import onechunk, store
-from resnet_limits.config import PAIRS
 from resnet_limits.store import SCHEMAS, StoreError
 
 KINDS = tuple(SCHEMAS)
 PROVENANCE = {**dict.fromkeys(store.PROVENANCE, "ä"), "seeds": [0, 1], "wall_time_s": 0.5}
-
-
-@pytest.fixture
-def content(make_dataset):
-    def build(kind, **options):
-        dataset = make_dataset(kind, **options)
-        return dict.fromkeys(PAIRS[:2], dataset) if SCHEMAS[kind].grouped else dataset
-
-    return build
 
 
 @pytest.fixture

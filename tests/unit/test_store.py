@@ -43,17 +43,6 @@ PROVENANCE = dict.fromkeys(store.PROVENANCE, "x")
 
 
 @pytest.fixture
-def content(make_dataset):
-    """Build what a stage returns for a kind: a dataset, or one per pair."""
-
-    def build(kind, **options):
-        dataset = make_dataset(kind, **options)
-        return dict.fromkeys(PAIRS[:2], dataset) if SCHEMAS[kind].grouped else dataset
-
-    return build
-
-
-@pytest.fixture
 def small_files(monkeypatch):
     """Cut even small variables into several chunks and shards."""
     monkeypatch.setattr(store, "_CHUNK_BYTES", 256)
