@@ -49,6 +49,18 @@ def _grid(*sizes: int) -> dict[str, Any]:
     return {"grid": {"depth": list(sizes), "width": list(sizes), "embed_dim": list(sizes)}}
 
 
+def _finite_names(names: dict[str, Any]) -> list[str]:
+    cells = names["cells"]("finite", names["EXPERIMENT"])
+    return [names["cell_name"]("finite", **cell) for cell in cells]
+
+
+def _write_last_sweep(names: dict[str, Any], seeds: dict[str, int]) -> None:
+    """Leave the record of a complete sweep: its cells, each with its number of seeds."""
+    manifest = names["PATHS"].manifest("errors")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"cells": seeds}), encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", ["mean_ode", "wide", "finite"])
 @pytest.mark.parametrize("sizes", [(4,), (4, 8), (10, 20, 40, 80, 160, 320)])
 def test_every_cell_is_in_exactly_one_bundle(
@@ -108,10 +120,8 @@ def test_new_cells_do_not_share_jobs_with_those_of_the_last_sweep(
     common: Callable[..., Any],
 ) -> None:
     names = common(sweep=_grid(4, 8))
-    old = [names["cell_name"]("finite", **c) for c in names["cells"]("finite", names["EXPERIMENT"])]
-    manifest = names["PATHS"].manifest("errors")
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text(json.dumps({"cells": dict.fromkeys(old, 2)}), encoding="utf-8")
+    old = _finite_names(names)
+    _write_last_sweep(names, dict.fromkeys(old, 2))
     names = common(sweep=_grid(4, 8, 12))
     for bundle in names["bundles"]("finite"):
         known = {names["cell_name"]("finite", **cell) in old for cell in bundle.cells}
@@ -134,11 +144,8 @@ def test_cells_with_more_seeds_than_before_do_not_share_jobs_with_others(
 ) -> None:
     """A grid of one number of seeds, of which one cell is found with another."""
     names = common(sweep=_grid(4, 8))
-    old = [names["cell_name"]("finite", **c) for c in names["cells"]("finite", names["EXPERIMENT"])]
-    manifest = names["PATHS"].manifest("errors")
-    manifest.parent.mkdir(parents=True)
-    found = {**dict.fromkeys(old, 2), old[3]: 1}
-    manifest.write_text(json.dumps({"cells": found}), encoding="utf-8")
+    old = _finite_names(names)
+    _write_last_sweep(names, {**dict.fromkeys(old, 2), old[3]: 1})
     shared = [
         [names["cell_name"]("finite", **cell) for cell in bundle.cells]
         for bundle in names["bundles"]("finite")
