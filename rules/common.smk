@@ -176,7 +176,7 @@ def look_at_results():
         for bundle in bundles(kind):
             found |= read_manifests(kind, bundle)
     if workflow.execution_settings is not None:
-        find_damage(found | read_page_manifests(), is_dry)
+        find_damage(found, read_page_manifests(), is_dry)
 
 
 def hold_results():
@@ -230,7 +230,7 @@ def manifest_or_nothing(path, tracked):
         return None
 
 
-def find_damage(found, is_dry):
+def find_damage(found, pages, is_dry):
     """Plan again what is not what its manifest vouches for.
 
     The manifest stays, and with it the sharing of cells among jobs, until Snakemake removes it
@@ -238,11 +238,14 @@ def find_damage(found, is_dry):
     """
     most = math.inf if VERIFY_ALL else READ_MB * 2**20
     most_files = math.inf if VERIFY_ALL else READ_FILES
-    for damage in integrity.damage(found, most_bytes=most, most_files=most_files):
+    for damage in integrity.damage(
+        found | pages, most_bytes=most, most_files=most_files, refresh=not is_dry
+    ):
         if not is_dry:
             integrity.remove(damage.store)
-        is_page = damage.store in [*FIGURE_FILES, PATHS.report]
-        plan_again(damage.store if is_page else damage.manifest, damage)
+        plan_again(
+            damage.store if damage.manifest in pages else damage.manifest, damage
+        )
 
 
 def plan_again(file, reason):

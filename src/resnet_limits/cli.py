@@ -170,12 +170,12 @@ def _save(
 
 def _dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:
     """Take the DMFT limit, whose pilot fixed the quadrature, from the results, or solve it."""
-    from resnet_limits import provenance, store
+    from resnet_limits import integrity, provenance, store
     from resnet_limits.stages.paths import Paths
 
     paths = Paths(results, experiment.experiment)
     key = provenance.stage_key("dmft", experiment)
-    if store.manifest_matches(paths.manifest("dmft"), key):
+    if integrity.manifest_matches(paths.manifest("dmft"), key):
         _LOG.debug("quadrature from %s", paths.store("dmft"))
         return store.open_store(paths.store("dmft"))
     from resnet_limits.stages import limits
@@ -289,7 +289,7 @@ def train(
 
 def _require(kinds: Sequence[str], experiment: Experiment, config: Path, results: Path) -> None:
     """Fail, naming what is missing and how to make it, unless every result is there."""
-    from resnet_limits import provenance, store
+    from resnet_limits import integrity, provenance
     from resnet_limits.stages.paths import Paths, cell_name, cells
 
     paths = Paths(results, experiment.experiment)
@@ -297,7 +297,7 @@ def _require(kinds: Sequence[str], experiment: Experiment, config: Path, results
     missing = [
         (kind, cell)
         for kind, cell in wanted
-        if not store.manifest_matches(
+        if not integrity.manifest_matches(
             paths.manifest(kind, **cell), provenance.stage_key(kind, experiment, **cell)
         )
     ]

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _TEMPORARY = ".tmp"
+# No result takes longer than this to be written, from its first file to its last.
+_WRITING_SECONDS = 86_400
 
 
 class StoreError(Exception):
@@ -55,14 +58,24 @@ def is_alive(process: int) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers into this folder left that were killed on this machine."""
+    """Remove what writers into this folder left that were killed, on this machine or another.
+
+    Of other machines' processes nothing is known: what they write is left over after a day.
+    """
     host = socket.gethostname()
     for entry in os.scandir(folder):
         if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
             continue
         owner, _, process = entry.name.rpartition("-")[0].rpartition("-")
-        if owner.endswith(f".{host}") and process.isdigit() and not is_alive(int(process)):
-            remove(Path(entry.path))
+        # Another machine may finish its work while this looks at it.
+        with suppress(FileNotFoundError):
+            if owner.endswith(f".{host}") and process.isdigit():
+                is_left = not is_alive(int(process))
+            else:
+                newest = max(entry.stat().st_mtime, size(entry.path).modified / 1e9)
+                is_left = time.time() - newest > _WRITING_SECONDS
+            if is_left:
+                remove(Path(entry.path))
 
 
 @lru_cache(maxsize=1024)
@@ -278,6 +291,7 @@ def damage(
     *,
     most_bytes: float = math.inf,
     most_files: float = math.inf,
+    refresh: bool = False,
 ) -> Iterator[Damage]:
     """Find results that are not what their manifests vouch for.
 
@@ -290,6 +304,9 @@ def damage(
         Path of the manifest to path of its result and what the manifest says (`read_manifest`).
     most_bytes, most_files : float
         What small is; everything if left out.
+    refresh : bool
+        Record new sizes and times of whole results in their manifests, so that the next look need
+        not read them again. Only for whoever holds the results (`lock.hold`).
 
     Yields
     ------
@@ -309,8 +326,7 @@ def damage(
         found = {} if read_all else size(store_path)._asdict()
         if found != recorded and digest(store_path) != manifest.get("digest"):
             yield Damage(path, store_path, "its digest is not the one in its manifest")
-        elif found != recorded and not read_all:
-            # Copied, or touched: the next look need not read it again.
+        elif refresh and not read_all and found != recorded:
             with suppress(OSError):
                 write_json({**manifest, **found}, path)
 

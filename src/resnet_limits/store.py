@@ -28,18 +28,15 @@ from zarr.storage import MemoryStore, ZipStore
 
 from resnet_limits import onechunk
 from resnet_limits.config import PAIRS
-from resnet_limits.integrity import (  # noqa: F401 (some for those who know them from here)
+from resnet_limits.integrity import (
     StoreError,
     combined_digest,
     digest,
     error_line,
     file_digest,
-    manifest_matches,
     read_manifest,
     store_files,
     temporary,
-    write_json,
-    write_manifest,
 )
 
 if TYPE_CHECKING:

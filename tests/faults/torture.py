@@ -13,6 +13,7 @@ import argparse
 import logging
 import random
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +27,6 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "workflow"), str(TESTS / "faults")]
 
 import trials  # noqa: E402
-import yaml  # noqa: E402
 from trees import ROOT, Tree, copy_sources  # noqa: E402
 
 import conftest  # noqa: E402
@@ -57,7 +57,7 @@ def attempt(fault: str, trial: Callable[[], object], count: int = 1) -> object:
 
 
 class Reference:
-    """A finished tree of an experiment, undisturbed, and where its copies have their results."""
+    """A finished tree of an experiment, undisturbed, with which others of it are compared."""
 
     def __init__(self, tree: Tree, arguments: tuple[str, ...], config: Path) -> None:
         self.tree, self.arguments = tree, arguments
@@ -73,6 +73,21 @@ class Reference:
     def folder(self, tree: Tree) -> Path:
         return tree.path / "results" / self.name
 
+    def begun(self, path: Path) -> Tree:
+        """Make a tree of the same experiment without results."""
+        tree = copy_sources(path)
+        experiment = self.tree.path / "experiment.yaml"
+        if experiment.exists():
+            shutil.copy(experiment, tree.path)
+        return tree
+
+    def attempt(
+        self, fault: str, trial: Callable[..., object], tree: Tree, *more: object, count: int = 1
+    ) -> object:
+        """Try a fault in a tree, the results of which are to be those of this one in the end."""
+        arguments = (tree, self.folder(tree), self.wanted, *more, *self.arguments)
+        return attempt(fault, partial(trial, *arguments), count)
+
     def durations(self) -> dict[str, float]:
         """Seconds that the longest job of each stage took."""
         found: dict[str, float] = {}
@@ -84,31 +99,34 @@ class Reference:
 
 
 def kills(reference: Reference, work: Path, rng: random.Random, number: int, parts: int) -> None:
-    """Kill all at random instants of every stage, several times in a row, in a few folders."""
+    """Kill all at random instants, several times in a row, until every stage has been hit."""
     durations = reference.durations()
     stages = [None, *sorted(faults.STAGES, key=lambda stage: faults.STAGES[stage])]
-    hits: Counter[str] = Counter()
+    hits: Counter[str | None] = Counter()
     fault = "SIGKILL of all processes"
-    while tried[fault] < number:
-        count = min(number - tried[fault], -(-number // parts))
-        chosen = sorted((stages[k % len(stages)] for k in range(count)), key=stages.index)
+    for _ in range(parts + len(stages)):
+        if tried[fault] >= number and all(hits[stage] for stage in stages):
+            break
+        # Beyond the number, one after the other for the stages that are missing.
+        count = max(1, min(number - tried[fault], -(-number // parts)))
+        rare = sorted(stages, key=lambda stage: hits[stage])
+        chosen = sorted((rare[k % len(rare)] for k in range(count)), key=stages.index)
         instants = [
             (stage, rng.uniform(0, min(MOST_SECONDS, durations[stage]) if stage else 3.0))
             for stage in chosen
         ]
-        tree = copy_sources(work / f"killed {tried[fault]}")
-        arguments = (tree, reference.folder(tree), reference.wanted, instants, *reference.arguments)
+        tree = reference.begun(work / f"killed {tried[fault]}")
         # A kill that came after the end is none; such ones are made up for in another folder.
         before = tried[fault]
-        hit = attempt(fault, partial(trials.killed, *arguments), count)
+        hit = reference.attempt(fault, trials.killed, tree, instants, count=count)
         if isinstance(hit, list):
             tried[fault] = survived[fault] = before + len(hit)
-            hits.update(stage for busy in hit for stage in (busy or {"none, planning"}))
+            hits.update(stage for busy in hit for stage in (busy or {None}))
         LOG.info("hit: %s", dict(hits))
     print("\nSIGKILL: how often a job of each stage was at work\n")
-    print("| stage | " + " | ".join(hits) + " |")
-    print("| --- |" + " --- |" * len(hits))
-    print("| kills | " + " | ".join(map(str, hits.values())) + " |")
+    print("| stage | " + " | ".join(stage or "none, planning" for stage in stages) + " |")
+    print("| --- |" + " --- |" * len(stages))
+    print("| kills | " + " | ".join(str(hits[stage]) for stage in stages) + " |")
 
 
 def damage(reference: Reference, work: Path, rng: random.Random) -> None:
@@ -129,8 +147,7 @@ def damage(reference: Reference, work: Path, rng: random.Random) -> None:
     ]
     titles = ["a flipped bit in every store: the pipeline"] * 2 + ["truncated, removed, garbage"]
     for title, harm in zip(titles, plans, strict=True):
-        arguments = (tree, folder, reference.wanted, harm, rng, *reference.arguments)
-        attempt(title, partial(trials.damaged, *arguments), len(harm))
+        reference.attempt(title, trials.damaged, tree, harm, rng, count=len(harm))
 
 
 def disks(reference: Reference, work: Path) -> None:
@@ -141,32 +158,23 @@ def disks(reference: Reference, work: Path) -> None:
     tree = reference.tree.copy(work / "read-only")
     attempt("read-only results", partial(trials.read_only, tree, reference.folder(tree), *TINY))
     for size in ("64k", "1m", "4m"):
-        tree = copy_sources(work / f"disk of {size}")
-        (tree.path / "experiment.yaml").write_bytes(
-            (reference.tree.path / "experiment.yaml").read_bytes()
-        )
-        arguments = (tree, reference.folder(tree), reference.wanted, size, "100m", *TINY)
-        attempt("full disk", partial(trials.full_disk, *arguments))
+        tree = reference.begun(work / f"disk of {size}")
+        reference.attempt("full disk", trials.full_disk, tree, size, "100m")
 
 
 def clocks(reference: Reference, work: Path) -> None:
     for stage in ("dmft", "finite", "figures"):
-        tree = copy_sources(work / f"clock in {stage}")
-        tree.write_experiment(conftest._TINY)
-        arguments = (tree, reference.folder(tree), reference.wanted, stage, *TINY)
-        attempt("clock that goes back a day", partial(trials.clock_back, *arguments))
+        tree = reference.begun(work / f"clock in {stage}")
+        reference.attempt("clock that goes back a day", trials.clock_back, tree, stage)
     tree = reference.tree.copy(work / "dated ahead")
     (reference.folder(tree) / "manifests" / "finite" / "L2_M8_D4.json").unlink()
-    arguments = (tree, reference.folder(tree), reference.wanted, None, *TINY)
-    attempt("clock that goes back a day", partial(trials.clock_back, *arguments))
+    reference.attempt("clock that goes back a day", trials.clock_back, tree, None)
 
 
 def memory(reference: Reference, work: Path) -> None:
     for rule in ("finite", "wide", "errors"):
-        tree = copy_sources(work / f"killed job {rule}")
-        tree.write_experiment(conftest._TINY)
-        arguments = (tree, reference.folder(tree), reference.wanted, rule, *TINY)
-        attempt("SIGKILL of one job", partial(trials.killed_job, *arguments))
+        tree = reference.begun(work / f"killed job {rule}")
+        reference.attempt("SIGKILL of one job", trials.killed_job, tree, rule)
     tree = copy_sources(work / "memory")
     attempt("out of memory in one cell", partial(trials.out_of_memory, tree, conftest._TINY))
 
@@ -202,7 +210,7 @@ def main() -> None:
             quickstart = Reference(tree, config, arguments.config)
         if {"disks", "clocks", "memory"} & set(arguments.only):
             tree = copy_sources(work / "tiny")
-            (tree.path / "experiment.yaml").write_text(yaml.safe_dump(conftest._TINY))
+            tree.write_experiment(conftest._TINY)
             tiny = Reference(tree, TINY, tree.path / "experiment.yaml")
         for part in arguments.only:
             match part:

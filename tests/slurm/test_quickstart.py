@@ -9,7 +9,7 @@ from cluster import Cluster
 from runs import Site
 from trees import ROOT, copy_sources
 
-from resnet_limits import store
+from resnet_limits import integrity, store
 from resnet_limits.config import load_experiment
 from resnet_limits.stages.paths import KINDS, Paths, cells
 
@@ -30,7 +30,7 @@ def test_quickstart_goes_through_to_its_report(cluster: Cluster, tmp_path: Path)
             if path.suffix == ".zarr":
                 assert store.check(path, manifest=manifest) == []
             else:
-                assert store.digest(path) == store.read_manifest(manifest)["digest"]
+                assert integrity.digest(path) == integrity.read_manifest(manifest)["digest"]
     assert "data:image/png" in paths.report.read_text(encoding="utf-8")
     jobs = site.jobs()
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}

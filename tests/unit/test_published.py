@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from resnet_limits import store
+from resnet_limits import integrity, store
 from resnet_limits.stages.paths import Paths
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_the_table(published, tmp_path, monkeypatch, capsys):
         "mean_ode-dmft": {"output": {"5": alone}},
         "finite-dmft": {"output": {"5": fit}},
     }
-    store.write_json({"pairs": observables}, paths.store("rates"))
+    integrity.write_json({"pairs": observables}, paths.store("rates"))
     monkeypatch.setattr(sys, "argv", ["published", "paper-linear", "--results", str(tmp_path)])
     published.main()
     lines = [

@@ -19,23 +19,25 @@ import zarr
 
 from resnet_limits import store
 from resnet_limits.config import PAIRS
+from resnet_limits.integrity import (
+    StoreError,
+    digest,
+    manifest_matches,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 from resnet_limits.stages.publish import publish
 from resnet_limits.store import (
     SCHEMAS,
-    StoreError,
     check,
     data_digest,
     describe,
-    digest,
     groups,
-    manifest_matches,
     open_groups,
     open_store,
-    read_manifest,
     status_counts,
     write,
-    write_json,
-    write_manifest,
 )
 
 KINDS = tuple(SCHEMAS)
@@ -611,8 +613,13 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path, make_datas
     # The next writer of the same name cleans up, but touches no other's work in progress.
     running = tmp_path / f".a.zarr.{socket.gethostname()}-{os.getpid()}-0.tmp"
     elsewhere = tmp_path / ".a.zarr.another-host-1-0.tmp"
-    running.mkdir()
-    elsewhere.mkdir()
+    old = tmp_path / ".a.zarr.another-host-1-1.tmp"
+    for folder in (running, elsewhere, old):
+        folder.mkdir()
+    (old / "zarr.json").touch()
+    yesterday = time.time() - 25 * 3600
+    for place in (old / "zarr.json", old):
+        os.utime(place, (yesterday, yesterday))
     write(make_dataset("dmft"), path, "dmft")
     assert sorted(leftovers(tmp_path)) == sorted([running.name, elsewhere.name])
 

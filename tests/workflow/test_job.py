@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from trees import ROOT
 
-from resnet_limits import provenance, store
+from resnet_limits import integrity, provenance, store
 from resnet_limits.config import InputError
 from resnet_limits.stages.paths import Paths, cells
 
@@ -69,7 +69,7 @@ def test_a_job_computes_the_cells_whose_manifests_are_expected(
         assert len(job.cells) == 2
         job.publish_each(compute)
     for path in snakemake.output:
-        manifest = store.read_manifest(path)
+        manifest = integrity.read_manifest(path)
         assert store.check(path.parent / manifest["store"], manifest=path) == []
     assert "done in" in Path(snakemake.log[0]).read_text()
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 from trees import Tree, planned
 
+import faults
 from resnet_limits import store
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.stages.paths import Paths, cells, figure_names
@@ -75,24 +73,12 @@ def test_killed_run_is_continued_where_it_was(
     manifests = tree.path / "results/tiny/manifests/finite"
     before = _modified(stores)
 
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(
-            tree.command(*arguments),
-            cwd=tree.path,
-            env=tree.environment(),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(manifests.glob("*.json"))) <= len(before) + 1:
-                assert process.poll() is None, (tmp_path / "output").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with faults.started(tree, *arguments) as process:
+        deadline = time.monotonic() + 120
+        while len(list(manifests.glob("*.json"))) <= len(before) + 1:
+            assert process.poll() is None, (tree.path / "output").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     survivors = _modified(stores)
     vouched = {path.stem for path in manifests.glob("*.json")}
     assert vouched <= {name.removesuffix(".zarr") for name in survivors}

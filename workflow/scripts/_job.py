@@ -170,11 +170,11 @@ class Job:
         key = provenance.stage_key(self.stage, self.experiment, **cell)
         try:
             dataset = store.open_store(path)
-        except store.StoreError:
+        except integrity.StoreError:
             return False
         if dataset.attrs.get("stage_key") != key or store.check(path):
             return False
-        store.write_manifest(
+        integrity.write_manifest(
             self.paths.manifest(self.stage, **cell),
             path,
             kind=self.stage,

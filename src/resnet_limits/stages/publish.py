@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import xarray as xr
 
-from resnet_limits import provenance, store
+from resnet_limits import integrity, provenance, store
 
 if TYPE_CHECKING:
     from resnet_limits.config import Experiment
@@ -105,10 +105,10 @@ def publish(
         Path(manifest).unlink(missing_ok=True)
     if kind == "rates":
         values = cast("Mapping[str, Any]", dataset)
-        written = store.write_json({**values, "provenance": attrs}, path)
+        written = integrity.write_json({**values, "provenance": attrs}, path)
     else:
         written = store.write(dataset, path, kind, attrs=attrs)
         facts = {**stated(dataset, attrs), **(facts or {})}
     if manifest is not None:
-        store.write_manifest(manifest, written, kind=kind, stage_key=key, **(facts or {}))
+        integrity.write_manifest(manifest, written, kind=kind, stage_key=key, **(facts or {}))
     return written
