@@ -486,7 +486,9 @@ def status(config: Config, results: Results = _RESULTS) -> None:
         here = _duration(found.rest_seconds)
         typer.echo(f"rest on this machine: about {here} of one core ({pace}); {cores} cores here")
         each = (f"{_duration(found.gpu_seconds(gpu))} on one {gpu}" for gpu in estimates.GPUS)
-        typer.echo(f"rest on a GPU: about {', '.join(each)} (from nominal bandwidth, not measured)")
+        typer.echo(
+            f"rest on a GPU: at least {', '.join(each)} (by nominal bandwidth alone, not measured)"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -176,4 +176,4 @@ def test_status_says_what_runs_and_what_the_rest_costs(
     assert "finite/L2_M8_D4, 1 of 8" in output
     assert "rest on this machine: about" in output
     assert "not compared with any finished result" in output
-    assert "rest on a GPU: about" in output
+    assert "rest on a GPU: at least" in output

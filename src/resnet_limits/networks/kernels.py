@@ -434,6 +434,25 @@ def project(
 
 
 @njit(parallel=True, cache=True)
+def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, used: int) -> None:
+    """Compute ``overlaps[s, n, r] = past[layer, s, r] . states[layer, s, n]`` for ``r < used``.
+
+    By all threads where there is enough to do.
+    """
+    _, seeds, rows, columns = states.shape
+    parts = PARTS
+    one = states.dtype.type(1)
+    if used * columns * rows * seeds < _SERIAL_BELOW:
+        for s in range(seeds):
+            _project(past[layer, s], states[layer, s], one, 0, used, overlaps[s])
+    else:
+        for task in prange(seeds * parts):
+            s, part = task // parts, task % parts
+            first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
+            _project(past[layer, s], states[layer, s], one, first, last, overlaps[s])
+
+
+@njit(parallel=True, cache=True)
 def project_shared(
     weights: Array,
     x: Array,
@@ -449,17 +468,9 @@ def project_shared(
     learn: bool,
 ) -> None:
     """Compute what :func:`project` does, the work shared by all threads."""
-    _, seeds, rows, columns = weights.shape
+    _, seeds, rows, _ = weights.shape
     parts = PARTS
-    one = weights.dtype.type(1)
-    if used * columns * x.shape[2] * seeds < _SERIAL_BELOW:
-        for s in range(seeds):
-            _project(past_x[layer, s], x[layer, s], one, 0, used, overlaps[s])
-    else:
-        for task in prange(seeds * parts):
-            s, part = task // parts, task % parts
-            first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
-            _project(past_x[layer, s], x[layer, s], one, first, last, overlaps[s])
+    _overlap_shared(past_x, x, overlaps, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _project_part(
@@ -548,17 +559,8 @@ def expand_shared(
     learn: bool,
 ) -> None:
     """Compute what :func:`expand` does, the work shared by all threads."""
-    _, seeds, rows, _ = weights.shape
-    parts = PARTS
-    one = weights.dtype.type(1)
-    if used * rows * x.shape[2] * seeds < _SERIAL_BELOW:
-        for s in range(seeds):
-            _project(past_c[layer, s], coefficients[layer, s], one, 0, used, overlaps[s])
-    else:
-        for task in prange(seeds * parts):
-            s, part = task // parts, task % parts
-            first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
-            _project(past_c[layer, s], coefficients[layer, s], one, first, last, overlaps[s])
+    seeds, parts = weights.shape[1], PARTS
+    _overlap_shared(past_c, coefficients, overlaps, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _expand_part(
