@@ -2,7 +2,7 @@
 
 The quickstart is run through the real pipeline: killed at random instants of every stage, and with
 damage to every store. Faults that a smaller experiment shows as well are shown with that of the
-tests. Takes about an hour on two cores.
+tests. Takes twenty minutes on two cores.
 
 Usage: ``python tests/faults/torture.py [--kills 50] [--folders 2] [--seed 0] [--only kills …]``.
 """
