@@ -74,7 +74,12 @@ def read_experiment(file):
 
 def results_folder():
     """Read the folder of all results, which becomes part of Snakemake's own patterns."""
-    folder = str(config.get("results") or "results")
+    folder = config.get("results") or "results"
+    if not isinstance(folder, str):
+        stop(
+            f"--config: results: {folder}: Snakemake reads this name as a number or a list; "
+            "allowed: a path, as in ./NAME"
+        )
     if not folder.isprintable() or set(folder) & set("{}"):
         stop(
             f"--config: results: {folder}; allowed: a path of printable characters but {{ and }}"
@@ -191,6 +196,44 @@ def hold_results():
         stop(f"{PATHS.folder}: {error}")
 
 
+# What this run has planned, for its jobs.
+PLAN = PATHS.folder / ".plan"
+
+
+def what_is_planned():
+    """Describe all that a job may take from the experiment, the code and the data."""
+    return {
+        "sweep": EXPERIMENT.sweep.model_dump(mode="json"),
+        "keys": {stage: stage_key(stage) for stage in provenance.STAGES},
+    }
+
+
+def refuse_another_plan():
+    """Stop a job that a cluster starts when the experiment is no longer the one that was planned.
+
+    Jobs read the Snakefile and the experiment file again, hours later, and would else take part in
+    an experiment that nobody has planned.
+    """
+    try:
+        planned = json.loads(PLAN.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        planned = None
+    if planned != what_is_planned():
+        stop(
+            f"{EXPERIMENT_FILE}: experiment, code or data were edited after this job was planned; "
+            "run again"
+        )
+
+
+if not workflow.is_main_process:
+    refuse_another_plan()
+
+
+onstart:
+    if workflow.is_main_process:
+        integrity.write_json(what_is_planned(), PLAN)
+
+
 def read_manifests(kind, bundle):
     """Read manifests; those of today's keys, each with the path of its result."""
     found = {}
@@ -216,9 +259,15 @@ def read_page_manifests():
     pages = [page for page in [*FIGURE_FILES, PATHS.report] if page.exists()]
     found = {PATHS.page_manifest(page): page for page in pages}
     read = {path: manifest_or_nothing(path, page) for path, page in found.items()}
-    return {
-        path: (found[path], manifest) for path, manifest in read.items() if manifest
-    }
+    key = stage_key("figures")
+    current = {}
+    for path, manifest in read.items():
+        if manifest and manifest["stage_key"] == key:
+            current[path] = (found[path], manifest)
+        elif manifest:
+            # Snakemake sees this by itself only where it has a record of the page.
+            plan_again(found[path])
+    return current
 
 
 def manifest_or_nothing(path, tracked):
@@ -226,6 +275,8 @@ def manifest_or_nothing(path, tracked):
     try:
         return integrity.read_manifest(path) if path.exists() else None
     except integrity.StoreError as error:
+        if not path.exists():
+            return None
         plan_again(tracked, f"{error}: its result will be computed again")
         return None
 
@@ -242,15 +293,19 @@ def find_damage(found, pages, is_dry):
         found | pages, most_bytes=most, most_files=most_files, refresh=not is_dry
     ):
         if not is_dry:
-            integrity.remove(damage.store)
+            try:
+                integrity.remove(damage.store)
+            except OSError as error:
+                stop(f"{damage.store}: damaged, and cannot be removed: {error}")
         plan_again(
             damage.store if damage.manifest in pages else damage.manifest, damage
         )
 
 
-def plan_again(file, reason):
+def plan_again(file, reason=None):
     """Make Snakemake run the job of one of its files."""
-    print(reason, file=sys.stderr)
+    if reason is not None:
+        print(reason, file=sys.stderr)
     workflow.dag.forcefiles.add(IOFile(str(file)))
 
 

@@ -256,12 +256,21 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def manifest_matches(path: Path | str, key: str) -> bool:
-    """Whether a finished result is there that was computed under this stage key."""
+def matching_manifest(path: Path | str, key: str) -> dict[str, Any] | None:
+    """Read the manifest of a result that is there and was computed under this stage key.
+
+    It is read once: a pipeline may remove or replace it at any time.
+    """
     with suppress(StoreError):
         manifest = read_manifest(path)
-        return manifest["stage_key"] == key and (Path(path).parent / manifest["store"]).exists()
-    return False
+        if manifest["stage_key"] == key and (Path(path).parent / manifest["store"]).exists():
+            return manifest
+    return None
+
+
+def manifest_matches(path: Path | str, key: str) -> bool:
+    """Whether a finished result is there that was computed under this stage key."""
+    return matching_manifest(path, key) is not None
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -311,7 +320,7 @@ def damage(
     Yields
     ------
     Damage
-        One for each result that is gone or has another digest.
+        One for each result that is gone, cannot be read or has another digest.
     """
     total = {
         name: sum(n for _, m in results.values() if isinstance(n := m.get(name), int))
@@ -323,8 +332,13 @@ def damage(
             yield Damage(path, store_path, "it is gone")
             continue
         recorded = {name: manifest.get(name) for name in Size._fields}
-        found = {} if read_all else size(store_path)._asdict()
-        if found != recorded and digest(store_path) != manifest.get("digest"):
+        try:
+            found = {} if read_all else size(store_path)._asdict()
+            is_whole = found == recorded or digest(store_path) == manifest.get("digest")
+        except (OSError, StoreError) as error:
+            yield Damage(path, store_path, f"it cannot be read: {error_line(error)}")
+            continue
+        if not is_whole:
             yield Damage(path, store_path, "its digest is not the one in its manifest")
         elif refresh and not read_all and found != recorded:
             with suppress(OSError):

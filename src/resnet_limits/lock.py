@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from resnet_limits.integrity import error_line
@@ -59,32 +61,35 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
             f"{folder}: cannot be written ({error.strerror}); allowed: a folder of results that "
             "can be, as in --config results=FOLDER; a dry run only reads"
         ) from error
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as opened:
+        opened.callback(os.close, own)
+        opened.callback(os.close, jobs)
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(own, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise LockError(
+                f"{folder}: another pipeline is at work here ({holder}); allowed: one at a time, "
+                "so wait until it has ended, or end it"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise LockError(f"{folder}: cannot be locked ({error_line(error)})") from error
+            say(
+                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it "
+                "that no other pipeline is at work here"
+            )
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = f"{socket.gethostname()}, process {os.getpid()}, since {now}\n"
+        try:
+            os.ftruncate(own, 0)
+            os.pwrite(own, holder.encode(), 0)
+        except OSError as error:
+            raise LockError(f"{folder}: cannot be written ({error.strerror})") from error
         _wait_for_jobs(jobs, folder, say)
-    except BlockingIOError:
-        holder = os.pread(own, 200, 0).decode(errors="replace").strip() or "unknown"
-        os.close(own)
-        raise LockError(
-            f"{folder}: another pipeline is at work here ({holder}); allowed: one at a time, so "
-            "wait until it has ended, or end it"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise LockError(f"{folder}: cannot be locked ({error_line(error)})") from error
-        say(
-            f"warning: {folder}: this file system has no locks ({error.strerror}); see to it that "
-            "no other pipeline is at work here"
-        )
-    finally:
+        # Only the pipeline's own stays open.
+        opened.pop_all()
         os.close(jobs)
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    try:
-        os.ftruncate(own, 0)
-        os.pwrite(own, f"{socket.gethostname()}, process {os.getpid()}, since {now}\n".encode(), 0)
-    except OSError as error:
-        os.close(own)
-        raise LockError(f"{folder}: cannot be written ({error.strerror})") from error
     return own
 
 
@@ -95,7 +100,29 @@ def _wait_for_jobs(jobs: int, folder: Path, say: Callable[[str], object]) -> Non
         say(
             f"{folder}: jobs of a pipeline that was killed are still at work; waiting for their end"
         )
-        fcntl.flock(jobs, fcntl.LOCK_EX)
+        try:
+            with _interruptible():
+                fcntl.flock(jobs, fcntl.LOCK_EX)
+        except KeyboardInterrupt:
+            raise LockError(f"{folder}: interrupted while waiting for jobs at work") from None
+    except OSError as error:
+        # That there are no locks has been said.
+        if error.errno not in _NO_LOCKS:
+            raise LockError(f"{folder}: cannot be locked ({error_line(error)})") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a wait at once, whoever else has asked to be told of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def unsound(
 
 def debris(folder: Path) -> list[str]:
     """Unfinished files that nobody is writing."""
-    lasting = {".lock", ".jobs"}
+    lasting = {".lock", ".jobs", ".plan"}
     found = (path for path in folder.rglob(".*") if path.name not in lasting)
     return sorted(str(path.relative_to(folder)) for path in found)
 

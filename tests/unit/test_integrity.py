@@ -96,6 +96,16 @@ def test_copied_results_are_read_once(results, monkeypatch):
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_what_cannot_be_read_is_damaged(results, most):
+    (path, _), *_ = results.values()
+    (path / "x" / "c.0").unlink()
+    (path / "x" / "c.0").symlink_to(path / "nowhere")
+    (found,) = damage(results, most_bytes=most)
+    assert found.store == path
+    assert "cannot be read: [Errno 2]" in str(found)
+
+
 def test_a_manifest_of_unusable_values_vouches_for_nothing(results):
     manifest, (path, said) = next(iter(results.items()))
     for change in ({"digest": 3}, {"bytes": "many", "digest": None}, {"files": None, "digest": []}):

@@ -79,6 +79,27 @@ def test_jobs_of_a_killed_pipeline_are_waited_for(start, tmp_path):
     assert "waiting for their end" in said[0]
 
 
+WAIT = """
+import sys
+from resnet_limits import lock
+try:
+    lock.hold(sys.argv[1], lambda line: print("held", flush=True))
+except lock.LockError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_wait_for_jobs_can_be_interrupted_and_names_its_own_process(start, tmp_path):
+    start(WORK)
+    folder = tmp_path / "results"
+    waiting = start(WAIT)
+    with pytest.raises(lock.LockError, match=rf"process {waiting.pid}, since 20"):
+        lock.hold(folder, print)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=20) == 0
+    assert "interrupted while waiting for jobs" in waiting.stdout.read()
+
+
 def test_jobs_do_not_keep_each_other_out(start, tmp_path):
     held = lock.hold(tmp_path / "results", print)
     start(WORK)

@@ -138,7 +138,7 @@ def test_edits_after_planning_are_refused(
         job.publish_each(compute)
     assert ended.value.code == 1
     assert not any(path.exists() for path in snakemake.output)
-    assert "edited after Snakemake planned" in Path(snakemake.log[0]).read_text()
+    assert "edited after this job was planned" in Path(snakemake.log[0]).read_text()
 
 
 def test_bad_input_is_one_line_without_traceback(

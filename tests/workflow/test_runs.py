@@ -107,6 +107,44 @@ def test_bad_input_is_one_line(source_tree: Tree, tiny_values: Values, tmp_path:
     assert lines[0].startswith("error: experiment.yaml: sweep.grid.width.0: got -8")
 
 
+def test_a_job_of_a_cluster_refuses_what_was_edited_after_planning(
+    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+) -> None:
+    """Such jobs read the experiment file again, when their turn comes."""
+    tree = finished_tree.copy(tmp_path / "tree")
+    names = ("--configfile", "experiment.yaml", "--nolock", "--cores", "1")
+    job = ("--mode", "remote", "--target-jobs", "fit_rates:", "--force", *names)
+    rates = tree.path / "results/tiny/rates.json"
+    before = rates.stat().st_mtime_ns
+    for values in ({"training": {"learning_rate": 0.25}}, {"sweep": {"grid": {"width": [12]}}}):
+        tree.write_experiment(tiny_values(**values))
+        done = tree.run(*job)
+        assert done.returncode == 2, done.stdout
+        assert "experiment.yaml: experiment, code or data were edited after" in done.stdout
+        assert rates.stat().st_mtime_ns == before
+    tree.write_experiment(tiny_values())
+    done = tree.run(*job)
+    assert done.returncode == 0, done.stdout
+    assert rates.stat().st_mtime_ns > before
+
+
+def test_the_report_is_of_the_experiment_that_was_planned(
+    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+) -> None:
+    tree = finished_tree.copy(tmp_path / "tree")
+    (tree.path / "results/tiny/report.html").unlink()
+    arguments = ("--configfile", "experiment.yaml")
+    with faults.started(tree, *arguments) as process:
+        ended = time.monotonic() + 120
+        while not faults.job_processes(tree, "report"):
+            assert process.poll() is None, (tree.path / "output").read_text()
+            assert time.monotonic() < ended
+            time.sleep(0.01)
+        tree.write_experiment(tiny_values(experiment="another"))
+        assert process.wait(timeout=120) == 0, (tree.path / "output").read_text()
+    assert (tree.path / "results/tiny/report.html").exists()
+
+
 def test_foreign_result_is_refused(
     finished_tree: Tree, tiny_values: Values, tmp_path: Path
 ) -> None:

@@ -105,7 +105,8 @@ class Job:
                 vouched[manifest] = (path, integrity.read_manifest(manifest))
         for damage in integrity.damage(vouched):
             LOG.error("%s; run again", damage)
-            integrity.remove(damage.store)
+            with suppress(OSError):
+                integrity.remove(damage.store)
 
     def publish(self, dataset: Any, started: float, cell: Cell, **facts: Any) -> None:
         """Write a result and its manifest, and stop after that if a signal came meanwhile."""
@@ -259,7 +260,9 @@ def _job(snakemake: Any, stage: str, signals: StopSignals) -> Job:
     experiment = experiment_from_dict(values, where=snakemake.config["experiment_file"])
     if provenance.stage_key(stage, experiment) != snakemake.params.key:
         # A result must carry the key of what computed it.
-        raise RuntimeError("code or data were edited after Snakemake planned this job; run again")
+        raise RuntimeError(
+            "experiment, code or data were edited after this job was planned; run again"
+        )
     from resnet_limits.stages.progress import Record
 
     paths = Paths(snakemake.config["results"], experiment.experiment)

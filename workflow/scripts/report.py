@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from _job import LOG, running
 
 with running(snakemake, "figures") as job:
@@ -14,11 +15,15 @@ with running(snakemake, "figures") as job:
         # Snakemake decides by the ending what to write.
         folder.mkdir()
         unfinished = folder / page.name
+        # The experiment that was planned: its file may have been edited since.
+        file = folder / "experiment.yaml"
+        file.write_text(yaml.safe_dump(job.experiment.model_dump(mode="json")), encoding="utf-8")
         command = [
             *(sys.executable, "-m", "snakemake", "figures", "--workflow-profile", "none"),
             *("--snakefile", Path(snakemake.scriptdir).parents[1] / "Snakefile"),
-            *("--configfile", snakemake.config["experiment_file"]),
-            *("--config", f"results={job.paths.root}"),
+            *("--configfile", file),
+            # Whole, as Snakemake takes the names of some folders for numbers.
+            *("--config", f"results={job.paths.root.resolve()}"),
             *("--nolock", "--report", unfinished),
         ]
         done = subprocess.run(

@@ -193,8 +193,8 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
             key = provenance.stage_key(kind, experiment, **cell)
             cost = estimates.seconds(kind, experiment, **cell)
             count.results += 1
-            if integrity.manifest_matches(manifest, key):
-                facts = integrity.read_manifest(manifest)
+            facts = integrity.matching_manifest(manifest, key)
+            if facts is not None:
                 count.done += 1
                 count.diverged += (facts.get("status") or {}).get("diverged", 0)
                 tells = kind in _COMPUTED and facts.get("device") == "cpu"
