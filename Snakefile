@@ -37,6 +37,11 @@ include: "rules/report.smk"
 include: "rules/collect.smk"
 
 
+onstart:
+    if workflow.is_main_process:
+        integrity.write_json(what_is_planned(), PLAN)
+
+
 rule all:
     default_target: True
     input:

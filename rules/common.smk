@@ -229,11 +229,6 @@ if not workflow.is_main_process:
     refuse_another_plan()
 
 
-onstart:
-    if workflow.is_main_process:
-        integrity.write_json(what_is_planned(), PLAN)
-
-
 def read_manifests(kind, bundle):
     """Read manifests; those of today's keys, each with the path of its result."""
     found = {}

@@ -97,11 +97,12 @@ def _wait_for_jobs(jobs: int, folder: Path, say: Callable[[str], object]) -> Non
     try:
         fcntl.flock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(
-            f"{folder}: jobs of a pipeline that was killed are still at work; waiting for their end"
-        )
         try:
             with _interruptible():
+                say(
+                    f"{folder}: jobs of a pipeline that was killed are still at work; waiting for "
+                    "their end"
+                )
                 fcntl.flock(jobs, fcntl.LOCK_EX)
         except KeyboardInterrupt:
             raise LockError(f"{folder}: interrupted while waiting for jobs at work") from None
