@@ -148,6 +148,41 @@ def stage_key(stage):
     return provenance.stage_key(stage, EXPERIMENT)
 
 
+# --- what is planned ------------------------------------------------------------------------------
+
+# What this run has planned, for its jobs.
+PLAN = PATHS.folder / ".plan"
+
+
+def what_is_planned():
+    """Describe all that a job may take from the experiment, the code and the data."""
+    return {
+        "sweep": EXPERIMENT.sweep.model_dump(mode="json"),
+        "keys": {stage: stage_key(stage) for stage in provenance.STAGES},
+    }
+
+
+def refuse_another_plan():
+    """Stop a job that a cluster starts when the experiment is no longer the one that was planned.
+
+    Jobs read the Snakefile and the experiment file again, hours later, and would else take part in
+    an experiment that nobody has planned.
+    """
+    try:
+        planned = json.loads(PLAN.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        planned = None
+    if planned != what_is_planned():
+        stop(
+            f"{EXPERIMENT_FILE}: experiment, code or data were edited after this job was planned; "
+            "run again"
+        )
+
+
+if not workflow.is_main_process:
+    refuse_another_plan()
+
+
 # --- what is there already ------------------------------------------------------------------------
 
 # Results that are no more than this together are read at every planning, which takes a second or
@@ -196,39 +231,6 @@ def hold_results():
         stop(f"{PATHS.folder}: {error}")
 
 
-# What this run has planned, for its jobs.
-PLAN = PATHS.folder / ".plan"
-
-
-def what_is_planned():
-    """Describe all that a job may take from the experiment, the code and the data."""
-    return {
-        "sweep": EXPERIMENT.sweep.model_dump(mode="json"),
-        "keys": {stage: stage_key(stage) for stage in provenance.STAGES},
-    }
-
-
-def refuse_another_plan():
-    """Stop a job that a cluster starts when the experiment is no longer the one that was planned.
-
-    Jobs read the Snakefile and the experiment file again, hours later, and would else take part in
-    an experiment that nobody has planned.
-    """
-    try:
-        planned = json.loads(PLAN.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        planned = None
-    if planned != what_is_planned():
-        stop(
-            f"{EXPERIMENT_FILE}: experiment, code or data were edited after this job was planned; "
-            "run again"
-        )
-
-
-if not workflow.is_main_process:
-    refuse_another_plan()
-
-
 def read_manifests(kind, bundle):
     """Read manifests; those of today's keys, each with the path of its result."""
     found = {}
@@ -250,29 +252,30 @@ def read_manifests(kind, bundle):
 
 
 def read_page_manifests():
-    """Read manifests of figures and the report, each with its page."""
-    pages = [page for page in [*FIGURE_FILES, PATHS.report] if page.exists()]
-    found = {PATHS.page_manifest(page): page for page in pages}
-    read = {path: manifest_or_nothing(path, page) for path, page in found.items()}
+    """Read manifests of figures and the report; those of today's key, each with its page.
+
+    Pages of another key are planned again: Snakemake does so only where it has a record of them.
+    """
     key = stage_key("figures")
-    current = {}
-    for path, manifest in read.items():
+    found = {}
+    for page in (*FIGURE_FILES, PATHS.report):
+        path = PATHS.page_manifest(page)
+        manifest = manifest_or_nothing(path, page) if page.exists() else None
         if manifest and manifest["stage_key"] == key:
-            current[path] = (found[path], manifest)
+            found[path] = (page, manifest)
         elif manifest:
-            # Snakemake sees this by itself only where it has a record of the page.
-            plan_again(found[path])
-    return current
+            plan_again(page)
+    return found
 
 
 def manifest_or_nothing(path, tracked):
     """Read a manifest if there is one; if it is damaged, make Snakemake plan its result again."""
     try:
-        return integrity.read_manifest(path) if path.exists() else None
+        return integrity.read_manifest(path)
     except integrity.StoreError as error:
-        if not path.exists():
-            return None
-        plan_again(tracked, f"{error}: its result will be computed again")
+        if path.exists():
+            print(f"{error}: its result will be computed again", file=sys.stderr)
+            plan_again(tracked)
         return None
 
 
@@ -292,15 +295,12 @@ def find_damage(found, pages, is_dry):
                 integrity.remove(damage.store)
             except OSError as error:
                 stop(f"{damage.store}: damaged, and cannot be removed: {error}")
-        plan_again(
-            damage.store if damage.manifest in pages else damage.manifest, damage
-        )
+        print(damage, file=sys.stderr)
+        plan_again(damage.store if damage.manifest in pages else damage.manifest)
 
 
-def plan_again(file, reason=None):
+def plan_again(file):
     """Make Snakemake run the job of one of its files."""
-    if reason is not None:
-        print(reason, file=sys.stderr)
     workflow.dag.forcefiles.add(IOFile(str(file)))
 
 

@@ -61,9 +61,8 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
             f"{folder}: cannot be written ({error.strerror}); allowed: a folder of results that "
             "can be, as in --config results=FOLDER; a dry run only reads"
         ) from error
-    with ExitStack() as opened:
-        opened.callback(os.close, own)
-        opened.callback(os.close, jobs)
+    with os.fdopen(jobs), ExitStack() as failed:
+        failed.callback(os.close, own)
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -87,9 +86,7 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
         except OSError as error:
             raise LockError(f"{folder}: cannot be written ({error.strerror})") from error
         _wait_for_jobs(jobs, folder, say)
-        # Only the pipeline's own stays open.
-        opened.pop_all()
-        os.close(jobs)
+        failed.pop_all()
     return own
 
 
