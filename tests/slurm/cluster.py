@@ -104,13 +104,21 @@ def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+# Below the ports of connections, which begin at 32768.
+_PORTS = range(10_000, 32_000)
+
+
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [opened.getsockname()[1] for opened in sockets]
-    finally:
-        for opened in sockets:
-            opened.close()
+    """Find ports that nobody has, of those that the system gives to no connection by itself.
+
+    One of these others may be gone by the time that a daemon asks for it.
+    """
+    free: set[int] = set()
+    while len(free) < count:
+        port = secrets.choice(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            free.add(port)
+    return list(free)
 
 
 class Cluster:
