@@ -12,7 +12,8 @@ from typing import NamedTuple
 from resnet_limits import datafile, integrity, lock, provenance
 from resnet_limits.config import InputError, load_experiment, one_line
 from resnet_limits.stages import estimates
-from resnet_limits.stages.paths import KINDS, Paths, cell_name, cells, figure_names
+from resnet_limits.kinds import KINDS
+from resnet_limits.stages.paths import Paths, cell_name, cells, figure_names
 from snakemake.io import IOFile
 
 # --- the experiment -------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from resnet_limits.config import Experiment
+from resnet_limits.kinds import CELL_KEYS, SIZES
 
 PACKAGE_DIRECTORY = Path(__file__).resolve().parent
 """The sources that are hashed."""
@@ -88,12 +89,12 @@ SEEDED = frozenset({"mean_ode", "wide", "finite"})
 _STAGES: dict[str, _Stage] = {
     "problem": _Stage(f"{_PACKAGE}.stages.problem", ("problem",)),
     "dmft": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, (), ("problem",)),
-    "mean_ode": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, ("embed_dim",), ("dmft",)),
-    "wide": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, ("depth", "embed_dim"), ("dmft",)),
+    "mean_ode": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["mean_ode"], ("dmft",)),
+    "wide": _Stage(f"{_PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["wide"], ("dmft",)),
     "finite": _Stage(
         f"{_PACKAGE}.stages.networks",
         _FINITE_READS,
-        ("depth", "width", "embed_dim"),
+        SIZES,
         ("problem",),
     ),
     "errors": _Stage(f"{_PACKAGE}.stages.errors", ("pairs", "save", "shapes"), (), _COMPARED),

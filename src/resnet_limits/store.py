@@ -38,14 +38,12 @@ from resnet_limits.integrity import (
     store_files,
     temporary,
 )
+from resnet_limits.kinds import CELL_KEYS, DIVERGED, NOT_RUN, OK, STATUS, STATUS_ATTRS
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 SCHEMA_VERSION = "1"
-
-STATUS = ("ok", "diverged", "not_run")
-"""Meanings of the values 0, 1, 2 of every ``status`` variable."""
 
 PROVENANCE = (
     "experiment_file",
@@ -65,7 +63,6 @@ PROVENANCE = (
 )
 """Root attributes that every published store carries."""
 
-_OK, _DIVERGED, _NOT_RUN = range(3)
 # Version 2 knows codecs that unpickle: a store of that version is none of ours, and never opened.
 _ZARR_FORMAT: Literal[3] = 3
 _CHUNK_BYTES = 4 * 2**20
@@ -138,10 +135,6 @@ def _index(name: str, long_name: str, *, required: bool = True) -> Variable:
     return Variable((name,), "int", long_name, units=None, required=required)
 
 
-_STATUS_ATTRS = {
-    "flag_values": list(range(len(STATUS))),
-    "flag_meanings": " ".join(STATUS),
-}
 _STEP = _index("step", "number of gradient steps taken, k (0: before the first update)")
 _SEED = _index("seed", "seed of the embedding rows and block weights")
 _ROTATION = Variable(
@@ -153,7 +146,7 @@ _ROTATION = Variable(
 
 
 _ENDING = {
-    "status": Variable(("seed",), "int8", "how the run ended", units=None, attrs=_STATUS_ATTRS),
+    "status": Variable(("seed",), "int8", "how the run ended", units=None, attrs=STATUS_ATTRS),
     "diverged_step": Variable(
         ("seed",), "int", "first step with a diverged value; -1 if there is none", None
     ),
@@ -245,7 +238,7 @@ SCHEMAS: dict[str, Schema] = {
         "Training dynamics at infinite width, finite depth and finite embedding dimension, for "
         "each seed's embedding rows.",
         seeded=True,
-        attrs=("depth", "embed_dim"),
+        attrs=CELL_KEYS["wide"],
     ),
     "finite": Schema(
         "Finite residual networks",
@@ -300,7 +293,7 @@ SCHEMAS: dict[str, Schema] = {
                 "limits' quadrature",
             ),
             "status": Variable(
-                ("cell",), "int8", "how the runs compared ended", units=None, attrs=_STATUS_ATTRS
+                ("cell",), "int8", "how the runs compared ended", units=None, attrs=STATUS_ATTRS
             ),
         },
         {
@@ -906,12 +899,12 @@ def _value_findings(part: xr.Dataset) -> list[str]:
     must_fail = xr.DataArray(False)
     if "status" in part:
         status = part["status"].load()
-        if bool(((status < _OK) | (status > _NOT_RUN)).any()):
-            findings.append(f"status: values must be 0 to {_NOT_RUN}")
-        may_fail = status != _OK
+        if bool(((status < OK) | (status > NOT_RUN)).any()):
+            findings.append(f"status: values must be 0 to {NOT_RUN}")
+        may_fail = status != OK
         if "diverged_step" in part:
             first = part["diverged_step"]
-            diverged, not_run = status == _DIVERGED, status == _NOT_RUN
+            diverged, not_run = status == DIVERGED, status == NOT_RUN
             if bool((diverged != (first >= 0)).any()):
                 findings.append("diverged_step: must be -1 exactly where status is not diverged")
             may_fail = (not_run | (diverged & (part["step"] >= first))).load()

@@ -10,9 +10,10 @@ from scipy import stats
 from test_networks import by_weights, make, run, table
 
 from resnet_limits.config import Shape
+from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import cost, implicit
 from resnet_limits.networks.implicit import ImplicitNetwork
-from resnet_limits.networks.train import DIVERGED, OK, choose_engine, train
+from resnet_limits.networks.train import choose_engine, train
 
 
 class Gated:

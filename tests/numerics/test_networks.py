@@ -10,11 +10,10 @@ import torch
 from resnet_limits import randomness
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import cost, dense
 from resnet_limits.networks import train as training
 from resnet_limits.networks.train import (
-    DIVERGED,
-    OK,
     MemoryRefusedError,
     choose_engine,
     train,

@@ -11,7 +11,8 @@ from trees import ROOT, copy_sources
 
 from resnet_limits import integrity, store
 from resnet_limits.config import load_experiment
-from resnet_limits.stages.paths import KINDS, Paths, cells
+from resnet_limits.kinds import KINDS
+from resnet_limits.stages.paths import Paths, cells
 
 
 def test_quickstart_goes_through_to_its_report(cluster: Cluster, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import xarray as xr
 from resnet_limits.config import Experiment, Shape, experiment_from_dict
 from resnet_limits.errors.families import Family, fit_families
 from resnet_limits.errors.samples import OBSERVABLES
+from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.problem import embedding_rows, make_problem
 
-OK, DIVERGED, NOT_RUN = 0, 1, 2
 HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.7, "1/sqrt(D)": 1.1}
 OUTPUT = {"1/L": 0.3, "D/(LM)": 0.15, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.6}
 PAIR_TERMS = {

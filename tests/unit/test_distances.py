@@ -17,7 +17,7 @@ import xarray as xr
 from resnet_limits import store
 from resnet_limits.config import Experiment
 from resnet_limits.errors import distances
-from resnet_limits.errors.distances import DIVERGED, NOT_RUN, OK
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages import errors as stage
 

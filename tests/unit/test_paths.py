@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from resnet_limits.config import experiment_from_dict
+from resnet_limits.kinds import CELL_KEYS, KINDS
 from resnet_limits.stages.paths import (
-    CELL_KEYS,
     FIGURES,
-    KINDS,
     Paths,
     cell_name,
     cells,

@@ -17,9 +17,9 @@ from synthetic import STEP, inside, table
 
 from resnet_limits.config import PAIRS
 from resnet_limits.errors import samples
-from resnet_limits.errors.distances import DIVERGED, NOT_RUN
 from resnet_limits.errors.rates import LAWS, POWERS, fit, fit_rates, variable_values
-from resnet_limits.errors.samples import OBSERVABLES, SIZES
+from resnet_limits.errors.samples import OBSERVABLES
+from resnet_limits.kinds import DIVERGED, NOT_RUN, SIZES
 
 Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

@@ -8,8 +8,9 @@ with running(snakemake, "errors") as job:
     import dask
 
     from resnet_limits import provenance
+    from resnet_limits.kinds import KINDS
     from resnet_limits.stages import errors
-    from resnet_limits.stages.paths import KINDS, cell_name, cells
+    from resnet_limits.stages.paths import cell_name, cells
 
     started = time.monotonic()
     compared = {

@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from resnet_limits import fields
+from resnet_limits.kinds import DIVERGED, OK
 
 if TYPE_CHECKING:
     import dask.array as da
 
 Array = NDArray[np.float64]
-
-OK, DIVERGED, NOT_RUN = 0, 1, 2
-"""Values of ``status``."""
 
 VARIABLES = (
     "hidden_rms",

@@ -23,7 +23,6 @@ from resnet_limits.errors.rates import LAWS, POWERS, Fit, Law, json_values
 from resnet_limits.errors.samples import (
     MIN_SEEDS,
     OBSERVABLES,
-    SIZES,
     Array,
     Draws,
     Study,
@@ -32,6 +31,7 @@ from resnet_limits.errors.samples import (
     regress,
     resample,
 )
+from resnet_limits.kinds import SIZES
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from scipy import stats
 
 from resnet_limits.errors.samples import (
     OBSERVABLES,
-    SIZES,
     Array,
     Draws,
     Study,
@@ -33,6 +32,7 @@ from resnet_limits.errors.samples import (
     t_quantile,
     wider,
 )
+from resnet_limits.kinds import SIZES
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
+from resnet_limits.kinds import DIVERGED, OK, SIZES
 from resnet_limits.randomness import generator
 
 Array = NDArray[np.float64]
-
-SIZES = ("depth", "width", "embed_dim")
-"""Names of L, M and D, in the order of the columns of sizes."""
 
 OBSERVABLES = {
     "hidden": ("hidden_rms", "hidden_rms_stderr"),
@@ -38,7 +36,6 @@ RESOLUTION = 10.0
 MIN_SEEDS = 2
 """Fewer cannot be resampled."""
 
-_OK, _DIVERGED = 0, 1
 _ROUNDING = 1e-12
 """Distances below this are rounding errors, whatever their standard error."""
 _BLOCK_ELEMENTS = 1 << 22
@@ -128,8 +125,8 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     exists = np.zeros(table, bool)
     exists[shape, seed] = True
 
-    diverged = status == _DIVERGED
-    sound = (status == _OK) & np.isfinite(error)
+    diverged = status == DIVERGED
+    sound = (status == OK) & np.isfinite(error)
     squares, noise = np.zeros(table), np.zeros(table)
     present = np.zeros(table, bool)
     squares[shape[sound], seed[sound]] = error[sound] ** 2

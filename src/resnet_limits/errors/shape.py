@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from resnet_limits.config import InputError
 from resnet_limits.errors.rates import LAWS, variable_values
-from resnet_limits.errors.samples import SIZES
+from resnet_limits.kinds import SIZES
 
 PAIR = "finite-dmft"
 """The distance that is made small."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-SIZES = ("depth", "width", "embed_dim")
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK, SIZES
 
 VARIABLES = {"hidden": "hidden_rms", "output": "output_rms"}
 """Name of a distance in rates.json to its variable in the errors store."""
@@ -18,8 +18,6 @@ RESOLUTION = 10.0
 """An error is resolved if its shape's RMS exceeds this many of its own standard errors."""
 
 _ROUNDING = 1e-12
-
-_OK, _DIVERGED, _NOT_RUN = 0, 1, 2
 
 Errors = Mapping[str, xr.Dataset]
 
@@ -124,7 +122,7 @@ def by_shape(errors: Errors, pair: str, quantity: str, step: int | None) -> Shap
     at_step = dataset[[name, f"{name}_stderr", "status"]].sel(step=step).load()
     status = at_step["status"].values
     error, stderr = at_step[name].values, np.nan_to_num(at_step[f"{name}_stderr"].values)
-    good = (status == _OK) & np.isfinite(error)
+    good = (status == OK) & np.isfinite(error)
     all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(int)
     sizes, group = np.unique(all_sizes[good], axis=0, return_inverse=True)
     group, error, stderr = group.reshape(-1), error[good], stderr[good]
@@ -146,8 +144,8 @@ def by_shape(errors: Errors, pair: str, quantity: str, step: int | None) -> Shap
         _rms(stderr, group, shapes),
         resolved,
         total=len(status),
-        diverged=int(np.sum(status == _DIVERGED)),
-        not_run=int(np.sum(status == _NOT_RUN)),
+        diverged=int(np.sum(status == DIVERGED)),
+        not_run=int(np.sum(status == NOT_RUN)),
     )
 
 

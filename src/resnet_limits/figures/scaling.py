@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_limits.figures import style
-from resnet_limits.figures.cells import SIZES, Errors, ShapeErrors, by_shape, last_step
+from resnet_limits.figures.cells import Errors, ShapeErrors, by_shape, last_step
 from resnet_limits.figures.fits import Fit, entry, fit_of, law
+from resnet_limits.kinds import SIZES
 
 _QUANTITIES = ("hidden", "output")
 _MOST_LINES = 5

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
+from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import cost, dense, implicit
 
 logger = logging.getLogger(__name__)
 
-OK, DIVERGED, NOT_RUN = 0, 1, 2
 # Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
 # of a batch decides how sums are rounded.
 BATCH_BYTES = 2 << 30

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
     COMPARED,
-    NOT_RUN,
     VARIABLES,
     finite_distances,
     limit_distances,
@@ -23,7 +22,7 @@ from resnet_limits.errors.distances import (
 )
 from resnet_limits.errors.families import Family, fit_families
 from resnet_limits.errors.rates import fit_rates
-from resnet_limits.errors.samples import SIZES
+from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ READ = {
 }
 """Variables of each kind of store that are read."""
 
-_CELL_KEYS = {"dmft": (), "mean_ode": ("embed_dim",), "wide": ("depth", "embed_dim")}
 _LIMIT_DEPTH_POINTS = 17
 # Small limits are kept in memory, because many networks are compared with each.
 _KEPT_BYTES = 64 * 2**20
@@ -126,16 +124,16 @@ class _Stores:
 
     def limit(self, kind: str, **sizes: int) -> xr.Dataset:
         """Open a limit; sizes that it does not depend on are ignored."""
-        return self.opened(kind, *(sizes[name] for name in _CELL_KEYS[kind]))
+        return self.opened(kind, *(sizes[name] for name in CELL_KEYS[kind]))
 
     def reference(self, kind: str, seeds: tuple[int, ...], **sizes: int) -> xr.Dataset:
         """Open a limit that networks are compared with."""
         # Standard errors depend on the embedding, also where the limit itself does not.
-        keys = dict.fromkeys((*_CELL_KEYS[kind], "embed_dim"))
+        keys = dict.fromkeys((*CELL_KEYS[kind], "embed_dim"))
         return self.prepared(kind, seeds, *((name, sizes[name]) for name in keys))
 
     def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
-        cell = dict(zip(_CELL_KEYS[kind], sizes, strict=True))
+        cell = dict(zip(CELL_KEYS[kind], sizes, strict=True))
         dataset = self.open_store(kind, cell)[list(READ[kind])]
         return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
 

@@ -11,7 +11,8 @@ import xarray as xr
 from resnet_limits import devices
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.dynamics import make_dynamics
-from resnet_limits.networks.train import DIVERGED, choose_engine, train
+from resnet_limits.kinds import DIVERGED, STATUS_ATTRS
+from resnet_limits.networks.train import choose_engine, train
 from resnet_limits.problem import embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
@@ -83,11 +84,7 @@ def finite(
             "loss": (("seed", "step"), trained.loss),
             "hidden": (states, problem.by_sample(trained.hidden)),
             "backward": (states, problem.by_sample(trained.backward)),
-            "status": (
-                ("seed",),
-                trained.status,
-                {"flag_values": [0, 1, 2], "flag_meanings": "ok diverged not_run"},
-            ),
+            "status": (("seed",), trained.status, STATUS_ATTRS),
             "diverged_step": (("seed",), trained.diverged_step),
         },
         coords={

@@ -1,7 +1,7 @@
 """Where results live: pure functions from (kind, cell) to paths.
 
 The one place that knows the layout of ``results/<experiment>/``. It reads no file and imports
-nothing outside the standard library, so that the Snakefile can use it.
+nothing heavy, so that the Snakefile can use it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from resnet_limits.kinds import CELL_KEYS, KINDS, SIZES
+
 Cell = dict[str, int]
-
-CELL_KEYS: dict[str, tuple[str, ...]] = {
-    "problem": (),
-    "dmft": (),
-    "mean_ode": ("embed_dim",),
-    "wide": ("depth", "embed_dim"),
-    "finite": ("depth", "width", "embed_dim"),
-    "errors": (),
-    "rates": (),
-}
-"""The sizes that name one result of each kind, in the order in which they are written."""
-
-KINDS = tuple(CELL_KEYS)
 
 FIGURES = (
     "error_vs_shape",
@@ -37,7 +26,7 @@ FIGURES = (
 )
 """Names of the figures."""
 
-_SYMBOLS = {"depth": "L", "width": "M", "embed_dim": "D"}
+_SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
 
 
 class _Shape(Protocol):
@@ -72,7 +61,7 @@ def cell_name(kind: str, **cell: int | str) -> str:
     Parameters
     ----------
     kind : str
-        One of `KINDS`.
+        One of ``kinds.KINDS``.
     **cell : int or str
         The sizes in ``CELL_KEYS[kind]``, no more and no fewer. Strings pass through, so that
         ``"{depth}"`` makes a pattern for Snakemake.
@@ -102,7 +91,7 @@ def cells(kind: str, experiment: _Experiment) -> list[Cell]:
     Parameters
     ----------
     kind : str
-        One of `KINDS`.
+        One of ``kinds.KINDS``.
     experiment : config.Experiment
         The validated experiment.
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment
+from resnet_limits.kinds import CELL_KEYS, KINDS
 from resnet_limits.stages import estimates
-from resnet_limits.stages.paths import CELL_KEYS, KINDS, Paths, cell_name, cells
+from resnet_limits.stages.paths import Paths, cell_name, cells
 
 HEARTBEAT_SECONDS = 30.0
 """How often a running job renews its record."""

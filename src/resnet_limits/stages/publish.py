@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import xarray as xr
 
 from resnet_limits import integrity, provenance, store
+from resnet_limits.kinds import SIZES
 
 if TYPE_CHECKING:
     from resnet_limits.config import Experiment
@@ -99,7 +100,7 @@ def publish(
         device=str(own.get("device", device)),
         seeds=seeds,
         started=started,
-        cell={name: own[name] for name in ("depth", "width", "embed_dim") if name in own},
+        cell={name: own[name] for name in SIZES if name in own},
     )
     if manifest is not None:
         Path(manifest).unlink(missing_ok=True)
