@@ -82,7 +82,7 @@ def fake(monkeypatch, make_dataset):
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(stages, name, module, raising=False)
-    monkeypatch.setattr(provenance, "code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr(provenance.code, "code_hash", lambda *_: "0" * 32)
     return calls
 
 
