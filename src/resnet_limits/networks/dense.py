@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from resnet_limits import randomness
-from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 
 # From this many weights of a layer on, all seeds together, threads share the work on them.

@@ -22,6 +22,7 @@ from resnet_limits.errors.distances import (
 )
 from resnet_limits.errors.families import Family, fit_families
 from resnet_limits.errors.rates import fit_rates
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
@@ -88,8 +89,8 @@ def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str,
         JSON values: ``experiment``, ``steps``, for each pair, observable and step the fit of
         ``errors.rates.fit``, and for each family what ``errors.families.fit_family`` finds.
     """
-    last = experiment.saved_steps[-1]
-    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
+    last = saved_steps(experiment)[-1]
+    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in saved_steps(experiment) else [last]
     tables = {pair: errors[pair] for pair in experiment.pairs}
     configured = experiment.sweep.families or {}
     families = {
@@ -182,7 +183,7 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
         for number, (depth, embed_dim) in enumerate(cells, start=1):
             wide = stores.limit("wide", depth=depth, embed_dim=embed_dim)
             mean_ode = stores.limit("mean_ode", embed_dim=embed_dim)
-            s = np.array(experiment.depth_layers(depth)) / depth
+            s = np.array(depth_layers(experiment, depth)) / depth
             rows = stores.rows(embed_dim, _seeds_of(wide))
             found = limit_distances(wide, mean_ode, rows, s)
             logger.info("distances of wide L%d_D%d: %d of %d", depth, embed_dim, number, len(cells))
