@@ -401,6 +401,8 @@ def _read_zarr(path: str) -> dict[str, NDArray[Any]]:
         source = ZipStore(path, mode="r")
     else:
         names = {entry.name for entry in os.scandir(path) if entry.is_dir()}
+        if not names:
+            raise _refusal(path, "cannot be read (a folder without arrays)", _ARRAYS)
     _check_names(path, names)
     # One by one: what the group says of itself, and all other arrays, are left alone.
     arrays = {name: zarr.open_array(source, path=name, mode="r") for name in ("x", "y")}
