@@ -22,9 +22,7 @@ space, K states and N rows; a step costs a few products of such vectors with N o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, TypeVar
@@ -39,6 +37,7 @@ from resnet_limits import randomness
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.networks import cost
+from resnet_limits.threads import make_pool, one_thread
 from resnet_limits.units import Unit
 
 Array = NDArray[np.float64]
@@ -159,18 +158,7 @@ class _Workers:
 
     def __init__(self, device: torch.device) -> None:
         self.on_cpu = device.type == "cpu"
-        self.count = torch.get_num_threads() if self.on_cpu else 1
-        self.pool = ThreadPoolExecutor(max_workers=self.count) if self.count > 1 else None
-
-    @contextmanager
-    def engaged(self) -> Iterator[None]:
-        """Hold torch to one thread."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        self.pool = make_pool() if self.on_cpu else None
 
     def run(
         self, work: Callable[[_Job], _Result], jobs: Sequence[_Job], numbers: int
@@ -762,7 +750,7 @@ class ImplicitNetwork:
         depth, width, embed_dim = self.shape
         gain = self.dynamics.residual_scale / (depth * width)
         self.hidden[0] = self.inputs @ self.embedding.mT
-        with self.workers.engaged():
+        with one_thread():
             for number, layer in enumerate(self.layers):
                 inner = layer.read(self.hidden[number], self.step)
                 written = layer.write(inner, self.step)
@@ -784,7 +772,7 @@ class ImplicitNetwork:
         depth, width, _ = self.shape
         gain = dynamics.residual_scale / (depth * width)
         torch.bmm(gradient, self.unembedding.mT, out=self.backward[depth])
-        with self.workers.engaged():
+        with one_thread():
             for number in range(depth - 1, -1, -1):
                 layer = self.layers[number]
                 inner = layer.read_back(self.backward[number + 1], self.step)
