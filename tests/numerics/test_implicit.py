@@ -11,7 +11,7 @@ from test_networks import by_weights, make, run, table
 
 from resnet_limits.config import Shape
 from resnet_limits.kinds import DIVERGED, OK
-from resnet_limits.networks import conditioned, cost
+from resnet_limits.networks import conditioned, cost, implicit
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import choose_engine, train
 
@@ -165,7 +165,7 @@ def test_chunks_streams_and_kept_vectors_change_nothing_but_rounding(monkeypatch
     _, *chunked = trajectory(make(), shape, [0, 1])
     for one, other in zip(whole, chunked, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
-    monkeypatch.setattr(implicit, "_NOISE_BLOCK", 32)
+    monkeypatch.setattr(conditioned, "_NOISE_BLOCK", 32)
     _, *other_draws = trajectory(make(), shape, [0, 1])
     assert np.abs(other_draws[0] - whole[0]).max() > 1e-3
 

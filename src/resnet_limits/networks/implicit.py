@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.networks.base import Network
 from resnet_limits.networks.conditioned import Conditioned, Noise
 from resnet_limits.networks.workers import Workers
 from resnet_limits.units import Unit
@@ -269,7 +270,7 @@ class _Layer:
         return matrix.product_right(new, gamma, toward)
 
 
-class ImplicitNetwork:
+class ImplicitNetwork(Network):
     """A batch of residual networks of one shape, one for each seed, without block weights.
 
     The same interface as :class:`resnet_limits.networks.dense.DenseNetwork`, and the same law of
@@ -290,11 +291,6 @@ class ImplicitNetwork:
     dtype, device : torch dtype and device
         Storage and the arithmetic in embedding space. Units are always evaluated in float64, a few
         at a time: inner products decide what is new in a probe. Draws are made on the CPU.
-
-    Attributes
-    ----------
-    hidden, backward : Tensor, shape (L + 1, S, rows, D)
-        States of the last passes.
     """
 
     def __init__(
@@ -308,20 +304,8 @@ class ImplicitNetwork:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.unit
-        rows, r_in = dynamics.inputs.shape
+        super().__init__(dynamics, shape, embedding, dtype, device)
         self.seeds = len(seeds)
-
-        def put(array: Array) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
-
-        self.embedding = put(embedding[:, :, :r_in])
-        self.unembedding = put(embedding[:, :, r_in:])
-        self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
-        states = (shape.depth + 1, self.seeds, rows, shape.embed_dim)
-        self.hidden, self.backward = (
-            torch.empty(states, dtype=dtype, device=device) for _ in range(2)
-        )
         self.workers = Workers(self.hidden.device)
 
         def noise(layer: int, product: str) -> Noise:
@@ -334,39 +318,31 @@ class ImplicitNetwork:
     @np.errstate(over="ignore", invalid="ignore")
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-        depth, width, embed_dim = self.shape
-        gain = self.dynamics.residual_scale / (depth * width)
         self.hidden[0] = self.inputs @ self.embedding.mT
         with self.workers.engaged():
             for number, layer in enumerate(self.layers):
                 inner = layer.read(self.hidden[number], self.step)
                 written = layer.write(inner, self.step)
-                torch.add(self.hidden[number], written, alpha=gain, out=self.hidden[number + 1])
-        return (self.hidden[depth] @ self.unembedding) / embed_dim
+                torch.add(
+                    self.hidden[number], written, alpha=self.gain, out=self.hidden[number + 1]
+                )
+        return (self.hidden[-1] @ self.unembedding) / self.shape.embed_dim
 
     @np.errstate(over="ignore", invalid="ignore")
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
         """Compute all backward states; the training terms of the step count from now on.
 
-        Parameters
-        ----------
-        gradient : Tensor, shape (S, rows, d_out)
-            Gradient of each row's loss with respect to its output.
-        update : bool
-            Whether to update the weights. Without, the pass must be the network's last.
+        Without an update, the pass must be the network's last.
         """
-        dynamics = self.dynamics
-        depth, width, _ = self.shape
-        gain = dynamics.residual_scale / (depth * width)
-        torch.bmm(gradient, self.unembedding.mT, out=self.backward[depth])
+        torch.bmm(gradient, self.unembedding.mT, out=self.backward[-1])
         with self.workers.engaged():
-            for number in range(depth - 1, -1, -1):
+            for number in reversed(range(self.shape.depth)):
                 layer = self.layers[number]
                 inner = layer.read_back(self.backward[number + 1], self.step)
                 written = layer.write_back(inner, self.step)
-                torch.add(self.backward[number + 1], written, alpha=gain, out=self.backward[number])
-        if update and dynamics.rate_embedding:
-            scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
-            self.embedding += scale * (self.backward[0].mT @ self.inputs)
-            self.unembedding += scale * (self.hidden[depth].mT @ gradient)
+                torch.add(
+                    self.backward[number + 1], written, alpha=self.gain, out=self.backward[number]
+                )
+        if update:
+            self._learn_embedding(gradient)
         self.step += 1

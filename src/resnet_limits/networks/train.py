@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,28 +19,13 @@ from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
 from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import cost, dense, implicit
+from resnet_limits.networks.base import Network
 
 logger = logging.getLogger(__name__)
 
 # Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
 # of a batch decides how sums are rounded.
 BATCH_BYTES = 2 << 30
-
-
-class Network(Protocol):
-    """What an engine offers: a batch of networks of one shape."""
-
-    dynamics: Dynamics
-    shape: Shape
-    hidden: Tensor
-    backward: Tensor
-    targets: Tensor
-
-    def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step."""
 
 
 ENGINES: dict[str, Callable[..., Network]] = {
