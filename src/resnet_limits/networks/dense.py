@@ -67,7 +67,10 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Scales:
-    """Constants of the products: 1 / D, alpha / (L M), and the two factors of gradient steps."""
+    """Constants of the products: 1 / D, alpha / (L M), and the two factors of gradient steps.
+
+    numpy's numbers of the weights' type; what is beyond its range is infinite.
+    """
 
     read: Any
     write: Any
@@ -106,7 +109,8 @@ class _Batched:
     """
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
-        self.at, self.scales = arrays, scales
+        self.at = arrays
+        self.scales = _Scales(**{name: value.item() for name, value in vars(scales).items()})
 
     def _project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
         scale = self.scales.read
@@ -145,6 +149,7 @@ class _Compiled:
         from resnet_limits.networks import kernels
 
         self.at = _Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
+        self.scales = scales
         at = self.at
         _, seeds, width, embed_dim = at.incoming.shape
         weights = seeds * embed_dim * max(width, at.outgoing.shape[2])
@@ -153,7 +158,6 @@ class _Compiled:
         self.project: Callable[..., None] = kernels.project_shared if shared else kernels.project
         self.expand: Callable[..., None] = kernels.expand_shared if shared else kernels.expand
         dtype = at.h.dtype
-        self.scales = _Scales(**{name: dtype.type(value) for name, value in vars(scales).items()})
         rows, room = at.h.shape[2], at.past_h.shape[2]
         self.overlaps = np.empty((seeds, rows, room), dtype=dtype)
         row = embed_dim * dtype.itemsize
@@ -272,11 +276,12 @@ class DenseNetwork(Network):
             past_g=room(depth, batch, self.kept, width * c),
         )
         step = -1.0 / (dynamics.residual_scale * rows)
+        number = NUMPY[dtype]
         scales = _Scales(
-            read=1.0 / embed_dim,
-            write=self.gain,
-            step_in=step * dynamics.rate_in,
-            step_out=step * dynamics.rate_out,
+            read=number(1.0 / embed_dim),
+            write=number(self.gain),
+            step_in=number(step * dynamics.rate_in),
+            step_out=number(step * dynamics.rate_out),
         )
         self._arrays, self._scales = arrays, scales
         self._products: _Products = (_Batched if batched else _Compiled)(arrays, scales)

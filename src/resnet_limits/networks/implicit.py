@@ -314,8 +314,6 @@ class ImplicitNetwork(Network):
         self.layers = [_Layer(self, partial(noise, number)) for number in range(shape.depth)]
         self.step = 0
 
-    # Numbers that grow beyond all bounds are divergence, which whoever trains looks out for.
-    @np.errstate(over="ignore", invalid="ignore")
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
         self.hidden[0] = self.inputs @ self.embedding.mT
@@ -328,7 +326,6 @@ class ImplicitNetwork(Network):
                 )
         return (self.hidden[-1] @ self.unembedding) / self.shape.embed_dim
 
-    @np.errstate(over="ignore", invalid="ignore")
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
         """Compute all backward states; the training terms of the step count from now on.
 
