@@ -98,7 +98,7 @@ _STAGES: dict[str, _Stage] = {
         ("problem",),
     ),
     "errors": _Stage(f"{_PACKAGE}.stages.errors", ("pairs", "save", "shapes"), (), _COMPARED),
-    "rates": _Stage(f"{_PACKAGE}.stages.errors", ("families",), (), ("errors",)),
+    "rates": _Stage(f"{_PACKAGE}.stages.rates", ("families",), (), ("errors",)),
     "figures": _Stage(f"{_PACKAGE}.stages.figures", (), ("name",), ("rates",)),
 }
 
