@@ -73,9 +73,9 @@ def fake(monkeypatch, make_dataset):
         "networks": {"finite": finite},
         "errors": {
             "errors": errors,
-            "rates": lambda experiment, errors: dict(RATES),
             "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
         },
+        "rates": {"rates": lambda experiment, errors: dict(RATES)},
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")

@@ -91,7 +91,7 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     paths = Paths(results, experiment.experiment)
     _require(("errors",), experiment, config, results)
     started = time.monotonic()
-    from resnet_limits.stages import errors as stage
+    from resnet_limits.stages import rates as stage
 
     fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
     save(

@@ -24,7 +24,8 @@ class Workers:
     """Threads that share the blocks of a long axis among them.
 
     torch itself would share out every single operation, which are too small for that. So it is to
-    be held to one thread while these work (``threads.one_thread``), and the blocks are what they are whatever the number of threads.
+    be held to one thread while these work (``threads.one_thread``), and the blocks are what they
+    are whatever the number of threads.
     """
 
     def __init__(self, device: torch.device) -> None:
