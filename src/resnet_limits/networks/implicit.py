@@ -20,6 +20,7 @@ from resnet_limits.dynamics import Dynamics
 from resnet_limits.networks.base import Network
 from resnet_limits.networks.conditioned import Conditioned, Noise
 from resnet_limits.networks.workers import Workers
+from resnet_limits.threads import one_thread
 from resnet_limits.units import Unit
 
 Array = NDArray[np.float64]
@@ -317,7 +318,7 @@ class ImplicitNetwork(Network):
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
         self.hidden[0] = self.inputs @ self.embedding.mT
-        with self.workers.engaged():
+        with one_thread():
             for number, layer in enumerate(self.layers):
                 inner = layer.read(self.hidden[number], self.step)
                 written = layer.write(inner, self.step)
@@ -332,7 +333,7 @@ class ImplicitNetwork(Network):
         Without an update, the pass must be the network's last.
         """
         torch.bmm(gradient, self.unembedding.mT, out=self.backward[-1])
-        with self.workers.engaged():
+        with one_thread():
             for number in reversed(range(self.shape.depth)):
                 layer = self.layers[number]
                 inner = layer.read_back(self.backward[number + 1], self.step)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from resnet_limits.threads import make_pool
 
 # Coordinates of embedding space that one thread works on at a time.
 _LONG_BLOCK = 1 << 14
@@ -23,24 +23,14 @@ _Result = TypeVar("_Result")
 class Workers:
     """Threads that share the blocks of a long axis among them.
 
-    torch itself would share out every single operation, which are too small for that. So it is held
-    to one thread while these work, and the blocks are what they are whatever the number of threads.
+    torch itself would share out every single operation, which are too small for that. So it is to
+    be held to one thread while these work (``threads.one_thread``), and the blocks are what they
+    are whatever the number of threads.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.on_cpu = device.type == "cpu"
-        self.count = torch.get_num_threads() if self.on_cpu else 1
-        self.pool = ThreadPoolExecutor(max_workers=self.count) if self.count > 1 else None
-
-    @contextmanager
-    def engaged(self) -> Iterator[None]:
-        """Hold torch to one thread."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        self.pool = make_pool() if self.on_cpu else None
 
     def run(
         self, work: Callable[[_Job], _Result], jobs: Sequence[_Job], numbers: int
