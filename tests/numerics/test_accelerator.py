@@ -9,9 +9,9 @@ from accelerator import DEVICE, Accelerator
 
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
-from resnet_limits.limits import models, solver
+from resnet_limits.limits import ensemble, fixed_point, models
 from resnet_limits.limits.models import Arithmetic, Limits
-from resnet_limits.networks import cost, implicit
+from resnet_limits.networks import cost, implicit, workers
 from resnet_limits.networks.dense import DenseNetwork
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import ENGINES, train
@@ -87,7 +87,7 @@ def accelerator(monkeypatch):
     """Enter it in the test, around what is to run there."""
     device = Accelerator()
     device.install(monkeypatch)
-    monkeypatch.setitem(solver._CHUNK_ELEMENTS, DEVICE, solver._CHUNK_ELEMENTS["cuda"])
+    monkeypatch.setitem(ensemble._CHUNK_ELEMENTS, DEVICE, ensemble._CHUNK_ELEMENTS["cuda"])
     return device
 
 
@@ -173,9 +173,10 @@ def test_the_pilot_and_iterations_on_all_units(accelerator, monkeypatch):
         plan, solution = limits.make_plan(3e-2, 0)
         return plan, solution.trajectory.output
 
-    for passes, picard in ((solver.MAX_PASSES, solver.PICARD_ITERATIONS), (1, 2)):
-        monkeypatch.setattr(solver, "MAX_PASSES", passes)
-        monkeypatch.setattr(solver, "PICARD_ITERATIONS", picard)
+    usual = fixed_point.MAX_PASSES, fixed_point.PICARD_ITERATIONS
+    for passes, picard in (usual, (1, 2)):
+        monkeypatch.setattr(fixed_point, "MAX_PASSES", passes)
+        monkeypatch.setattr(fixed_point, "PICARD_ITERATIONS", picard)
         plan, here = outputs("cpu")
         with accelerator:
             same, there = outputs(DEVICE)
@@ -197,8 +198,8 @@ def test_memory_is_what_was_planned(accelerator, monkeypatch, engine, shape, row
     """Never more but for what a few blocks of work take, which no shape makes larger."""
     monkeypatch.setattr(implicit, "_KEPT_ELEMENTS", 1 << 10)
     monkeypatch.setattr(implicit, "_CHUNK_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(implicit, "_LONG_BLOCK", 1 << 8)
-    monkeypatch.setattr(implicit, "_GPU_BLOCKS", 4)
+    monkeypatch.setattr(workers, "_LONG_BLOCK", 1 << 8)
+    monkeypatch.setattr(workers, "_GPU_BLOCKS", 4)
     dtype, dynamics = PRECISIONS[precision], make(rows=rows)
     with accelerator:
         trained(dynamics, engine, DEVICE, dtype, shape)

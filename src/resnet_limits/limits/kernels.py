@@ -50,7 +50,8 @@ def activation_code(unit: Unit) -> int | None:
     unit : Unit
         Any residual unit.
     """
-    if not isinstance(unit, Perceptron) or not enabled():
+    # A subclass may compute anything.
+    if type(unit) is not Perceptron or not enabled():
         return None
     known = (code for name, code in _CODES.items() if unit.activation is ACTIVATIONS[name])
     return next(known, None)
