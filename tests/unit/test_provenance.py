@@ -69,7 +69,9 @@ SOURCES = {
         "if TYPE_CHECKING:\n    from resnet_limits.figures import panels\n"
     ),
     "stages/networks.py": "import resnet_limits.networks.train\n",
+    "errors/rates.py": "def fit(a):\n    return a\n",
     "stages/errors.py": "import resnet_limits.errors\n",
+    "stages/rates.py": "from resnet_limits.errors.rates import fit\n",
     "stages/figures.py": "from resnet_limits.figures.panels import draw\n",
 }
 
@@ -135,6 +137,8 @@ def changed(before, after):
         (("randomness.py", "return 4", "return 5"), ALL),
         (("problem.py", "return draw()", "return -draw()"), ALL),
         (("errors/distances.py", "abs(a)", "-abs(a)"), AFTER),
+        # editing a fit measures no distance again
+        (("errors/rates.py", "return a", "return 2 * a"), {"rates", "figures"}),
         (("figures/panels.py", "'panel'", "'other'"), {"figures"}),
         (("stages/figures.py", "import draw", "import draw as paint"), {"figures"}),
     ],
@@ -246,6 +250,17 @@ def test_imports_are_found_wherever_they_stand(package):
     assert found("finite") == {"stages.networks", "networks.train", "networks.dense", "units"}
     assert found("dmft") == {"stages.limits", "limits.models", "limits.solver", "units"}
     assert found("errors") == {"stages.errors", "errors", "errors.distances"}
+
+
+def test_distances_know_nothing_of_fits():
+    """Of the real sources: so that editing a law, a fit or an interval measures nothing again."""
+    names = {
+        name.removeprefix("resnet_limits.") for name in imported_modules(stage_module("errors"))
+    }
+    mine = {name for name in names if name.startswith("errors.")} | names & {"laws", "cells"}
+    assert mine == {"errors.distances"}
+    fits = imported_modules(stage_module("rates"))
+    assert {"resnet_limits.laws", "resnet_limits.errors.rates"} <= set(fits)
 
 
 def test_a_moved_package_has_the_same_hash(package):

@@ -69,7 +69,7 @@ _STAGES: dict[str, _Stage] = {
         ("problem",),
     ),
     "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
-    "rates": _Stage(f"{PACKAGE}.stages.errors", ("families",), (), ("errors",)),
+    "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors",)),
     "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates",)),
 }
 

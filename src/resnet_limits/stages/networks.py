@@ -103,15 +103,17 @@ def finite(
             "device": devices.describe(device),
         },
     )
-    diverged = int((trained.status == DIVERGED).sum())
     where = f"L={shape.depth} M={shape.width} D={shape.embed_dim}"
-    if diverged:
+    diverged = trained.status == DIVERGED
+    if diverged.any():
+        held = int(trained.overflowed.sum())
         logger.warning(
-            "finite %s: %d of %d seeds diverged, the first at step %d; their later steps are NaN",
+            "finite %s: %d of %d seeds diverged, the first at step %d; their later steps are NaN%s",
             where,
-            diverged,
+            diverged.sum(),
             len(used),
-            int(trained.diverged_step[trained.status == DIVERGED].min()),
+            trained.diverged_step[diverged].min(),
+            f"; save.dtype float32 can't hold the states of {held}, float64 can" if held else "",
         )
     logger.info("finite %s: trained %d seeds (%s)", where, len(used), chosen.engine)
     return dataset
