@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_limits import integrity, store
+from resnet_limits import integrity, onechunk, store
 from resnet_limits.integrity import StoreError, error_line
 
 _MANIFESTS = "manifests"
@@ -44,7 +44,7 @@ class Checked(NamedTuple):
 
 def is_store(path: Path) -> bool:
     """Whether a path is a store by its name, or by what it holds."""
-    return path.name.endswith((".zarr", ".zarr.zip")) or (path / "zarr.json").is_file()
+    return path.name.endswith((".zarr", ".zarr.zip")) or (path / onechunk.METADATA).is_file()
 
 
 def _manifest_places(path: Path) -> Iterator[Path]:

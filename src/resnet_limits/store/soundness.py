@@ -7,7 +7,7 @@ import math
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import xarray as xr
@@ -52,20 +52,14 @@ def data_digest(path: Path | str) -> str:
             source, mode="r", zarr_format=ZARR_FORMAT, use_consolidated=False
         ).members(max_depth=None)
         arrays = [name for name, member in members if isinstance(member, zarr.Array)]
+    names = [name for name in _names(path) if name.startswith(tuple(f"{a}/" for a in arrays))]
+    if not is_zip(path):
+        return combined_digest({name: file_digest(path / name) for name in names})
     found = {}
-    if is_zip(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if any(name.startswith(f"{array}/") for array in arrays):
-                    with archive.open(name) as stream:
-                        digester = hashlib.sha256()
-                        while piece := stream.read(2**20):
-                            digester.update(piece)
-                        found[name] = digester.hexdigest()
-    else:
-        for array in arrays:
-            for file in store_files(path / array):
-                found[file.relative_to(path).as_posix()] = file_digest(file)
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            with archive.open(name) as stream:
+                found[name] = hashlib.file_digest(cast(BinaryIO, stream), "sha256").hexdigest()
     return combined_digest(found)
 
 

@@ -186,7 +186,7 @@ def check_target(path: Path | str) -> None:
         raise StoreError(f"{path}: a store's name must end in .zarr or .zarr.zip")
     if not path.exists():
         return
-    is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / "zarr.json").is_file()
+    is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / onechunk.METADATA).is_file()
     is_empty = path.is_dir() and not any(path.iterdir())
     if not (is_store or is_empty):
         raise StoreError(f"{path}: exists and is not a store; choose another name")
