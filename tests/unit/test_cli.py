@@ -73,16 +73,16 @@ def fake(monkeypatch, make_dataset):
         "networks": {"finite": finite},
         "errors": {
             "errors": errors,
-            "rates": lambda experiment, errors: dict(RATES),
             "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
         },
+        "rates": {"rates": lambda experiment, errors: dict(RATES)},
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(stages, name, module, raising=False)
-    monkeypatch.setattr(provenance, "code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr(provenance.code, "code_hash", lambda *_: "0" * 32)
     return calls
 
 

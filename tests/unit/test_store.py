@@ -787,7 +787,7 @@ def published(tmp_path, tiny_experiment):
 @pytest.fixture(autouse=True)
 def any_code(monkeypatch):
     """The stages' own code is no matter of these tests."""
-    monkeypatch.setattr("resnet_limits.provenance.code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr("resnet_limits.provenance.code.code_hash", lambda *_: "0" * 32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,7 +83,7 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     paths = Paths(results, experiment.experiment)
     _require(("errors",), experiment, config, results)
     with place(paths.store("rates"), experiment, "rates") as save:
-        from resnet_limits.stages import errors as stage
+        from resnet_limits.stages import rates as stage
 
         fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
         save(fitted)
