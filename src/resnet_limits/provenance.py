@@ -435,6 +435,40 @@ def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
     return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
 
 
+def values_read(stage: str, experiment: Experiment) -> dict[str, Any]:
+    """Give the values that a stage and those before it read: all of its key that is not code.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment
+        The validated experiment.
+
+    Returns
+    -------
+    dict
+        JSON values by dotted key of the experiment, none of them a mapping. Data from a file stand
+        as the digest of their content.
+    """
+    values = experiment.model_dump(mode="json")
+    stages, keys = [stage], dict[str, Any]()
+    while stages:
+        description = _stage(stages.pop())
+        stages += description.after
+        for key in description.reads:
+            keys.update(_flat(key, _part(experiment, values, key)))
+    return dict(sorted(keys.items()))
+
+
+def _flat(key: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _flat(f"{key}.{name}", part)
+    else:
+        yield key, value
+
+
 def _needed(experiment: Experiment) -> set[str]:
     """Find the compared kinds that the experiment's pairs ask for."""
     needed = set(experiment.limits_needed)
