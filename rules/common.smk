@@ -149,11 +149,9 @@ def benchmark_file(job):
 def captions_digest():
     """Digest of the report's texts: as inputs they would be named by the place of this checkout."""
     folder = SNAKEMAKE.folder / "workflow" / "report"
+    texts = ("workflow.rst", *(f"{name}.rst" for name in FIGURES), "style.css")
     return integrity.combined_digest(
-        {
-            name: integrity.file_digest(folder / f"{name}.rst")
-            for name in ("workflow", *FIGURES)
-        }
+        {name: integrity.file_digest(folder / name) for name in texts}
     )
 
 

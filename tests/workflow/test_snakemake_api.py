@@ -22,23 +22,23 @@ from trees import planned
 from resnet_limits.stages.snakemake_api import Snakemake
 
 SNAKEFILE = """
-import json, sys
+import json
 from resnet_limits.stages.snakemake_api import Snakemake
 
 SNAKEMAKE = Snakemake(workflow)
-found = {
-    name: getattr(SNAKEMAKE, name)
-    for name in (
-        "options", "config_files", "folder", "is_main_process", "plans", "is_dry", "targets",
-        "default_resources",
-    )
-}
+NAMES = (
+    "options", "config_files", "folder", "is_main_process", "plans", "is_dry", "targets",
+    "default_resources",
+)
+
+
+def plain(value):
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 def look(wildcards):
     with open("found.json", "w") as stream:
-        json.dump(found, stream, default=lambda value: sorted(value)
-                  if isinstance(value, set) else str(value))
+        json.dump({name: getattr(SNAKEMAKE, name) for name in NAMES}, stream, default=plain)
     if "again" in SNAKEMAKE.options:
         SNAKEMAKE.plan_again("a.txt")
     return "a.txt"
@@ -151,7 +151,9 @@ def test_the_guesses_are_those_of_the_plugin() -> None:
 
 
 STOPPED = """
-import sys, time
+import signal, sys, time
+# Whoever runs the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 from resnet_limits.stages.snakemake_api import Snakemake
 snakemake = Snakemake(SimpleNamespace())

@@ -29,6 +29,7 @@ with running(snakemake, "figures") as job:
             # and with a dot, as it takes the names of some folders for numbers or for lists.
             *("--config", f"results={json.dumps(os.path.join('.', root), ensure_ascii=False)}"),
             *("--nolock", "--report", unfinished),
+            *("--report-stylesheet", Path(snakemake.scriptdir).parent / "report" / "style.css"),
         ]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

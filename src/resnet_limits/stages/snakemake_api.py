@@ -105,19 +105,17 @@ class Snakemake:
             atexit.register(self._say_last, line)
         for number in _STOP_SIGNALS:
             before = signal.getsignal(number)
-            if before != self._note_signal:
+            if before not in (self._note_signal, signal.SIG_IGN):
                 self._handlers[number] = before
                 signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopped = True
         before = self._handlers[number]
-        if before is signal.default_int_handler:
-            # As Snakemake sees it the same, but without a traceback where it does not look.
-            sys.exit(128 + number)
-        if callable(before):
+        if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
-        elif before is not signal.SIG_IGN:
+        else:
+            # Snakemake takes it for a KeyboardInterrupt, which would leave a traceback elsewhere.
             sys.exit(128 + number)
 
     def _say_last(self, line: str) -> None:
