@@ -13,13 +13,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from snakemake.executors import local
-from snakemake.io import IOFile
+from snakemake import jobs
 from snakemake.logging import logger
-from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake_interface_logger_plugins.common import LogEvent
 from trees import planned
 
-from resnet_limits.stages.snakemake_api import Snakemake
+from resnet_limits.stages.snakemake_api import (
+    _ACCOUNT_GUESSES,
+    _CONSEQUENCES,
+    _LOGGER,
+    _REMOVING,
+    Snakemake,
+)
 
 SNAKEFILE = """
 import json
@@ -117,11 +122,10 @@ def test_a_report_is_no_plan(run: Any) -> None:
     assert found["plans"] is False
 
 
-def test_what_stops_a_run_is_known() -> None:
-    """The two places in which Snakemake looks for it."""
-    assert JobScheduler.exit_gracefully
-    assert (KeyboardInterrupt, SystemExit)[0] in local._ProcessPoolExceptions
-    assert isinstance(IOFile("a"), str)
+def test_what_snakemake_says_of_stopped_jobs_is_known() -> None:
+    assert {event.name for event in LogEvent} >= _CONSEQUENCES
+    assert _REMOVING in Path(jobs.__file__).read_text(encoding="utf-8")
+    assert logger is _LOGGER
 
 
 def test_guesses_of_an_account_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,8 +147,6 @@ def test_guesses_of_an_account_are_left_out(caplog: pytest.LogCaptureFixture) ->
 
 def test_the_guesses_are_those_of_the_plugin() -> None:
     plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
-    from resnet_limits.stages.snakemake_api import _ACCOUNT_GUESSES
-
     sources = "".join(path.read_text() for path in Path(plugin.__file__).parent.glob("*.py"))
     for line in _ACCOUNT_GUESSES:
         assert line in sources

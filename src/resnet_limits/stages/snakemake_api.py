@@ -25,6 +25,10 @@ _ACCOUNT_GUESSES = (
     "Unable to guess SLURM account. Trying to proceed without.",
 )
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What Snakemake says of jobs that Ctrl-C has stopped: each with all of its files.
+_CONSEQUENCES = {"JOB_ERROR", "GROUP_ERROR", "ERROR"}
+_REMOVING = "Removing output files of failed job"
+_LOGGER = logging.getLogger("snakemake.logging")
 
 
 class Snakemake:
@@ -88,12 +92,10 @@ class Snakemake:
 
     def spare_account_guesses(self) -> None:
         """Leave out what the plugin for SLURM says of its guess of an account."""
-        logging.getLogger("snakemake.logging").addFilter(
-            lambda line: not str(line.msg).startswith(_ACCOUNT_GUESSES)
-        )
+        _LOGGER.addFilter(lambda line: not str(line.msg).startswith(_ACCOUNT_GUESSES))
 
     def say_when_stopped(self, line: str) -> None:
-        """Let a line be the last of this process if a signal stops it.
+        """Let a line be the last of this process if a signal stops it, and spare what Ctrl-C makes.
 
         To be called before jobs are planned, and again when they begin: in between Snakemake takes
         SIGTERM for itself.
@@ -110,6 +112,8 @@ class Snakemake:
                 signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and not self._is_stopped:
+            _LOGGER.addFilter(_is_no_consequence)
         self._is_stopped = True
         before = self._handlers[number]
         if callable(before) and before is not signal.default_int_handler:
@@ -121,3 +125,9 @@ class Snakemake:
     def _say_last(self, line: str) -> None:
         if self._is_stopped:
             print(line, file=sys.stderr)
+
+
+def _is_no_consequence(line: logging.LogRecord) -> bool:
+    """Whether a line says more than that a job was stopped when everything was."""
+    event = getattr(getattr(line, "event", None), "name", None)
+    return event not in _CONSEQUENCES and not str(line.msg).startswith(_REMOVING)
