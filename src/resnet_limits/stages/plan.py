@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,21 +147,25 @@ def look(experiment: Experiment, paths: Paths) -> There:
     """
     there = There()
     for kind in KINDS:
+        values = cache(lambda kind=kind: provenance.values_read(kind, experiment))
         for cell in cells(kind, experiment):
             path, store = paths.manifest(kind, **cell), paths.store(kind, **cell)
-            key = provenance.stage_key(kind, experiment, **cell)
             manifest = _manifest(path, path, there)
-            if manifest and manifest["stage_key"] == key:
-                there.current[path] = (store, manifest)
+            # Also without a manifest, which is gone when a job was stopped.
+            old = manifest or integrity.attributes(store)
+            key = provenance.stage_key(kind, experiment, **cell) if old else None
+            if not old or old.get("stage_key") == key:
+                if manifest:
+                    there.current[path] = (store, manifest)
                 continue
             if manifest:
                 there.again.append(path)
-            # Also without a manifest, which is gone when a job was stopped.
-            if kind in COMPUTED and (old := integrity.attributes(store)):
+            old = integrity.attributes(store) if kind in COMPUTED else {}
+            if old and old.get("stage_key") != key:
                 seeds = len(provenance.cell_seeds(kind, experiment, **cell))
-                changes = _changes(old, provenance.values_read(kind, experiment), seeds)
-                grows = changes == {} and len(old.get("seeds") or []) < seeds
-                if old.get("stage_key") != key and not grows:
+                changes = _changes(old, values(), seeds)
+                # More seeds leave those that are there as they are.
+                if changes != {} or len(old["seeds"]) >= seeds:
                     there.replaced.append(Replaced(kind, changes))
     return there
 
