@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tomllib
@@ -31,8 +32,11 @@ def load_common(*files: Path, **values: Any) -> dict[str, Any]:
         dryrun=False,
     )
     names: dict[str, Any] = {"workflow": workflow, "config": dict(values)}
-    # What stops this process is told to the tests.
-    with patch("resnet_limits.stages.snakemake_api.Snakemake.say_when_stopped"):
+    # What stops this process is told to the tests, and the run has no jobs to name itself to.
+    with (
+        patch("resnet_limits.stages.snakemake_api.Snakemake.say_when_stopped"),
+        patch.dict(os.environ),
+    ):
         exec(compile(COMMON.read_text(encoding="utf-8"), str(COMMON), "exec"), names)
     return names
 
