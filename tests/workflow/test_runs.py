@@ -54,6 +54,10 @@ def test_report_shows_every_figure_with_a_caption_and_works_offline(
     assert all(f"{name}.png" in page for name in figures)
     assert page.count("data:image/png") >= len(figures)
     assert "<p>" in page.partition('"caption"')[2]
+    # Its statistics know every job but the report's own, and its stylesheet is ours.
+    logs = {path.stem for path in (finished_tree.path / "results/tiny/logs").glob("*.log")}
+    assert page.count('"runtime": ') == len(logs - {"report"})
+    assert "safe center" in page
     assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
 
 

@@ -159,6 +159,8 @@ def test_spaces_and_other_letters_in_every_name(
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
-    assert "data:image/png" in paths.report.read_text(encoding="utf-8")
+    page = paths.report.read_text(encoding="utf-8")
+    assert "data:image/png" in page
+    assert page.count('"runtime": ') >= 8
     again = tree.run("--dry-run", "--config", f"experiment_file={file}", f"results={results}")
     assert planned(again.stdout) == {}
