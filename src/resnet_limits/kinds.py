@@ -39,6 +39,9 @@ CELL_KEYS: dict[str, tuple[str, ...]] = {
 
 KINDS = tuple(CELL_KEYS)
 
+COMPUTED = ("dmft", "mean_ode", "wide", "finite")
+"""Limits and networks: what takes nearly all of the time, and may be computed on a GPU."""
+
 
 class Status(IntEnum):
     """How a network or a limit ended, as stores record it (int8)."""

@@ -34,8 +34,8 @@ _PLAN = "plan_"
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
 @lru_cache(maxsize=1)
-def _prepare(experiment: Experiment) -> tuple[Problem, Limits, str]:
-    problem = make_problem(experiment)
+def _prepare(experiment: Experiment, made: Problem | None) -> tuple[Problem, Limits, str]:
+    problem = make_problem(experiment) if made is None else made
     device = devices.choose(experiment.numerics.device)
     arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), device)
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
@@ -99,8 +99,15 @@ def _plan_of(dmft: xr.Dataset) -> Plan:
     return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
 
 
-def dmft(experiment: Experiment) -> xr.Dataset:
+def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     """Solve the DMFT limit, with a pilot that fixes the numerics of all limits.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -112,7 +119,7 @@ def dmft(experiment: Experiment) -> xr.Dataset:
     LimitError
         If the limit can't be solved to ``numerics.limit_tolerance``.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
     dataset = _with_rotation(problem, _dataset(problem, solution, device))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
@@ -155,6 +162,7 @@ def mean_ode(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the Mean ODE of the first `embed_dim` embedding rows of each seed.
 
@@ -168,8 +176,10 @@ def mean_ode(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
@@ -188,6 +198,7 @@ def wide(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the infinite-width limit at finite depth and embedding dimension, for each seed.
 
@@ -201,8 +212,10 @@ def wide(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:

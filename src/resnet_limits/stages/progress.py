@@ -13,12 +13,11 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment
-from resnet_limits.kinds import CELL_KEYS, KINDS
+from resnet_limits.kinds import CELL_KEYS, COMPUTED, KINDS
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import Paths, cell_name, cells
 
@@ -30,8 +29,6 @@ HEARTBEAT_SECONDS = 30.0
 _SILENT_SECONDS = 10 * HEARTBEAT_SECONDS
 # Results that took less say nothing about how fast the machine is.
 _TELLING_SECONDS = 0.2
-# What takes nearly all of the time, and may be computed on a GPU.
-_COMPUTED = frozenset({"dmft", "mean_ode", "wide", "finite"})
 
 
 class Record:
@@ -167,7 +164,7 @@ class Survey:
 
     def gpu_seconds(self, gpu: str) -> float:
         """Time on one GPU for the networks and limits that are not done; from nominal figures."""
-        rest = sum(count.rest_seconds for kind, count in self.counts.items() if kind in _COMPUTED)
+        rest = sum(count.rest_seconds for kind, count in self.counts.items() if kind in COMPUTED)
         return estimates.gpu_seconds(gpu, rest)
 
 
@@ -198,12 +195,13 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
             if facts is not None:
                 count.done += 1
                 count.diverged += (facts.get("status") or {}).get("diverged", 0)
-                tells = kind in _COMPUTED and facts.get("device") == "cpu"
+                tells = kind in COMPUTED and facts.get("device") == "cpu"
                 if tells and cost > _TELLING_SECONDS:
                     took, thought = took + facts["wall_time_s"], thought + cost
                     telling += 1
                 continue
-            if not manifest.exists() and _key(paths.store(kind, **cell)) == key:
+            saved = integrity.attributes(paths.store(kind, **cell)).get("stage_key")
+            if not manifest.exists() and saved == key:
                 count.saved += 1
                 continue
             count.rest_seconds += cost
@@ -214,12 +212,3 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
             else:
                 count.missing += 1
     return Survey(counts, jobs, took / thought if thought else None, telling)
-
-
-def _key(path: Path) -> str | None:
-    """Stage key of a store without opening it; None if there is none."""
-    try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-        return str(attributes["stage_key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
