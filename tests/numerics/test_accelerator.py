@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerator import DEVICE, Accelerator
 
+from accelerator import DEVICE, Accelerator
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.limits import ensemble, fixed_point, models
@@ -150,7 +150,8 @@ def test_limits_are_those_of_the_host(accelerator, unit, precision):
     points, replicates = (0, 1) if kind == "cubature" else (1 << 8, 2)
     plan = models.Plan(kind, points, replicates, 4, 0, precision, 1e-8)
     rng = np.random.default_rng(0)
-    root = np.eye(4) + 0.1 * (lambda a: a + a.T)(rng.standard_normal((4, 4)))
+    bent = 0.1 * rng.standard_normal((4, 4))
+    root = np.eye(4) + bent + bent.T
 
     def solve(device):
         limits = Limits(dynamics, np.eye(4), Arithmetic(dtype, device))
