@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -150,8 +152,8 @@ def test_limits_are_those_of_the_host(accelerator, unit, precision):
     points, replicates = (0, 1) if kind == "cubature" else (1 << 8, 2)
     plan = models.Plan(kind, points, replicates, 4, 0, precision, 1e-8)
     rng = np.random.default_rng(0)
-    bent = 0.1 * rng.standard_normal((4, 4))
-    root = np.eye(4) + bent + bent.T
+    root = np.eye(4) + 0.1 * rng.standard_normal((4, 4))
+    root = (root + root.T) / 2
 
     def solve(device):
         limits = Limits(dynamics, np.eye(4), Arithmetic(dtype, device))
@@ -207,6 +209,26 @@ def test_memory_is_what_was_planned(accelerator, monkeypatch, engine, shape, row
     planned = cost.memory_bytes(engine, cost.Work.of(dynamics, shape, 2, dtype.itemsize))
     assert 0.5 * 2 * planned < accelerator.peak
     assert accelerator.peak < 1.1 * 2 * planned + (8 << 20)
+
+
+@pytest.mark.parametrize(("on_host", "several"), [(True, True), (False, False)])
+def test_the_host_draws_with_all_its_threads(on_host, several):
+    """Not what the device is asked to do, which one thread asks for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shared = workers.Workers(torch.device(DEVICE))
+    finally:
+        torch.set_num_threads(threads)
+    both = threading.Barrier(2, timeout=30)
+
+    def meet(_job):
+        if several:
+            both.wait()
+        return threading.current_thread().name
+
+    names = shared.run(meet, [0, 1], 1 << 20, on_host=on_host)
+    assert (len(set(names)) == 2) == several
 
 
 # --- negative controls ----------------------------------------------------------------------------

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from resnet_limits import jit, randomness
-from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 from resnet_limits.networks.base import NUMPY, Network, zeros
 
