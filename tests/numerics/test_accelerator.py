@@ -45,6 +45,9 @@ class Gated:
 
 UNITS = {**{name: lambda name=name: Perceptron(name) for name in ACTIVATIONS}, "gated": Gated}
 
+# float32 takes other ways than float64 in the engines and the solver, not in the units.
+CASES = [*((unit, "float64") for unit in UNITS), ("tanh", "float32"), ("gated", "float32")]
+
 
 def make(unit="tanh", *, rows=2, steps=3, rate=0.3, loss="squared_error", embedding=0.1):
     rng = np.random.default_rng(3)
@@ -102,8 +105,7 @@ def agree(here, there, dtype):
         np.testing.assert_allclose(other, one, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("unit", "precision"), CASES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_networks_are_those_of_the_host(accelerator, engine, unit, precision):
     """Dense passes are recorded and replayed."""
@@ -144,8 +146,7 @@ def test_passes_without_and_with_recordings(accelerator, graphs):
     np.testing.assert_allclose(there, here, atol=1e-12)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("unit", "precision"), CASES)
 def test_limits_are_those_of_the_host(accelerator, unit, precision):
     dtype, dynamics = PRECISIONS[precision], make(unit)
     kind = "cubature" if dynamics.unit.is_linear else "sobol"
@@ -188,8 +189,7 @@ def test_the_pilot_and_iterations_on_all_units(accelerator, monkeypatch):
     assert accelerator.calls["_linalg_solve_ex"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("rows", "precision"), [(1, "float64"), (4, "float32")])
 @pytest.mark.parametrize(
     ("engine", "shape"),
     [
