@@ -17,7 +17,7 @@ SHELL := /bin/bash
 STUDIES := paper-linear paper-tanh frontier
 # Results of other values are replaced if REPLACE is anything but nothing, 0, no or false.
 REPLACING := $(if $(filter-out 0 no false,$(REPLACE)),replace=true)
-.PHONY: help run $(STUDIES) test test-slurm torture lint format clean
+.PHONY: help run $(STUDIES) test test-slurm torture gpu-check lint format clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,9 @@ test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here
 
 torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
 	@$(BIN)/python tests/faults/torture.py
+
+gpu-check: ## Compare this machine's GPU with its CPU and time it (8 minutes; needs no installation).
+	@PYTHONPATH="src:$$PYTHONPATH" $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
 lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
 	$(BIN)/ruff format --check .
