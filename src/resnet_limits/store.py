@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -161,17 +161,20 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
     def variable(dims: tuple[str, ...], long_name: str) -> Variable:
         return Variable(seed + dims, "float64", long_name)
 
+    def optional(dims: tuple[str, ...], long_name: str) -> Variable:
+        return replace(variable(dims, long_name), required=False)
+
     return Schema(
         title,
         summary,
         {
             "output": variable(("step", *out), "output of the limit network, f_k"),
             "output_stderr": variable(
-                ("step", *out), "standard error of output over independent scramblings"
+                ("step", *out), "standard error of output: scramblings, depth grid, rounding"
             ),
             "loss": variable(("step",), "loss, averaged over samples (and tokens)"),
             "loss_stderr": variable(
-                ("step",), "standard error of loss over independent scramblings"
+                ("step",), "standard error of loss: scramblings, depth grid, rounding"
             ),
             "hidden_coef": variable(
                 ("step", "node", *coefficients),
@@ -190,6 +193,17 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
             ),
             "depth_error": variable(
                 ("step",), "estimated error of the output that comes from the depth grid"
+            ),
+            "output_depth_change": optional(
+                ("step", *out), "change of output with half as many depth nodes more"
+            ),
+            "hidden_coef_depth_change": optional(
+                ("step", *coefficients),
+                "change of hidden_coef at depth s = 1 with half as many depth nodes more",
+            ),
+            "rounding": optional(
+                ("step",),
+                "error of states by rounding and the tolerance of fixed points",
             ),
             "input_rotation": _ROTATION,
             **(_ENDING if seeded else {}),

@@ -47,7 +47,8 @@ def activation_code(unit: Unit) -> int | None:
     unit : Unit
         Any residual unit.
     """
-    if not isinstance(unit, Perceptron):
+    # What is compiled is this class's own map; a subclass may have another.
+    if type(unit) is not Perceptron:
         return None
     known = (code for name, code in _CODES.items() if unit.activation is ACTIVATIONS[name])
     return next(known, None)
