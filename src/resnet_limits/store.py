@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -161,9 +161,6 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
     def variable(dims: tuple[str, ...], long_name: str) -> Variable:
         return Variable(seed + dims, "float64", long_name)
 
-    def optional(dims: tuple[str, ...], long_name: str) -> Variable:
-        return replace(variable(dims, long_name), required=False)
-
     return Schema(
         title,
         summary,
@@ -194,14 +191,14 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
             "depth_error": variable(
                 ("step",), "estimated error of the output that comes from the depth grid"
             ),
-            "output_depth_change": optional(
+            "output_depth_change": variable(
                 ("step", *out), "change of output with half as many depth nodes more"
             ),
-            "hidden_coef_depth_change": optional(
+            "hidden_coef_depth_change": variable(
                 ("step", *coefficients),
                 "change of hidden_coef at depth s = 1 with half as many depth nodes more",
             ),
-            "rounding": optional(
+            "rounding": variable(
                 ("step",),
                 "error of states by rounding and the tolerance of fixed points",
             ),

@@ -44,7 +44,7 @@ COMPARED = (
     *("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"),
     *("output_depth_change", "hidden_coef_depth_change", "rounding"),
 )
-"""Variables of a limit store that are read; the last three may be absent."""
+"""Variables of a limit store that are read."""
 
 _AXES = (
     *("seed", "step", "replicate", "depth_point", "sample", "token", "node"),
@@ -93,7 +93,7 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
         raise ValueError("the limit and the networks have no seed in common")
     names, gram = wanted[kept], _gram(embedding[kept])
     place = _Place(_positions(limit, "seed", names), slice(None))
-    arrays = [_array_or_zero(limit, name, place) for name in _UNCERTAIN]
+    arrays = [_array(limit, name, place) for name in _UNCERTAIN]
     stderr = _joined([_standard_errors(gram, *piece) for piece in _pieces(arrays)])
     kept_fields = limit[["output", "hidden_coef"]]
     return (
@@ -198,7 +198,7 @@ def limit_distances(
     rows = embedding[(one if seeded is first else two).seeds]
     gram, depths = _gram(rows), np.asarray(s, float)
     arrays = [
-        _array_or_zero(limit, name, place)
+        _array(limit, name, place)
         for limit, place in ((first, one), (second, two))
         for name in COMPARED
     ]
@@ -236,9 +236,14 @@ def _differences(
         "hidden_rms": np.sqrt(_mean_square(difference(np.ones(1)), gram)),
         "hidden_max_mean_abs": _max_mean_abs(np.moveaxis(difference(depths), -2, 2), rows),
         "output_rms": _for_seeds(_rms(one[0] - two[0]), gram),
-        # Both depth grids are off in nearly the same way; rounding errors are their own.
         **_standard_errors(
-            gram, *[one[at] - two[at] for at in (1, 3, 4, 5)], rounding=np.hypot(one[6], two[6])
+            gram,
+            one[1] - two[1],
+            one[3] - two[3],
+            # Both depth grids are off in nearly the same way; rounding errors are their own.
+            one[4] - two[4],
+            one[5] - two[5],
+            np.hypot(one[6], two[6]),
         ),
     }
 
@@ -301,17 +306,6 @@ def _array(ds: xr.Dataset, name: str, place: _Place) -> Any:
     data = variable.transpose(*(dim for dim in _AXES if dim in variable.dims)).data
     data = data[place.seeds] if "seed" in variable.dims else data[None]
     return data[:, place.steps]
-
-
-def _array_or_zero(ds: xr.Dataset, name: str, place: _Place) -> Any:
-    """Take a variable as `_array` does; zeros for a part of the error that a store lacks."""
-    if name in ds.variables:
-        return _array(ds, name, place)
-    if name == "rounding":
-        output = _array(ds, "output", place)
-        return np.zeros(output.shape[:2])
-    replicates = _array(ds, name.replace("_depth_change", "_replicate"), place)
-    return np.zeros((*replicates.shape[:2], *replicates.shape[3:]))
 
 
 def _pieces(arrays: Sequence[Any]) -> Iterator[list[Array]]:

@@ -41,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 # Points that every node gets where the depth error is looked at.
 _DEPTH_POINTS = 1 << 10
-# Scramblings by which the depth error is estimated where it decides on the nodes; one is enough to
-# see that it is far below.
-_DECIDING_REPLICATES = 4
+# Scramblings by which the depth error is estimated where it decides on the nodes, those of the plan
+# and those of one limit; one is enough to see that it is far below.
+_PILOT_REPLICATES = 4
+_DECIDING_REPLICATES = 2
 # More nodes that leave more than this share of the depth error do not help.
 _PROGRESS = 0.5
 # As many replicates are solved side by side as have their units' weights in so many bytes. Samples
@@ -470,7 +471,7 @@ class Limits:
         allowed = plans.DEPTH_SHARE * tolerance
         solved: dict[int, Trajectory] = {}
         while True:
-            change = self._depth_change(root, grid, plan, "dmft", _DECIDING_REPLICATES, solved)
+            change = self._depth_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
             if change.size <= allowed:
                 if plan.nodes > first_nodes:

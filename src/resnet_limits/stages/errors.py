@@ -134,8 +134,7 @@ class _Stores:
 
     def _opened(self, kind: str, *sizes: int) -> xr.Dataset:
         cell = dict(zip(CELL_KEYS[kind], sizes, strict=True))
-        dataset = self.open_store(kind, cell)
-        dataset = dataset[[name for name in READ[kind] if name in dataset]]
+        dataset = self.open_store(kind, cell)[list(READ[kind])]
         return dataset.load() if dataset.nbytes <= _KEPT_BYTES else dataset
 
     def _prepared(self, kind: str, seeds: tuple[int, ...], *sizes: tuple[str, int]) -> xr.Dataset:
