@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import Dynamics, largest_size
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.ensemble import Units
 from resnet_limits.limits.fixed_point import Fields, LimitError, UnboundedError
 from resnet_limits.limits.quadrature import UnitSample
 from resnet_limits.threads import workers
 
-__all__ = ["TIGHT", "LimitError", "Trajectory", "solve"]
+__all__ = ["TIGHT", "LimitError", "Trajectory", "accuracy", "solve"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,11 @@ class Trajectory:
             values[:, min(diverged) :] = np.nan
         passes = max(part.passes for part in parts)
         return cls(**arrays, diverged_step=min(diverged, default=-1), passes=passes)
+
+
+def accuracy(tolerance: float, dtype: torch.dtype) -> float:
+    """Give the tolerance of the fixed points that the units' arithmetic allows."""
+    return tolerance if dtype == torch.float64 else max(tolerance, _SINGLE_TOLERANCE)
 
 
 def solve(
@@ -127,8 +132,9 @@ def solve(
     inputs, targets = put(dynamics.inputs.T), put(dynamics.targets)
     forward_knots, backward_knots = put(grid.forward_knots), put(grid.backward_knots)
     embedding_scale = dynamics.rate_embedding / (dynamics.residual_scale * rows)
-    if dtype != torch.float64:
-        tolerance = max(tolerance, _SINGLE_TOLERANCE)
+    tolerance = accuracy(tolerance, dtype)
+    start_size = float((embedding[0] @ inputs).square().sum(0).mean().sqrt())
+    largest = float(largest_size(dynamics, start_size))
 
     def read(end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = (unembedding.mT @ end).mT
@@ -139,7 +145,7 @@ def solve(
     diverged_step = -1
     with workers() if device == "cpu" else nullcontext() as pool:
         units = Units.of_sample(dynamics, sample, grid.total, dtype, device, pool)
-        fields = Fields(units, sample, grid, tolerance, name)
+        fields = Fields(units, sample, grid, tolerance, largest, name)
         for step in range(dynamics.steps):
             start = embedding @ inputs
             try:

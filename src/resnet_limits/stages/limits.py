@@ -12,12 +12,14 @@ import xarray as xr
 from resnet_limits import devices
 from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
+from resnet_limits.interpolation import interpolation_matrix
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.limits.models import (
     Arithmetic,
+    LimitError,
     Limits,
     LimitSolution,
     Plan,
-    standard_error,
 )
 from resnet_limits.problem import (
     Problem,
@@ -42,19 +44,26 @@ def _prepare(experiment: Experiment, made: Problem | None) -> tuple[Problem, Lim
     return problem, limits, devices.describe(device)
 
 
-def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Dataset:
-    """Lay one solution out with the dimensions of the stores."""
+def _dataset(
+    problem: Problem, solution: LimitSolution, plan: Plan, device: str, knots: np.ndarray
+) -> xr.Dataset:
+    """Lay one solution out with the dimensions of the stores, its states at the given knots."""
     trajectory = solution.trajectory
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
-    hidden, backward = solution.hidden_coef, solution.backward_coef
+    # The states are polynomials in depth, which as many knots or more hold without a loss.
+    matrix = interpolation_matrix(solution.knots, knots)
+    hidden, backward = (
+        np.einsum("kj,bsjnr->bsknr", matrix, states)
+        for states in (solution.hidden_coef, solution.backward_coef)
+    )
     output, loss = trajectory.output, trajectory.loss
     variables = {
         "output": (("step", *rows, "target"), problem.by_sample(output.mean(axis=0))),
-        "output_stderr": (("step", *rows, "target"), problem.by_sample(standard_error(output))),
+        "output_stderr": (("step", *rows, "target"), problem.by_sample(solution.output_stderr)),
         "loss": (("step",), loss.mean(axis=0)),
-        "loss_stderr": (("step",), standard_error(loss)),
+        "loss_stderr": (("step",), solution.loss_stderr),
         "hidden_coef": (
             ("step", "node", *rows, "embedding_direction"),
             problem.by_sample(hidden.mean(axis=0)),
@@ -69,13 +78,21 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
             problem.by_sample(hidden[:, :, -1]),
         ),
         "depth_error": (("step",), solution.depth_error),
+        "output_depth_change": (
+            ("step", *rows, "target"),
+            problem.by_sample(solution.depth_change.output),
+        ),
+        "hidden_coef_depth_change": (
+            ("step", *rows, "embedding_direction"),
+            problem.by_sample(solution.hidden_coef_change),
+        ),
+        "rounding": (("step",), solution.rounding),
     }
-    plan = solution.plan
     return xr.Dataset(
         variables,
         coords={
             "step": np.arange(len(solution.depth_error)),
-            "node": solution.knots,
+            "node": knots,
             "replicate": np.arange(len(output)),
         },
         attrs={
@@ -120,8 +137,8 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
         If the limit can't be solved to ``numerics.limit_tolerance``.
     """
     problem, limits, device = _prepare(experiment, made)
-    _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
-    dataset = _with_rotation(problem, _dataset(problem, solution, device))
+    plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
+    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device, solution.knots))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
     return dataset
 
@@ -129,31 +146,47 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
 def _each_seed(
     experiment: Experiment,
     problem: Problem,
+    plan: Plan,
     embed_dim: int,
     seeds: Sequence[int],
     solve: Callable[..., LimitSolution],
     device: str,
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
-    parts, first = [], []
+    solved: dict[int, LimitSolution] = {}
+    failures: list[LimitError] = []
     for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
-        solution = solve(root, seed)
-        parts.append(_dataset(problem, solution, device))
-        first.append(solution.trajectory.diverged_step)
-    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=seeds)
-    diverged = np.array(first) >= 0
+        try:
+            solved[seed] = solve(root, seed)
+        except LimitError as error:
+            logger.warning("%s: this seed's limit is not there (not_run)", error)
+            failures.append(error)
+    if not solved:
+        raise failures[0]
+    knots = max((solution.knots for solution in solved.values()), key=len)
+    parts = {
+        seed: _dataset(problem, solution, plan, device, knots) for seed, solution in solved.items()
+    }
+    absent = xr.full_like(next(iter(parts.values())), np.nan)
+    joined = xr.concat(
+        [parts.get(seed, absent) for seed in seeds], dim="seed", combine_attrs="identical"
+    ).assign_coords(seed=list(seeds))
+    first = np.array([solved[s].trajectory.diverged_step if s in solved else -1 for s in seeds])
+    diverged = first >= 0
     if diverged.any():
         logger.warning(
             "D=%d: the limit of %d of %d seeds diverges, the first at step %d; NaN from there on",
             embed_dim,
             diverged.sum(),
             len(seeds),
-            np.array(first)[diverged].min(),
+            first[diverged].min(),
         )
+    status = np.where(diverged, DIVERGED, OK)
+    status[[seed not in solved for seed in seeds]] = NOT_RUN
     # Added here and not to the parts, where joining would repeat it for every seed.
     return _with_rotation(problem, joined).assign(
-        status=("seed", diverged.astype(np.int8)), diverged_step=("seed", np.array(first))
+        status=("seed", status.astype(np.int8)), diverged_step=("seed", first)
     )
 
 
@@ -186,7 +219,7 @@ def mean_ode(
         return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs["embed_dim"] = embed_dim
     logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
     return dataset
@@ -222,7 +255,7 @@ def wide(
         return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
     logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
     return dataset
