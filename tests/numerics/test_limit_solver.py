@@ -97,6 +97,13 @@ class Crossed:
         return torch.stack([*parts, torch.cos(third) * r[..., 1, :]], -2)
 
 
+class Doubled(Perceptron):
+    """Of a known activation, which it does not take as it is."""
+
+    def forward(self, p):
+        return 2 * super().forward(p)
+
+
 PROBLEMS = [
     ("tanh", {}),
     ("relu", {"residual_scale": 1.5}),
@@ -196,6 +203,7 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     compiled = limits.dmft(plan).trajectory
     assert kernels.activation_code(make("gelu").unit) is None
     assert kernels.activation_code(Crossed()) is None
+    assert kernels.activation_code(Doubled(activation)) is None
     monkeypatch.setattr(kernels, "activation_code", lambda _unit: None)
     plain = limits.dmft(plan).trajectory
     assert (compiled.passes > 0) == (part == 16)

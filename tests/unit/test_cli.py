@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_limits import provenance, stages, store
+from resnet_limits import __version__, lock, provenance, stages, store
 from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main, session
 from resnet_limits.config import ENGINES, InputError
 
@@ -272,6 +272,77 @@ def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_datas
     assert run(f"check {out}", capsys)[0] == DONE
 
 
+# --- beside a pipeline ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(fake, config, capsys):
+    """Let another process hold the folder of an experiment that is computed."""
+    follow_the_advice(config, capsys)
+    fake.clear()
+    program = (
+        "import sys, time; from resnet_limits import lock; held = lock.hold(sys.argv[1], print); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "results/tiny"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train {} --depth 2 --width 8 --embed-dim 4 --out results/tiny/finite/L2_M8_D4.zarr",
+        "dmft {} --out results/tiny/other/name.zarr",
+        "wide {} --depth 2 --embed-dim 4 --out results/tiny/../tiny/wide/L2_D4.zarr",
+        "errors {}",
+    ],
+)
+def test_results_that_a_pipeline_holds_are_left_alone(pipeline, fake, config, capsys, line):
+    before = written()
+    code, output, complaint = run(f"--quiet {line.format(config)}", capsys)
+    assert (code, output) == (BAD_INPUT, [])
+    assert len(complaint) == 1
+    assert "results/tiny: a pipeline is at work here" in complaint[0]
+    assert f"process {pipeline.pid}" in complaint[0]
+    assert written() == before
+    # Before anything is computed.
+    assert fake == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dmft {} --out elsewhere/tiny/dmft.zarr",
+        "dmft {} --out a.zarr",
+        "status {}",
+        "check results",
+    ],
+)
+def test_other_places_are_free(pipeline, config, capsys, line):
+    assert run(line.format(config), capsys)[0] == DONE
+
+
+def test_a_pipeline_that_started_meanwhile_keeps_a_new_folder(
+    fake, config, capsys, monkeypatch, make_dataset
+):
+    held = []
+
+    def dmft(experiment):
+        held.append(lock.hold("results/tiny", print))
+        return make_dataset("dmft")
+
+    monkeypatch.setattr(stages.limits, "dmft", dmft)
+    code, _, complaint = run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
+    os.close(held[0])
+    assert code == BAD_INPUT
+    assert "a pipeline is at work here" in complaint[0]
+    assert not Path("results/tiny/dmft.zarr").exists()
+
+
 # --- looking --------------------------------------------------------------------------------------
 
 
@@ -309,6 +380,21 @@ def test_check_finds_a_flipped_bit(fake, config, capsys):
     assert code == FAILED
     assert output[0].startswith("loss/c.0: ")
     assert len(complaint) == 1
+
+
+def test_the_version_is_a_line_with_the_commit(capsys, monkeypatch):
+    monkeypatch.setattr(provenance, "git_state", lambda: "0123abc-dirty")
+    expected = f"resnet-limits {__version__} (git 0123abc-dirty)"
+    assert run("--version", capsys) == (DONE, [expected], [])
+    monkeypatch.setattr(provenance, "git_state", lambda: "unknown")
+    assert run("--version dance", capsys) == (DONE, [f"resnet-limits {__version__}"], [])
+
+
+def test_every_command_is_summed_up_in_one_line_of_the_help(capsys):
+    code, output, _ = run("--help", capsys)
+    assert code == DONE
+    assert not [line for line in output if line.endswith("...") and "ARGS" not in line]
+    assert "75" in " ".join(output)
 
 
 def test_shape(monkeypatch, tmp_path, capsys):

@@ -17,6 +17,7 @@ import xarray as xr
 from resnet_limits import store
 from resnet_limits.config import Experiment
 from resnet_limits.errors import distances
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages import errors as stage
@@ -413,8 +414,8 @@ class Results:
                 target=targets,
                 embedding_direction=self.problem.embedding_dims,
             ).chunk()
-        layers = np.array(self.experiment.depth_layers(cell["depth"]))
-        kept = list(self.experiment.saved_steps)
+        layers = np.array(depth_layers(self.experiment, cell["depth"]))
+        kept = list(saved_steps(self.experiment))
         shape = (seeds, len(kept), len(layers), samples, cell["embed_dim"])
         ds = xr.Dataset(
             {
@@ -486,7 +487,7 @@ def test_cells_hold_the_distances_of_their_own_stores(
         "dmft": results("dmft", {}),
     }
     expected = {f"finite-{kind}": ds for kind, ds in compare(finite, limits, phi).items()}
-    s = np.array(experiment.depth_layers(L)) / L
+    s = np.array(depth_layers(experiment, L)) / L
     expected["wide-mean_ode"] = distances.limit_distances(
         limits["wide"], limits["mean_ode"], phi, s
     )

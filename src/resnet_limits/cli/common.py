@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,45 +80,78 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out: {error}") from None
 
 
-def pipeline_manifest(path: Path, experiment: Experiment, kind: str, **cell: int) -> Path | None:
+@contextmanager
+def place(
+    path: Path, experiment: Experiment, kind: str, **cell: int
+) -> Iterator[Callable[[Any], None]]:
+    """Hold the place of a result while it is computed, and give what publishes it there.
+
+    Among the results of an experiment no pipeline may be at work: it would remove, or compute and
+    replace, what is written beside it.
+
+    Raises
+    ------
+    InputError
+        If a pipeline is at work there.
+    """
+    from resnet_limits import lock, provenance
+    from resnet_limits.stages.publish import publish
+
+    started = time.monotonic()
+    manifest = _pipeline_manifest(path, experiment, kind, **cell)
+    folder = _shared_folder(path, manifest)
+    is_new = folder is not None and not folder.is_dir()
+    with ExitStack() as held:
+
+        def hold(folder: Path) -> None:
+            try:
+                held.enter_context(lock.at_work_alone(folder))
+            except lock.LockError as error:
+                raise InputError(str(error)) from None
+
+        def save(result: Any) -> None:
+            # What fails leaves no folder behind.
+            if folder is not None and is_new:
+                folder.mkdir(parents=True, exist_ok=True)
+                hold(folder)
+            publish(
+                result,
+                path,
+                kind=kind,
+                experiment=experiment,
+                key=provenance.stage_key(kind, experiment, **cell),
+                device="cpu",
+                seeds=provenance.cell_seeds(kind, experiment, **cell),
+                started=started,
+                manifest=manifest,
+            )
+            Session.saved = True
+            LOG.info("wrote %s", path)
+
+        if folder is not None and not is_new:
+            hold(folder)
+        yield save
+
+
+def _pipeline_manifest(path: Path, experiment: Experiment, kind: str, **cell: int) -> Path | None:
     """Manifest of a store that is written to its own place among the results, else None."""
     from resnet_limits.stages.paths import Paths
 
     path = path.resolve()
-    place = Paths(Path(), experiment.experiment).store(kind, **cell)
-    if path.parts[-len(place.parts) :] != place.parts:
+    own = Paths(Path(), experiment.experiment).store(kind, **cell)
+    if path.parts[-len(own.parts) :] != own.parts:
         return None
-    root = Path(*path.parts[: -len(place.parts)])
+    root = Path(*path.parts[: -len(own.parts)])
     return Paths(root, experiment.experiment).manifest(kind, **cell)
 
 
-def save(
-    dataset: Any,
-    path: Path,
-    kind: str,
-    experiment: Experiment,
-    *,
-    started: float,
-    manifest: Path | None,
-    **cell: int,
-) -> None:
-    """Publish a result, and say so."""
-    from resnet_limits import provenance
-    from resnet_limits.stages.publish import publish
+def _shared_folder(path: Path, manifest: Path | None) -> Path | None:
+    """Folder of an experiment's results that a path lies in, if it does."""
+    from resnet_limits import lock
 
-    publish(
-        dataset,
-        path,
-        kind=kind,
-        experiment=experiment,
-        key=provenance.stage_key(kind, experiment, **cell),
-        device="cpu",
-        seeds=provenance.cell_seeds(kind, experiment, **cell),
-        started=started,
-        manifest=manifest,
-    )
-    Session.saved = True
-    LOG.info("wrote %s", path)
+    if manifest is not None:
+        return next(folder for folder in manifest.parents if folder.name == "manifests").parent
+    return next(filter(lock.is_shared, path.resolve().parents), None)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_limits.cli.common import COMMANDS, RESULTS, Config, Results, columns, save
+from resnet_limits.cli.common import COMMANDS, RESULTS, Config, Results, columns, place
 from resnet_limits.cli.session import CommandError
 from resnet_limits.config import Experiment, InputError, load_experiment, read_input
 
@@ -63,20 +62,13 @@ def errors(config: Config, results: Results = RESULTS) -> None:
     experiment = load_experiment(config)
     paths = Paths(results, experiment.experiment)
     _require(tuple(COMMANDS), experiment, config, results)
-    started = time.monotonic()
-    from resnet_limits.stages import errors as stage
+    with place(paths.store("errors"), experiment, "errors") as save:
+        from resnet_limits.stages import errors as stage
 
-    def open_result(kind: str, cell: dict[str, int]) -> xr.Dataset:
-        return store.load(paths.store(kind, **cell), stage.READ[kind])
+        def open_result(kind: str, cell: dict[str, int]) -> xr.Dataset:
+            return store.load(paths.store(kind, **cell), stage.READ[kind])
 
-    save(
-        stage.errors(experiment, open_result),
-        paths.store("errors"),
-        "errors",
-        experiment,
-        started=started,
-        manifest=paths.manifest("errors"),
-    )
+        save(stage.errors(experiment, open_result))
 
 
 def rates(config: Config, results: Results = RESULTS) -> None:
@@ -90,18 +82,11 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     experiment = load_experiment(config)
     paths = Paths(results, experiment.experiment)
     _require(("errors",), experiment, config, results)
-    started = time.monotonic()
-    from resnet_limits.stages import rates as stage
+    with place(paths.store("rates"), experiment, "rates") as save:
+        from resnet_limits.stages import rates as stage
 
-    fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
-    save(
-        fitted,
-        paths.store("rates"),
-        "rates",
-        experiment,
-        started=started,
-        manifest=paths.manifest("rates"),
-    )
+        fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
+        save(fitted)
     for line in _rates_table(fitted):
         typer.echo(line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +20,7 @@ from resnet_limits.cli.common import (
     check_out,
     experiment_for,
     naming,
-    pipeline_manifest,
-    save,
+    place,
 )
 from resnet_limits.cli.session import LOG
 from resnet_limits.config import ENGINES, Experiment, Shape, load_experiment, one_line
@@ -68,13 +66,12 @@ def dmft(config: Config, out: Out) -> None:
     """Solve the DMFT limit: L, M and D to infinity."""
     check_out(out)
     experiment = load_experiment(config)
-    started = time.monotonic()
-    from resnet_limits.stages import limits
+    with place(out, experiment, "dmft") as save:
+        from resnet_limits.stages import limits
 
-    with naming(config):
-        dataset = limits.dmft(experiment)
-    manifest = pipeline_manifest(out, experiment, "dmft")
-    save(dataset, out, "dmft", experiment, started=started, manifest=manifest)
+        with naming(config):
+            dataset = limits.dmft(experiment)
+        save(dataset)
 
 
 def mean_ode(
@@ -91,14 +88,13 @@ def mean_ode(
     """
     check_out(out)
     experiment = experiment_for(config, seeds=seeds)
-    started = time.monotonic()
-    from resnet_limits.stages import limits
-
-    with naming(config):
-        dataset = limits.mean_ode(experiment, embed_dim, _dmft_for(experiment, results))
     cell = {"embed_dim": embed_dim}
-    manifest = pipeline_manifest(out, experiment, "mean_ode", **cell)
-    save(dataset, out, "mean_ode", experiment, started=started, manifest=manifest, **cell)
+    with place(out, experiment, "mean_ode", **cell) as save:
+        from resnet_limits.stages import limits
+
+        with naming(config):
+            dataset = limits.mean_ode(experiment, embed_dim, _dmft_for(experiment, results))
+        save(dataset)
 
 
 def wide(
@@ -117,14 +113,13 @@ def wide(
     """
     check_out(out)
     experiment = experiment_for(config, seeds=seeds)
-    started = time.monotonic()
-    from resnet_limits.stages import limits
-
-    with naming(config):
-        dataset = limits.wide(experiment, depth, embed_dim, _dmft_for(experiment, results))
     cell = {"depth": depth, "embed_dim": embed_dim}
-    manifest = pipeline_manifest(out, experiment, "wide", **cell)
-    save(dataset, out, "wide", experiment, started=started, manifest=manifest, **cell)
+    with place(out, experiment, "wide", **cell) as save:
+        from resnet_limits.stages import limits
+
+        with naming(config):
+            dataset = limits.wide(experiment, depth, embed_dim, _dmft_for(experiment, results))
+        save(dataset)
 
 
 def train(
@@ -147,11 +142,10 @@ def train(
     """Train the finite networks of one shape, all seeds together."""
     check_out(out)
     experiment = experiment_for(config, seeds=seeds, engine=engine)
-    started = time.monotonic()
-    from resnet_limits.stages import networks
-
-    with naming(config):
-        dataset = networks.finite(experiment, Shape(depth, width, embed_dim))
     cell = {"depth": depth, "width": width, "embed_dim": embed_dim}
-    manifest = pipeline_manifest(out, experiment, "finite", **cell)
-    save(dataset, out, "finite", experiment, started=started, manifest=manifest, **cell)
+    with place(out, experiment, "finite", **cell) as save:
+        from resnet_limits.stages import networks
+
+        with naming(config):
+            dataset = networks.finite(experiment, Shape(**cell))
+        save(dataset)

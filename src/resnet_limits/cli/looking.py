@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,25 +12,13 @@ import typer
 
 from resnet_limits.cli.common import RESULTS, Config, Results, columns
 from resnet_limits.cli.session import CommandError
-from resnet_limits.config import InputError, load_experiment
+from resnet_limits.config import InputError, load_experiment, one_line
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store: .zarr or .zarr.zip.")]
-
-
-def _existing_store(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"STORE: {path}: no such store")
-    return path
-
-
-def _store_manifest(path: Path) -> Path | None:
-    """Manifest that belongs to a store, if there is one."""
-    path = path.resolve()
-    for folder in list(path.parents)[:2]:
-        manifest = (folder / "manifests" / path.relative_to(folder)).with_suffix(".json")
-        if manifest.is_file():
-            return manifest
-    return None
+Checkable = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A store, or a folder of results or of stores.")
+]
+_STORES = "allowed: a store, .zarr or .zarr.zip"
 
 
 def status(config: Config, results: Results = RESULTS) -> None:
@@ -85,18 +74,59 @@ def _job_line(job: dict[str, Any]) -> str:
 
 def inspect(path: StorePath) -> None:
     """Say what a store holds and where it comes from."""
+    _require_path(path)
     from resnet_limits import store
+    from resnet_limits.stages import checking
 
-    typer.echo(store.describe(_existing_store(path)))
+    if not checking.is_store(path):
+        inside = filter(checking.is_store, checking.find(path) if path.is_dir() else ())
+        such = "".join(f", such as {inner}" for inner in islice(inside, 1))
+        raise InputError(f"STORE: {path}: not a store; {_STORES}{such}")
+    typer.echo(store.describe(path))
 
 
-def check(path: StorePath) -> None:
-    """Read every chunk of a store and say what is wrong with it; exit 1 if anything is."""
+def check(path: Checkable) -> None:
+    """Look for damage; exit 1 if anything is unsound.
+
+    Reads every chunk of a store, or of every store in a folder, with rates.json and whatever else
+    a manifest vouches for. Says in a line what is unsound or unfinished, and how many results
+    there are.
+    """
+    _require_path(path)
     from resnet_limits import store
+    from resnet_limits.stages import checking
 
-    findings = store.check(_existing_store(path), manifest=_store_manifest(path))
-    for finding in findings:
-        typer.echo(finding)
-    if findings:
-        raise CommandError(f"{path}: unsound, {len(findings)} findings")
-    typer.echo(f"{path}: sound")
+    if checking.is_store(path):
+        findings = store.check(path, manifest=checking.manifest_of(path))
+        for finding in findings:
+            typer.echo(finding)
+        if findings:
+            raise CommandError(f"{path}: unsound, {len(findings)} findings")
+        typer.echo(f"{path}: sound")
+        return
+    number = unsound = unfinished = 0
+    for result in checking.find(path) if path.is_dir() else checking.of_file(path):
+        checked = checking.check(result)
+        if checked is None:
+            continue
+        number += 1
+        if checked.findings:
+            unsound += 1
+            more = len(checked.findings) - 1
+            rest = f"; and {more} more" if more else ""
+            typer.echo(one_line(f"{result}: unsound: {checked.findings[0]}{rest}"))
+        elif not checked.is_finished:
+            unfinished += 1
+            typer.echo(one_line(f"{result}: unfinished: sound, but no manifest vouches for it"))
+    if not number:
+        raise InputError(f"STORE: {path}: holds no results; {_STORES}, or a folder of them")
+    typer.echo(
+        f"{path}: {number - unsound - unfinished} sound, {unfinished} unfinished, {unsound} unsound"
+    )
+    if unsound:
+        raise CommandError(f"{path}: unsound, {unsound} of {number} results")
+
+
+def _require_path(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"STORE: {path}: no such store")

@@ -47,10 +47,10 @@ from resnet_limits.config.sweep import (
     Pair,
     PowerConfig,
     SeedStepConfig,
-    Shape,
     SweepConfig,
 )
 from resnet_limits.config.values import MAX_NUMBER
+from resnet_limits.kinds import Shape
 
 __all__ = [
     "ACTIVATIONS", "ENGINES", "LOSSES", "MAX_CELLS", "MAX_DATA_VALUES", "MAX_INPUT_BYTES",

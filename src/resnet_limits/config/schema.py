@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from resnet_limits.config.messages import NAME_RULE, short
-from resnet_limits.config.sweep import PAIRS, Shape, SweepConfig, most_seeds
+from resnet_limits.config.sweep import PAIRS, SweepConfig, most_seeds
 from resnet_limits.config.values import (
     NAME,
     DataSize,
@@ -34,6 +34,7 @@ from resnet_limits.config.values import (
     Steps,
     number,
 )
+from resnet_limits.kinds import Shape
 
 UnitKind = Literal["perceptron"]
 Activation = Literal["linear", "tanh", "erf", "relu", "gelu", "silu"]
@@ -213,16 +214,6 @@ class TrainingConfig(Section):
         None, description="eta_out of the units' out-vectors; learning_rate if left out."
     )
 
-    @property
-    def eta_in(self) -> float:
-        """Learning rate of the in-vectors."""
-        return self.learning_rate if self.learning_rate_in is None else self.learning_rate_in
-
-    @property
-    def eta_out(self) -> float:
-        """Learning rate of the out-vectors."""
-        return self.learning_rate if self.learning_rate_out is None else self.learning_rate_out
-
 
 # --- sweep, numerics, save ------------------------------------------------------------------------
 
@@ -375,29 +366,3 @@ class Experiment(Section):
     def wide_cells(self) -> list[tuple[int, int]]:
         """Pairs (depth, embed_dim) of the shapes, sorted, each once."""
         return sorted({(shape.depth, shape.embed_dim) for shape in self.shapes})
-
-    @property
-    def saved_steps(self) -> tuple[int, ...]:
-        """Steps that are kept, sorted, each once."""
-        if self.save.steps == "all":
-            return tuple(range(self.training.steps))
-        return tuple(sorted(set(self.save.steps)))
-
-    def depth_layers(self, depth: int) -> tuple[int, ...]:
-        """Layers that are kept of a network of some depth.
-
-        Parameters
-        ----------
-        depth : int
-            L, at least 1.
-
-        Returns
-        -------
-        tuple of int
-            Layer round(j L / (n - 1)) for each of the n depth points j, or all L + 1 layers where
-            there are no more than n of them.
-        """
-        points = self.save.depth_points
-        if points == "all" or depth + 1 <= points:
-            return tuple(range(depth + 1))
-        return tuple(round(j * depth / (points - 1)) for j in range(points))

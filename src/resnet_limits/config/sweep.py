@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from resnet_limits.config.values import (
     SeedCount,
     Size,
 )
+from resnet_limits.kinds import Shape
 
 Engine = Literal["auto", "dense", "implicit"]
 Pair = Literal["finite-wide", "wide-mean_ode", "mean_ode-dmft", "finite-mean_ode", "finite-dmft"]
@@ -41,19 +42,6 @@ PAIRS: tuple[str, ...] = get_args(Pair)
 
 MAX_CELLS = 1_000_000
 """Most (shape, seed) combinations in one experiment."""
-
-
-class Shape(NamedTuple):
-    """Sizes of one finite network: depth L, hidden width M and embedding dimension D."""
-
-    depth: int
-    width: int
-    embed_dim: int
-
-    @property
-    def parameters(self) -> int:
-        """P = L M D, the parameter count up to the unit's constant factor."""
-        return self.depth * self.width * self.embed_dim
 
 
 class GridConfig(Section):

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from resnet_limits.config import Shape
 from resnet_limits.errors.rates import Fit, json_values
 from resnet_limits.errors.samples import (
     MIN_SEEDS,
@@ -31,7 +30,7 @@ from resnet_limits.errors.samples import (
     regress,
     resample,
 )
-from resnet_limits.kinds import SIZES
+from resnet_limits.kinds import SIZES, Shape
 from resnet_limits.laws import POWERS, Law, law_of
 
 logger = logging.getLogger(__name__)

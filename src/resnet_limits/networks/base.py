@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import Shape
 
 NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 """numpy's names of torch's types."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resnet_limits.config import Shape
+from resnet_limits.kinds import Shape
 
 if TYPE_CHECKING:
     from resnet_limits.dynamics import Dynamics

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits import randomness
-from resnet_limits.config import Shape
+from resnet_limits import jit, randomness
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 from resnet_limits.networks.base import NUMPY, Network, zeros
 
@@ -217,7 +217,8 @@ class DenseNetwork(Network):
         Gradient steps that there is room for as factors; 0: each is taken in place. By default
         :func:`~resnet_limits.networks.cost.kept_steps`. For the CPU's kernels only.
     batched : bool, optional
-        Batched matrix products in place of the CPU's kernels; always on a GPU.
+        Batched matrix products in place of the CPU's kernels; always on a GPU, and where numba has
+        been told not to compile.
     graphs : bool
         Whether a GPU's passes are recorded once and replayed. Turn off to debug.
     """
@@ -242,7 +243,7 @@ class DenseNetwork(Network):
         a, c, batch = self.unit.in_vectors, self.unit.out_vectors, len(seeds)
         on_cpu = torch.device(device).type == "cpu"
         if batched is None:
-            batched = not on_cpu
+            batched = not on_cpu or not jit.enabled()
         if batched:
             kept = 0
         elif kept is None:

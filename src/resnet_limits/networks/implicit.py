@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
+from resnet_limits.kinds import Shape
 from resnet_limits.networks.base import Network
 from resnet_limits.networks.conditioned import Conditioned, Noise
 from resnet_limits.networks.workers import Workers

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.config import InputError, Shape
+from resnet_limits.config import InputError
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
-from resnet_limits.kinds import DIVERGED, OK
+from resnet_limits.kinds import DIVERGED, OK, Shape
 from resnet_limits.networks import cost, dense, implicit
 from resnet_limits.networks.base import Network
 

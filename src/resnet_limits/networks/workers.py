@@ -13,6 +13,9 @@ from resnet_limits.threads import make_pool
 
 # Coordinates of embedding space that one thread works on at a time.
 _LONG_BLOCK = 1 << 14
+# A GPU works on blocks larger by this factor: few launches, and temporary arrays that stay small
+# beside the memory that is planned.
+_GPU_BLOCKS = 256
 # Numbers below which handing out work takes longer than doing it.
 _SHARED_FROM = 1 << 16
 
@@ -41,8 +44,8 @@ class Workers:
         return list(self.pool.map(work, jobs))
 
     def blocks(self, length: int, size: int) -> list[slice]:
-        """Cut an axis into blocks of a size; on a GPU it stays whole."""
-        size = size if self.on_cpu else length
+        """Cut an axis into blocks of a size; a GPU's are larger."""
+        size = size if self.on_cpu else size * _GPU_BLOCKS
         return [slice(start, min(length, start + size)) for start in range(0, length, size)]
 
     def dot(self, one: Tensor, other: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ _STAGES: dict[str, _Stage] = {
         SIZES,
         ("problem",),
     ),
-    "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "shapes"), (), _COMPARED),
+    "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
     "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors",)),
     "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates",)),
 }
@@ -135,7 +135,7 @@ def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
     )
     if not cell:
         return common
-    seeds = {"seeds": len(cell_seeds(stage, experiment, **cell))} if stage in SEEDED else {}
+    seeds = {"seeds": _ends(cell_seeds(stage, experiment, **cell))} if stage in SEEDED else {}
     return digest(common, canonical_json({**cell, **seeds}))
 
 
@@ -156,6 +156,14 @@ def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
     return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
 
 
+def _named(kind: str, sizes: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip(CELL_KEYS[kind], sizes, strict=True))
+
+
+def _ends(seeds: range) -> tuple[int, int]:
+    return seeds.start, seeds.stop
+
+
 def _needed(experiment: Experiment) -> set[str]:
     """Find the compared kinds that the experiment's pairs ask for."""
     needed = set(experiment.limits_needed)
@@ -168,9 +176,20 @@ def _part(experiment: Experiment, values: dict[str, Any], key: str) -> object:
     """Give one part of the experiment as plain JSON values."""
     if key == "pairs":
         return sorted(experiment.pairs)
-    if key == "shapes":
+    if key == "cells":
         # The same shapes written as a grid or as a list are the same experiment.
-        return [[*shape, len(experiment.seeds_of(shape))] for shape in experiment.shapes]
+        cells: dict[str, list[tuple[int, ...]]] = {
+            "mean_ode": [(embed_dim,) for embed_dim in experiment.embed_dims],
+            "wide": [*experiment.wide_cells],
+            "finite": [*experiment.shapes],
+        }
+        return {
+            kind: [
+                [*sizes, *_ends(cell_seeds(kind, experiment, **_named(kind, sizes)))]
+                for sizes in found
+            ]
+            for kind, found in cells.items()
+        }
     if key == "families":
         return {
             name: [

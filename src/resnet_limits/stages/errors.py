@@ -20,6 +20,7 @@ from resnet_limits.errors.distances import (
     limit_distances,
     prepare,
 )
+from resnet_limits.kept import depth_layers
 from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
@@ -141,7 +142,7 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
         for number, (depth, embed_dim) in enumerate(cells, start=1):
             wide = stores.limit("wide", depth=depth, embed_dim=embed_dim)
             mean_ode = stores.limit("mean_ode", embed_dim=embed_dim)
-            s = np.array(experiment.depth_layers(depth)) / depth
+            s = np.array(depth_layers(experiment, depth)) / depth
             rows = stores.rows(embed_dim, _seeds_of(wide))
             found = limit_distances(wide, mean_ode, rows, s)
             logger.info("distances of wide L%d_D%d: %d of %d", depth, embed_dim, number, len(cells))

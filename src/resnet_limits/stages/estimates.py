@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 
 from resnet_limits import provenance
-from resnet_limits.config import Experiment, Shape
+from resnet_limits.config import Experiment
+from resnet_limits.kept import depth_layers, saved_steps
+from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 
 STORE_SECONDS = 0.01
@@ -121,7 +123,7 @@ def megabytes(kind: str, experiment: Experiment, **cell: int) -> int:
     work = _work(experiment, cell)
     network = cost.memory_bytes(experiment.sweep.engine, work) / 2**20
     together = min(work.seeds, max(1, int(BATCH_MB // network)))
-    kept = len(experiment.saved_steps) * len(experiment.depth_layers(cell["depth"]))
+    kept = len(saved_steps(experiment)) * len(depth_layers(experiment, cell["depth"]))
     fields = 2 * work.seeds * kept * work.rows * cell["embed_dim"]
     stored = 2 * fields * _ITEMSIZE[experiment.save.dtype] / 2**20
     return math.ceil(_BASE_MB + 1.2 * together * network + stored)

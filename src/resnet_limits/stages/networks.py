@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 
 from resnet_limits import devices
-from resnet_limits.config import Experiment, Shape
+from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
-from resnet_limits.kinds import DIVERGED, STATUS_ATTRS
+from resnet_limits.kept import depth_layers, saved_steps
+from resnet_limits.kinds import DIVERGED, STATUS_ATTRS, Shape
 from resnet_limits.networks.train import choose_engine, train
 from resnet_limits.problem import embedding_rows, make_problem
 
@@ -59,7 +60,7 @@ def finite(
     wanted = experiment.sweep.engine if engine is None else engine
     chosen = choose_engine(wanted, dynamics, shape, len(used), dtype)
     device = devices.choose(experiment.numerics.device)
-    steps, layers = experiment.saved_steps, experiment.depth_layers(shape.depth)
+    steps, layers = saved_steps(experiment), depth_layers(experiment, shape.depth)
     trained = train(
         dynamics,
         shape,

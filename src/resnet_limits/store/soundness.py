@@ -185,6 +185,16 @@ def value_findings(part: xr.Dataset) -> list[str]:
     return findings
 
 
+def _manifest_findings(path: Path, manifest: Path) -> list[str]:
+    """Compare a store with what its manifest vouches for."""
+    facts = read_manifest(manifest)
+    if facts.get("digest") != digest(path):
+        return [f"digest: not the one in {manifest.name}"]
+    if facts["stage_key"] != open_store(path).attrs.get("stage_key"):
+        return [f"stage_key: not the one in {manifest.name}"]
+    return []
+
+
 def check(path: Path | str, manifest: Path | str | None = None) -> list[str]:
     """Look for anything wrong with a store.
 
@@ -197,7 +207,8 @@ def check(path: Path | str, manifest: Path | str | None = None) -> list[str]:
     path : path
         The store.
     manifest : path, optional
-        Its manifest: the digest of the whole store, attributes too, must be the one written there.
+        Its manifest: the digest of the whole store, attributes too, and its stage key must be those
+        written there.
 
     Returns
     -------
@@ -220,8 +231,8 @@ def check(path: Path | str, manifest: Path | str | None = None) -> list[str]:
                 for group, part in parts.items():
                     prefix = f"{group}/" if group else ""
                     findings += [prefix + finding for finding in value_findings(part)]
-        if manifest is not None and read_manifest(manifest).get("digest") != digest(path):
-            findings.append(f"digest: not the one in {Path(manifest).name}")
+        if manifest is not None:
+            findings += _manifest_findings(path, Path(manifest))
     except StoreError as error:
         return [str(error)]
     return findings
