@@ -11,8 +11,9 @@ from extremes import extreme, set_size
 from resnet_limits import store
 from resnet_limits.config import Shape, experiment_from_dict
 from resnet_limits.kinds import DIVERGED, OK
+from resnet_limits.limits.fixed_point import LimitError
 from resnet_limits.networks import train as training
-from resnet_limits.stages import networks
+from resnet_limits.stages import limits, networks
 
 SHAPE = Shape(2, 4, 4)
 
@@ -112,3 +113,22 @@ def test_what_overflows_and_is_not_kept_is_no_divergence(tiny_experiment, engine
     assert ends(1e4, [1]) == ends(1e4, "all") == [-1, -1]
     assert ends(1e18, [1]) == [1, 1]
     assert ends(1e18, "all") == [0, 0]
+
+
+# Among them: limits that are solved, and limits that diverge at their first step.
+@pytest.mark.parametrize("case", range(10))
+def test_limits_of_extreme_numbers_are_sound_stores_or_named(case, tmp_path):
+    values = extreme(case, tmp_path)
+    values["numerics"]["limit_tolerance"] = 0.1
+    experiment = experiment_from_dict(values, where="extreme")
+    try:
+        dmft = limits.dmft(experiment)
+    except LimitError:
+        return
+    assert findings(dmft, tmp_path, "dmft") == []
+    for kind, size in (("mean_ode", (4,)), ("wide", (2, 4))):
+        try:
+            dataset = getattr(limits, kind)(experiment, *size, dmft, seeds=[0, 1])
+        except LimitError:
+            continue
+        assert findings(dataset, tmp_path, kind) == []
