@@ -165,16 +165,19 @@ def solve(
                     unembedding -= embedding_scale * found.end @ found.gradient
             logger.debug("%s: step %d of %d", name, step + 1, dynamics.steps)
 
-    def take(states: list[Tensor], *axes: int) -> Array:
-        lost = [torch.full_like(states[0], torch.nan)] * (dynamics.steps - len(states))
-        stacked: Array = torch.stack(states + lost).permute(*axes).cpu().numpy()
+    batch, states = sample.replicates, (len(forward_knots), sample.replicates, len(root), rows)
+
+    def take(found: list[Tensor], size: tuple[int, ...], *axes: int) -> Array:
+        # A limit that diverges at its first step has no state to go by.
+        lost = [torch.full(size, torch.nan, dtype=torch.float64)] * (dynamics.steps - len(found))
+        stacked: Array = torch.stack([x.cpu() for x in found] + lost).permute(*axes).numpy()
         return stacked
 
     return Trajectory(
-        output=take(outputs, 1, 0, 2, 3),
-        hidden=take(hiddens, 2, 0, 1, 4, 3),
-        backward=take(backwards, 2, 0, 1, 4, 3),
-        loss=take(losses, 1, 0),
+        output=take(outputs, (batch, *targets.shape), 1, 0, 2, 3),
+        hidden=take(hiddens, states, 2, 0, 1, 4, 3),
+        backward=take(backwards, states, 2, 0, 1, 4, 3),
+        loss=take(losses, (batch,), 1, 0),
         diverged_step=diverged_step,
         passes=fields.passes,
     )
