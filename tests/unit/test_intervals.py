@@ -44,11 +44,11 @@ def test_every_resample_holds_as_many_seeds_of_every_shape_as_there_are() -> Non
     np.testing.assert_array_equal(counts, np.broadcast_to([64, 16, 4], counts.shape))
     assert (draws.weights[0] == 1).all()
     # Each group alone: all other seeds once.
-    assert draws.sizes == (4, 12, 48)
+    assert sorted(draws.sizes) == [4, 12, 48]
     assert len(draws.weights) == 3 * RESAMPLES
     blocks = draws.weights.reshape(3, RESAMPLES, -1)
     moved = [set(np.flatnonzero((block != 1).any(axis=0)).tolist()) for block in blocks]
-    assert list(map(len, moved)) == [4, 12, 48]
+    assert list(map(len, moved)) == list(draws.sizes)
     assert set.union(*moved) == set(range(64))
 
 
