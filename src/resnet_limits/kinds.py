@@ -11,6 +11,9 @@ from enum import IntEnum
 SIZES = ("depth", "width", "embed_dim")
 """The sizes of a network, L, M and D, in the order in which they are written."""
 
+SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
+"""The letter of each size."""
+
 CELL_KEYS: dict[str, tuple[str, ...]] = {
     "problem": (),
     "dmft": (),

@@ -19,11 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic import Study
 
+from resnet_limits import fitted as fits
 from resnet_limits.config import Shape
 from resnet_limits.errors.rates import fit_rates
-from resnet_limits.figures import fits, style
+from resnet_limits.figures import style
 from resnet_limits.figures.cells import by_shape
-from resnet_limits.figures.tables import rates_table_html, rates_table_rows
+from resnet_limits.figures.tables import rates_table_html
+from resnet_limits.fitted import rates_table_rows
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages.figures import figure, save
 from resnet_limits.stages.paths import FIGURES
