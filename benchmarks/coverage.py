@@ -206,7 +206,7 @@ _FAMILY = Family(
 _TINY = [8, 32, 128]
 _SMALL = [8, 16, 32, 64]
 _LARGE = [6, 10, 16, 25, 40, 63, 100, 160, 250, 400]
-_HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
+_HIDDEN = {"1/L": 3.0, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
 _OUTPUT = {"D/(LM)": 0.3, "1/sqrt(LM)": 0.4}
 _BUDGET = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
 

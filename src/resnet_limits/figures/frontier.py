@@ -119,10 +119,9 @@ def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
         error = np.array([point["error"] for point in fit["points"]])
         ends = [point["error_interval"] or [point["error"]] * 2 for point in fit["points"]]
         bars = np.abs(np.array(ends).T - error)
-        axes.errorbar(P, error, bars, fmt="none", color=colour, elinewidth=0.8, zorder=3)
-        full = np.array([point.get("resolved", True) for point in fit["points"]], bool)
-        for mask, face in ((full, colour), (~full, "white")):
-            axes.plot(P[mask], error[mask], "o", ms=3.0, mfc=face, color=colour, zorder=3)
+        axes.errorbar(P, error, bars, fmt="o", ms=3.0, color=colour, elinewidth=0.8, zorder=3)
+        hollow = np.array([not point.get("resolved", True) for point in fit["points"]])
+        axes.plot(P[hollow], error[hollow], "o", ms=3.0, mfc="white", color=colour, zorder=4)
         # Intervals of few seeds may span decades; they must not flatten everything else.
         lowest = min(lowest, max(min(low for low, _ in ends), error.min() / 3))
         highest = max(highest, min(max(high for _, high in ends), error.max() * 3))

@@ -496,7 +496,8 @@ def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit) -> list[str]:
         ratio = variable_values("D/(LM)", cells.sizes)
         ends = np.array([ratio.min() / 1.2, ratio.max() * 1.2])
         _dashed(axes, ends, amplitude * ends)
-    axes.legend(handles=keys, loc="lower right")
+    # Above what may be said of small noise at the lower edge.
+    axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
     words = [
         f"{style.number(term.get('amplitude'), 2)} \N{MULTIPLICATION SIGN} "
         f"{style.variable_name(name)}"
