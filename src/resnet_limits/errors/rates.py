@@ -299,8 +299,13 @@ def _joint_fit(study: Study, draws: Draws, terms: Sequence[str]) -> Fit:
 
 def _amplitude(fitted: Fitted, column: int) -> Fit:
     """Give the root of a squared amplitude, with its interval."""
-    interval = fitted.interval(column, 0.0) or [0.0, math.inf]
+    square = max(0.0, fitted.values[column])
+    low, high = fitted.interval(column, 0.0) or [0.0, math.inf]
+    # A mean of few squares is skew; its cube root is not (Wilson and Hilferty). The end above is
+    # taken so, as far as the term is seen at all.
+    above = min(high / square - 1.0, 1.0) if square and math.isfinite(high) else 0.0
+    high += square * ((1.0 + above / 3.0) ** 3 - 1.0 - above)
     return {
-        "amplitude": math.sqrt(max(0.0, fitted.values[column])),
-        "amplitude_interval": [math.sqrt(max(0.0, bound)) for bound in interval],
+        "amplitude": math.sqrt(square),
+        "amplitude_interval": [math.sqrt(low), math.sqrt(high)],
     }
