@@ -26,6 +26,9 @@ class Shape(NamedTuple):
 SIZES = Shape._fields
 """The sizes of a network, L, M and D, in the order in which they are written."""
 
+SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
+"""The letter of each size."""
+
 CELL_KEYS: dict[str, tuple[str, ...]] = {
     "problem": (),
     "dmft": (),
