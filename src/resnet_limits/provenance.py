@@ -30,8 +30,9 @@ PACKAGE_DIRECTORY = Path(__file__).resolve().parent
 
 _PACKAGE = "resnet_limits"
 # The experiment's validated values stand for config.py: a new key that a stage does not read must
-# not make its results stale.
-_NOT_HASHED = frozenset({f"{_PACKAGE}.config"})
+# not make its results stale. What a limit is thought to cost decides whether it is begun, never a
+# number of it.
+_NOT_HASHED = frozenset({f"{_PACKAGE}.config", f"{_PACKAGE}.limits.cost"})
 # Tables of which an experiment runs one entry, and the key of ``model.unit`` that names it.
 _TABLES = {"ACTIVATIONS": "activation", "UNITS": "kind"}
 _TABLES_MODULE = f"{_PACKAGE}.units"

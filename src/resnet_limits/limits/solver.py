@@ -95,6 +95,8 @@ class Trajectory:
     @classmethod
     def joined(cls, parts: Sequence[Trajectory]) -> Trajectory:
         """Join solutions of several groups of replicates; the first divergence counts for all."""
+        if len(parts) == 1:
+            return parts[0]
         diverged = [part.diverged_step for part in parts if part.diverged_step >= 0]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])
@@ -753,6 +755,8 @@ def solve(
     def take(states: list[Tensor], *axes: int) -> Array:
         lost = [torch.full_like(states[0], torch.nan)] * (dynamics.steps - len(states))
         stacked: Array = torch.stack(states + lost).permute(*axes).cpu().numpy()
+        # Trajectories of many rows are large: none is there twice while the next is stacked.
+        states.clear()
         return stacked
 
     return Trajectory(
