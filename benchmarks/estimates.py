@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from resnet_limits.config import Experiment, load_experiment
+from resnet_limits.config import load_experiment
 from resnet_limits.kinds import SIZES
 from resnet_limits.stages import estimates, progress
 from resnet_limits.stages.paths import Paths, cell_name
@@ -115,7 +115,7 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def write_experiment(name: str, folder: Path) -> Path:
     """Write the experiment's file, and its data where it has some, to a folder."""
     case = CASES[name]
-    values = copy.deepcopy(case.source)
+    values: Any = copy.deepcopy(case.source)
     if isinstance(values, str):
         values = yaml.safe_load((ROOT / values).read_text(encoding="utf-8"))
     if name == "file400":

@@ -30,10 +30,10 @@ class LimitSpeed(NamedTuple):
     product: float
 
 
-COMPILED = LimitSpeed(2e-3, 3.5e-8, 1.1e-8, 4e-10)
+COMPILED = LimitSpeed(2e-3, 4e-8, 1.2e-8, 6e-10)
 """Units that have a kernel of their own, in float32."""
 
-GENERIC = LimitSpeed(5e-3, 5e-8, 2.1e-8, 4e-10)
+GENERIC = LimitSpeed(5e-3, 6e-8, 2.2e-8, 5e-10)
 """All others."""
 
 DRAW = 5e-8

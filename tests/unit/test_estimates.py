@@ -122,7 +122,7 @@ def test_every_vector_of_a_unit_and_every_branch_counts(engine: str) -> None:
     twice = replace(plain, branches=(Branch(), Branch()))
     # 16 vectors for 2; what is of the residual stream's size stays as it is.
     assert cost.memory_bytes(engine, wide) > 3 * cost.memory_bytes(engine, plain)
-    assert cost.seconds(engine, wide) > 3 * cost.seconds(engine, plain)
+    assert cost.seconds(engine, wide) > 2 * cost.seconds(engine, plain)
     assert cost.memory_bytes(engine, twice) > 1.9 * cost.memory_bytes(engine, plain)
     weights = Work(Shape(50, 2000, 2000), 1, 2, 1)
     assert cost.memory_bytes("dense", replace(weights, branches=(Branch(16, 16),))) == (
