@@ -36,12 +36,12 @@ _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS = 100, 100, 10
 # Those of digits: pixels that are not the same in all images.
 _PIXELS = 61
 # What jobs that measure, fit and draw take, and for each comparison of two results.
-_JOB_SECONDS = {"problem": 0.5, "errors": 1.0, "rates": 2.0, "figures": 12.0}
-_COMPARED_SECONDS = {"problem": 0.0, "errors": 0.03, "rates": 0.005, "figures": 0.02}
+_JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
+_COMPARED_SECONDS = {"problem": 0.0, "errors": 0.005, "rates": 0.001, "figures": 0.01}
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
-    "problem": 220, "dmft": 600, "mean_ode": 600, "wide": 600, "finite": 600, "errors": 400,
-    "rates": 400, "figures": 500,
+    "problem": 180, "dmft": 600, "mean_ode": 600, "wide": 600, "finite": 600, "errors": 340,
+    "rates": 220, "figures": 400,
 }  # fmt: skip
 # Digits come with a library of their own.
 _DIGITS_MB = 60
