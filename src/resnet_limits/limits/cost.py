@@ -27,9 +27,9 @@ _KERNELS = frozenset({"tanh", "relu"})
 _FIRST_ERROR = 1.1e-4
 # How a standard error falls with the number of points.
 _POWER = 1.5
-# States of all nodes that a step holds at once: Anderson's memory, three times over, where plain
-# iteration does not converge.
-_STATES = 130
+# States of all nodes that a step holds at once: forecasts and, where plain iteration does not
+# converge, Anderson's memory.
+_STATES = 64
 
 
 @dataclass(frozen=True)

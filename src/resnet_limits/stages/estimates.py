@@ -41,10 +41,11 @@ _COMPARED_SECONDS = {"problem": 0.0, "errors": 0.005, "rates": 0.001, "figures":
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
     "problem": 180, "dmft": 600, "mean_ode": 600, "wide": 600, "finite": 600, "errors": 340,
-    "rates": 220, "figures": 400,
+    "rates": 240, "figures": 300,
 }  # fmt: skip
-# Digits come with a library of their own.
+# Digits come with a library of their own, where the data are made.
 _DIGITS_MB = 60
+_WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
 _BRANCHES = {"perceptron": Branch()}
 _COMPUTED = ("dmft", "mean_ode", "wide", "finite")
@@ -256,7 +257,7 @@ def megabytes(kind: str, experiment: Experiment, *, dmft: Path | None = None, **
     Rather too much than too little, as a job that takes more than it has asked for is killed.
     """
     base = _BASE_MB[kind]
-    if experiment.problem.data.kind == "digits":
+    if experiment.problem.data.kind == "digits" and kind not in _WITHOUT_DATA:
         base += _DIGITS_MB
     if kind not in _COMPUTED:
         return base
