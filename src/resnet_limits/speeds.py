@@ -39,6 +39,9 @@ GENERIC = LimitSpeed(5e-3, 6e-8, 2.2e-8, 5e-10)
 DRAW = 5e-8
 """Seconds of one number of the quadrature's points."""
 
+UNIT = 2e-8
+"""Seconds of a vector of a unit of a network, in one step of one row: activation and derivative."""
+
 START = 4.0
 """Interpreter and libraries of a job that computes networks or limits."""
 

@@ -29,7 +29,7 @@ _FIRST_ERROR = 1.1e-4
 _POWER = 1.5
 # States of all nodes that a step holds at once: forecasts and, where plain iteration does not
 # converge, Anderson's memory.
-_STATES = 64
+_STATES = 90
 
 
 @dataclass(frozen=True)

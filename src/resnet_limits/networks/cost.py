@@ -148,6 +148,9 @@ def _implicit_bytes(work: Work) -> int:
 _BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
 
 
+IMPLICIT_KEPT = 1 << 24
+"""Numbers of a layer's raw vectors up to which the implicit engine keeps them over a pass."""
+
 # Arrays of one layer's states or coefficients that a pass holds beside those that stay, and the
 # bytes of a number of theirs.
 _SCRATCH, _DOUBLE = 8, 8
@@ -175,16 +178,19 @@ def peak_bytes(engine: str, work: Work) -> int:
     """Bytes that training all seeds of a shape takes at its peak, beside the interpreter.
 
     Networks of a batch, their embeddings and scratch arrays of one layer, and the states that are
-    kept; where there are several batches, half of these twice, while they are joined.
+    kept, half of them twice, while batches are joined or the states are written.
     """
     together = batch(engine, work)
     _, width, embed_dim = work.shape
     longest = max(embed_dim, width * max(branch.vectors for branch in work.branches))
     rows = max(work.rows, work.directions)
     numbers = _SCRATCH * together * rows * longest
-    joined = work.saved // 2 if together < work.seeds else 0
+    if (choose(work).engine if engine == "auto" else engine) == "implicit":
+        # What the units of one layer have seen, in float64.
+        seen = 2 * work.vectors * work.rows * work.steps * together * width
+        numbers += 2 * min(seen, IMPLICIT_KEPT)
     network = together * memory_bytes(engine, work)
-    return network + _DOUBLE * numbers + work.saved + joined
+    return network + _DOUBLE * numbers + work.saved + work.saved // 2
 
 
 def choose(work: Work) -> Choice:

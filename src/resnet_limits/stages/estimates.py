@@ -188,7 +188,9 @@ def seconds(kind: str, experiment: Experiment, *, dmft: Path | None = None, **ce
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
         stored = _STORED_SECONDS * wanted.saved / _ITEMSIZE[experiment.save.dtype]
-        return STORE_SECONDS + stored + cost.seconds(experiment.sweep.engine, wanted)
+        units = wanted.vectors * wanted.shape.depth * wanted.shape.width * wanted.seeds
+        activated = speeds.UNIT * units * wanted.rows * wanted.steps
+        return STORE_SECONDS + stored + activated + cost.seconds(experiment.sweep.engine, wanted)
     tried = _quadratures(experiment, dmft)
     if kind == "dmft":
         return STORE_SECONDS + limit_cost.pilot_seconds(wanted, tried)
