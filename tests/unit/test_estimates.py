@@ -228,3 +228,23 @@ def test_what_does_not_fit_is_refused_in_one_line(
     (error,) = (line for line in lines if line.startswith("error:"))
     assert "GiB are there; choose" in error
     assert not (tmp_path / "a.zarr").exists()
+
+
+# --- what is compiled -----------------------------------------------------------------------------
+
+
+def test_a_machine_is_cold_until_something_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "compiled"))
+    assert estimates.is_cold()
+    (tmp_path / "compiled" / "a").mkdir(parents=True)
+    (tmp_path / "compiled" / "a" / "kernels.visit.nbi").touch()
+    assert not estimates.is_cold()
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    package = tmp_path / "package"
+    (package / "limits" / "__pycache__").mkdir(parents=True)
+    assert estimates.is_cold(package)
+    (package / "limits" / "__pycache__" / "kernels.visit.nbi").touch()
+    assert not estimates.is_cold(package)
