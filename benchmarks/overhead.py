@@ -33,8 +33,9 @@ from machine import describe
 
 from resnet_limits import provenance, store
 from resnet_limits.config import Experiment, Shape, experiment_from_dict, load_experiment
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.problem import make_problem
-from resnet_limits.stages import errors, limits, networks, problem
+from resnet_limits.stages import errors, limits, networks, problem, rates
 from resnet_limits.stages.paths import KINDS, Paths, cells
 from resnet_limits.stages.publish import publish
 
@@ -43,7 +44,8 @@ STARTS = {
     "problem": "resnet_limits.stages.problem",
     "dmft, mean_ode, wide": "resnet_limits.stages.limits",
     "finite": "resnet_limits.stages.networks",
-    "errors, rates": "resnet_limits.stages.errors",
+    "errors": "resnet_limits.stages.errors",
+    "rates": "resnet_limits.stages.rates",
     "figures": "resnet_limits.stages.figures",
     "Snakefile": "resnet_limits.provenance",
 }
@@ -102,8 +104,8 @@ def part_of(experiment: Experiment, count: int) -> Experiment:
 def made_up(experiment: Experiment, shape: Shape) -> xr.Dataset:
     """Give what ``stages.networks.finite`` would, with random numbers."""
     rng = np.random.default_rng(0)
-    seeds, steps = np.array(experiment.seeds), np.array(experiment.saved_steps)
-    layers = np.array(experiment.depth_layers(shape.depth))
+    seeds, steps = np.array(experiment.seeds), np.array(saved_steps(experiment))
+    layers = np.array(depth_layers(experiment, shape.depth))
     samples, targets = make_problem(experiment).y.shape
     field = ("seed", "step", "depth_point", "sample", "coordinate")
     sizes = (len(seeds), len(steps), len(layers), samples, shape.embed_dim)
@@ -153,7 +155,7 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
         "wide": lambda depth, embed_dim: limits.wide(experiment, depth, embed_dim, dmft()),
         "finite": finite,
         "errors": lambda: errors.errors(experiment, load),
-        "rates": lambda: errors.rates(experiment, distances()),
+        "rates": lambda: rates.rates(experiment, distances()),
     }
 
     def run(kind: str, cell: dict[str, int]) -> None:

@@ -61,6 +61,7 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         Its data and loss.
     """
     model, training = experiment.model, experiment.training
+    rate = training.learning_rate
     return Dynamics(
         inputs=problem.inputs,
         targets=problem.targets,
@@ -69,8 +70,13 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         residual_scale=model.residual_scale,
         input_std=model.init_std.input,
         output_std=model.init_std.output,
-        rate_in=training.eta_in,
-        rate_out=training.eta_out,
-        rate_embedding=training.learning_rate if training.train_embeddings else 0.0,
+        rate_in=_own(training.learning_rate_in, rate),
+        rate_out=_own(training.learning_rate_out, rate),
+        rate_embedding=rate if training.train_embeddings else 0.0,
         steps=training.steps,
     )
+
+
+def _own(rate: float | None, common: float) -> float:
+    """Give a learning rate of its own, or the common one where it is left out."""
+    return common if rate is None else rate

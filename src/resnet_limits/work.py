@@ -10,7 +10,7 @@ from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from resnet_limits.config import Shape
+from resnet_limits.kinds import Shape
 
 INFINITE = Shape(0, 0, 0)
 """The shape of a limit; a size that a limit does have stands in place of its 0."""

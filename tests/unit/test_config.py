@@ -32,6 +32,7 @@ from resnet_limits.config import (
     json_schema,
     load_experiment,
 )
+from resnet_limits.kept import saved_steps
 
 _CONFIG = Path(__file__).parents[2] / "config"
 _FILES = sorted(_CONFIG.rglob("*.yaml"))
@@ -157,7 +158,7 @@ def test_frontier_covers_nine_decades_or_more_along_the_best_families() -> None:
         for size, power in zip(("depth", "embed_dim"), powers[name], strict=True):
             ratio = getattr(last, size) / getattr(first, size)
             assert ratio == pytest.approx((largest[name] / 1e3) ** power, rel=0.06)
-    assert experiment.saved_steps == (5,)
+    assert saved_steps(experiment) == (5,)
     assert "wide" not in experiment.limits_needed
 
 
@@ -260,37 +261,6 @@ def test_pairs_decide_which_limits_are_needed(pairs: list[str], needed: set[str]
 def test_pairs_come_in_one_order() -> None:
     experiment = experiment_from_dict(_minimal(sweep__pairs=["finite-dmft", "finite-wide"]))
     assert experiment.pairs == ("finite-wide", "finite-dmft")
-
-
-@given(st.integers(1, 3000), st.integers(2, 40))
-def test_depth_layers_are_those_of_the_contract(depth: int, points: int) -> None:
-    layers = experiment_from_dict(_minimal(save__depth_points=points)).depth_layers(depth)
-    assert layers[0] == 0
-    assert layers[-1] == depth
-    assert list(layers) == sorted(set(layers))
-    assert len(layers) == min(points, depth + 1)
-    if len(layers) == points:
-        assert layers == tuple(round(j * depth / (points - 1)) for j in range(points))
-
-
-def test_all_layers_and_single_layer_networks() -> None:
-    every = experiment_from_dict(_minimal(save__depth_points="all"))
-    assert every.depth_layers(100) == tuple(range(101))
-    assert experiment_from_dict(_minimal()).depth_layers(1) == (0, 1)
-
-
-def test_saved_steps() -> None:
-    assert experiment_from_dict(_minimal()).saved_steps == tuple(range(15))
-    assert experiment_from_dict(_minimal(save__steps=[14, 5, 5])).saved_steps == (5, 14)
-
-
-def test_separate_learning_rates() -> None:
-    training = experiment_from_dict(_minimal(training__learning_rate=0.5)).training
-    assert (training.eta_in, training.eta_out) == (0.5, 0.5)
-    training = experiment_from_dict(
-        _minimal(training={"learning_rate_in": 0.0, "learning_rate_out": 2})
-    ).training
-    assert (training.eta_in, training.eta_out) == (0.0, 2.0)
 
 
 def test_experiments_do_not_change() -> None:

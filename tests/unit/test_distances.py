@@ -17,9 +17,11 @@ import xarray as xr
 from resnet_limits import store
 from resnet_limits.config import Experiment
 from resnet_limits.errors import distances
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages import errors as stage
+from resnet_limits.stages import rates as rates_stage
 
 S, K, P, N, D, R, T = 3, 4, 5, 2, 7, 4, 2
 NODES = np.array([0.0, 0.2, 0.7, 1.0])
@@ -412,8 +414,8 @@ class Results:
                 target=targets,
                 embedding_direction=self.problem.embedding_dims,
             ).chunk()
-        layers = np.array(self.experiment.depth_layers(cell["depth"]))
-        kept = list(self.experiment.saved_steps)
+        layers = np.array(depth_layers(self.experiment, cell["depth"]))
+        kept = list(saved_steps(self.experiment))
         shape = (seeds, len(kept), len(layers), samples, cell["embed_dim"])
         ds = xr.Dataset(
             {
@@ -485,7 +487,7 @@ def test_cells_hold_the_distances_of_their_own_stores(
         "dmft": results("dmft", {}),
     }
     expected = {f"finite-{kind}": ds for kind, ds in compare(finite, limits, phi).items()}
-    s = np.array(experiment.depth_layers(L)) / L
+    s = np.array(depth_layers(experiment, L)) / L
     expected["wide-mean_ode"] = distances.limit_distances(
         limits["wide"], limits["mean_ode"], phi, s
     )
@@ -612,7 +614,7 @@ def test_kept_steps_only(tiny_experiment: Callable[..., Experiment]) -> None:
     tables = stage.errors(experiment, Results(experiment))
     np.testing.assert_array_equal(tables["finite-dmft"]["step"], [0, 2])
     np.testing.assert_array_equal(tables["wide-mean_ode"]["step"], [0, 1, 2])
-    assert stage.rates(experiment, tables)["steps"] == [2]
+    assert rates_stage.rates(experiment, tables)["steps"] == [2]
 
 
 @pytest.mark.parametrize(
@@ -627,7 +629,7 @@ def test_steps_of_the_rates(
         save={"steps": saved},
         sweep={"pairs": ["mean_ode-dmft"], "grid": {"embed_dim": [4, 8, 16]}},
     )
-    found = stage.rates(experiment, stage.errors(experiment, Results(experiment)))
+    found = rates_stage.rates(experiment, stage.errors(experiment, Results(experiment)))
     assert found["steps"] == expected
     assert list(found["pairs"]["mean_ode-dmft"]["output"]) == [str(k) for k in expected]
     assert found["experiment"] == "tiny"

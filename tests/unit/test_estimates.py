@@ -14,7 +14,7 @@ from resnet_limits import devices
 from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.limits import cost as limit_cost
-from resnet_limits.limits import models, quadrature, solver
+from resnet_limits.limits import ensemble, models, quadrature
 from resnet_limits.networks import cost, implicit
 from resnet_limits.stages import estimates
 from resnet_limits.work import INFINITE, Branch, Work
@@ -169,7 +169,7 @@ def test_the_pilots_numbers_are_the_solvers() -> None:
     assert limit_cost.PILOT_REPLICATES == models._PILOT_REPLICATES
     assert limit_cost.STATE_BYTES == models._STATE_BYTES
     assert limit_cost.DOUBLE_TOLERANCE == models._DOUBLE_TOLERANCE
-    assert limit_cost.KEPT_ELEMENTS == solver._KEPT_ELEMENTS
+    assert limit_cost.KEPT_ELEMENTS == ensemble._KEPT_ELEMENTS
     assert limit_cost.DRAWN_BLOCK == quadrature._BLOCK
     assert cost.IMPLICIT_KEPT == implicit._KEPT_ELEMENTS
 

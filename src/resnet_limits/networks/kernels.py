@@ -30,6 +30,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from resnet_limits.jit import compiled
+
 Array = NDArray[np.floating]
 
 _AVAILABLE_THREADS: int = numba.get_num_threads()
@@ -387,7 +389,7 @@ def _gather(base, gain, partial, out):
             out[n, d] = base[n, d] + gain * total
 
 
-@njit(cache=True)
+@compiled()
 def project(
     weights: Array,
     x: Array,
@@ -433,7 +435,7 @@ def project(
         _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, learn, 0, rows)
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, used: int) -> None:
     """Compute ``overlaps[s, n, r] = past[layer, s, r] . states[layer, s, n]`` for ``r < used``.
 
@@ -452,7 +454,7 @@ def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, use
             _project(past[layer, s], states[layer, s], one, first, last, overlaps[s])
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def project_shared(
     weights: Array,
     x: Array,
@@ -489,7 +491,7 @@ def project_shared(
         )
 
 
-@njit(cache=True)
+@compiled()
 def expand(
     weights: Array,
     coefficients: Array,
@@ -541,7 +543,7 @@ def expand(
         _gather(base[layer, s], gain, total[:1], out[layer, s])
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def expand_shared(
     weights: Array,
     coefficients: Array,

@@ -1,4 +1,4 @@
-"""Stages ``errors`` and ``rates``: distances of all cells, and the laws fitted to them."""
+"""Stage ``errors``: the distances of all cells."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from resnet_limits.errors.distances import (
     limit_distances,
     prepare,
 )
-from resnet_limits.errors.families import Family, fit_families
-from resnet_limits.errors.rates import fit_rates
+from resnet_limits.kept import depth_layers
 from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 """Opens the store of a kind and cell, such as ``("wide", {"depth": 8, "embed_dim": 32})``."""
-
-EARLY_STEP = 5
-"""Rates are fitted at this step, where it is kept, and at the last."""
 
 READ = {
     "dmft": COMPARED,
@@ -70,42 +66,6 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
         found[pair].append((sizes, seeds, distances))
     return {pair: _table(parts) for pair, parts in found.items()}
-
-
-def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """Fit exponents and amplitudes to the distances.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The validated experiment.
-    errors : mapping of str to Dataset
-        What `errors` returned, or the groups of its store.
-
-    Returns
-    -------
-    dict
-        JSON values: ``experiment``, ``steps``, for each pair, observable and step the fit of
-        ``errors.rates.fit``, and for each family what ``errors.families.fit_family`` finds.
-    """
-    last = experiment.saved_steps[-1]
-    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
-    tables = {pair: errors[pair] for pair in experiment.pairs}
-    configured = experiment.sweep.families or {}
-    families = {
-        name: Family(
-            tuple(members),
-            configured[name].depth.exponent,
-            configured[name].embed_dim.exponent,
-        )
-        for name, members in experiment.families.items()
-    }
-    return {
-        "experiment": experiment.experiment,
-        "steps": steps,
-        "pairs": fit_rates(tables, steps, experiment.seed),
-        "families": fit_families(tables, families, steps, experiment.seed),
-    }
 
 
 # --- stores ---------------------------------------------------------------------------------------
@@ -182,7 +142,7 @@ def _limit_cells(stores: _Stores) -> Iterator[Found]:
         for number, (depth, embed_dim) in enumerate(cells, start=1):
             wide = stores.limit("wide", depth=depth, embed_dim=embed_dim)
             mean_ode = stores.limit("mean_ode", embed_dim=embed_dim)
-            s = np.array(experiment.depth_layers(depth)) / depth
+            s = np.array(depth_layers(experiment, depth)) / depth
             rows = stores.rows(embed_dim, _seeds_of(wide))
             found = limit_distances(wide, mean_ode, rows, s)
             logger.info("distances of wide L%d_D%d: %d of %d", depth, embed_dim, number, len(cells))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from resnet_limits import datashape, provenance, speeds
 from resnet_limits.config import Experiment
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
@@ -97,7 +98,7 @@ def work(kind: str, experiment: Experiment, **cell: int) -> Work:
     seeds = len(provenance.cell_seeds(kind, experiment, **cell)) if cell else 1
     saved = 0
     if kind == "finite":
-        steps, layers = experiment.saved_steps, experiment.depth_layers(shape.depth)
+        steps, layers = saved_steps(experiment), depth_layers(experiment, shape.depth)
         saved = saved_bytes(shape, rows, steps, layers, seeds, _ITEMSIZE[experiment.save.dtype])
     return Work(
         shape,

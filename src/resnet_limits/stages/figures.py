@@ -9,10 +9,12 @@ import numpy as np
 import xarray as xr
 
 from resnet_limits import fields
-from resnet_limits.config import Experiment, Shape
+from resnet_limits.config import Experiment
 from resnet_limits.figures import scaling, tables, training
 from resnet_limits.figures.frontier import frontier
 from resnet_limits.figures.style import save
+from resnet_limits.kept import saved_steps
+from resnet_limits.kinds import Shape
 from resnet_limits.problem import Loss, Problem, embedding_rows
 from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
@@ -244,7 +246,7 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
         problem = _problem(experiment, open_store)
     except (StoreError, OSError, KeyError):
         return training.trajectories([], "The data of this experiment could not be opened.")
-    step = experiment.saved_steps[-1]
+    step = saved_steps(experiment)[-1]
     limit = _first_token(limit[["hidden_coef"]].sel(step=step)).isel(sample=[0]).load()
     s = np.linspace(0, 1, _LIMIT_POINTS)
     coordinates: np.ndarray | None = None
@@ -293,7 +295,7 @@ def _histograms(experiment: Experiment, open_store: OpenStore) -> Figure:
     chosen = networks.pick(_NETWORKS, _COORDINATES)
     if not chosen:
         return training.histograms([], networks.why_empty)
-    step = experiment.saved_steps[-1]
+    step = saved_steps(experiment)[-1]
     samples = slice(0, _SAMPLES)
     std = _limit_std(experiment, limit, step)[samples]
     rows = []
