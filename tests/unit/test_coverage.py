@@ -57,7 +57,7 @@ def test_intervals_cover_what_they_claim(program: Any, name: str, seeds: int) ->
 
 
 def test_leaving_out_what_is_below_resolution_does_not_cover(program: Any) -> None:
-    """Negative control: the rule of before, a cut at ten standard errors, with the same intervals."""
+    """Negative control: the rule of before, a cut at ten standard errors."""
     setting = program.SETTINGS["scattered power"]
     coverage, _, _ = program.hits(setting, 4, 0.5, DRAWS, old=True)
     assert min(coverage.values()) < program.BAND[0], coverage
