@@ -33,6 +33,7 @@ from machine import describe
 
 from resnet_limits import provenance, store
 from resnet_limits.config import Experiment, Shape, experiment_from_dict, load_experiment
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.problem import make_problem
 from resnet_limits.stages import errors, limits, networks, problem, rates
 from resnet_limits.stages.paths import KINDS, Paths, cells
@@ -103,8 +104,8 @@ def part_of(experiment: Experiment, count: int) -> Experiment:
 def made_up(experiment: Experiment, shape: Shape) -> xr.Dataset:
     """Give what ``stages.networks.finite`` would, with random numbers."""
     rng = np.random.default_rng(0)
-    seeds, steps = np.array(experiment.seeds), np.array(experiment.saved_steps)
-    layers = np.array(experiment.depth_layers(shape.depth))
+    seeds, steps = np.array(experiment.seeds), np.array(saved_steps(experiment))
+    layers = np.array(depth_layers(experiment, shape.depth))
     samples, targets = make_problem(experiment).y.shape
     field = ("seed", "step", "depth_point", "sample", "coordinate")
     sizes = (len(seeds), len(steps), len(layers), samples, shape.embed_dim)

@@ -1,21 +1,26 @@
 """Arrays x and y from a file that anybody may have made.
 
 Nothing in a data file is believed before it is looked at: what kind of file it is, how large it
-says that it and its arrays are, and which codecs pack them. No pickle is ever read. Only `read`
-imports what is heavy, so that the Snakefile can call `check`.
+says that it and its arrays are, and which codecs pack them. No pickle is ever read, and no file
+but the one that is named. Of x and y the values are read as they are stored, with what the
+conventions for packed values (CF, section 8.1) say of them; everything else in a file is left
+alone. Only `read` imports what is heavy, so that the Snakefile can call `check`.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import stat
+import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet_limits.config import MAX_DATA_VALUES, MAX_NUMBER, InputError, one_line
 
@@ -38,15 +43,44 @@ CODECS = frozenset(
 )  # fmt: skip
 """Codecs of Zarr arrays that may be decoded: they turn numbers into numbers and do nothing else."""
 
+HDF5_FILTERS = frozenset({1, 2, 3, 4, 5, 6, 32000})
+"""Numbers of the filters of netCDF-4 arrays that come with the library (deflate, shuffle,
+fletcher32, szip, n-bit, scale-offset, lzf); any other would be looked for in the machine's
+folders of plugins."""
+
 _ENDINGS = ".npz, .zarr, .zarr.zip or .nc"
 _BOTH = "x and y together"
 _ARRAYS = "numeric arrays x and y"
+_SHAPES = "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)"
+# Attributes that change what stored values mean.
+_MISSING = ("_FillValue", "missing_value")
+_PACKED = ("scale_factor", "add_offset")
+_ATTRIBUTES = (*_MISSING, *_PACKED, "_Unsigned")
 # Of all the ways to pack a zip member, those whose unpacking can be stopped in time.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Widest number, and the header of an .npy file.
 _MAX_ARRAY_BYTES = 16 * MAX_DATA_VALUES + 2**16
 # What reading may take beyond what the process has; xarray and codecs hold several copies.
 _READING_BYTES = 4 * 2**30
+
+
+class _Stored(NamedTuple):
+    """An array in an open file, of which no value is read yet.
+
+    Attributes
+    ----------
+    dtype, shape
+        As the file declares them.
+    attributes : mapping
+        Its attributes.
+    values : callable
+        Reads the values as they are stored.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+    attributes: Mapping[str, Any]
+    values: Callable[[], Any]
 
 
 def _refusal(path: str, what: str, allowed: str) -> InputError:
@@ -166,7 +200,12 @@ def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         what are no numbers, or too many; or if the two do not fit together.
     """
     check(path)
-    reader = _read_npz if path.rstrip("/").endswith(".npz") else _read_xarray
+    name = path.rstrip("/")
+    reader: Callable[[str], dict[str, NDArray[Any]]] = _read_zarr
+    if name.endswith(".npz"):
+        reader = _read_npz
+    elif name.endswith(".nc"):
+        reader = _read_netcdf
     try:
         # What libraries remark about a foreign file would stand beside the one line.
         with _bounded_memory(), warnings.catch_warnings():
@@ -177,19 +216,27 @@ def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     except MemoryError:
         raise _refusal(path, "unpacks to too much", f"at most {MAX_FILE_BYTES} bytes") from None
     except Exception as error:
-        # Whatever numpy, xarray or a codec raises here, the file is what is wrong.
+        # Whatever numpy, zarr, h5py or a codec raises here, the file is what is wrong.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise _refusal(path, f"cannot be read ({reason})", _ARRAYS) from None
     # What is decoded need not be what was declared.
     _check_kind(path, arrays)
     x, y = (_checked_values(path, name, arrays[name]) for name in ("x", "y"))
-    if x.ndim != y.ndim or x.shape[:-1] != y.shape[:-1]:
-        raise _refusal(
-            path,
-            f"x {x.shape} and y {y.shape} do not fit together",
-            "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)",
-        )
+    _check_together(path, x.shape, y.shape)
     return x, y
+
+
+def _check_together(path: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    """Check that x and y have the same samples, and the same tokens or none."""
+    if x[:-1] == y[:-1]:
+        return
+    if len(x) != len(y):
+        why = "one has tokens, three dimensions, and the other has none"
+    elif x[0] != y[0]:
+        why = f"{x[0]} and {y[0]} samples"
+    else:
+        why = f"{x[1]} and {y[1]} tokens"
+    raise _refusal(path, f"x {x} and y {y} do not fit together: {why}", _SHAPES)
 
 
 @contextmanager
@@ -216,10 +263,13 @@ def _bounded_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _check_names(path: str, names: Container[Any]) -> None:
-    missing = [name for name in ("x", "y") if name not in names]
+def _check_names(path: str, names: Iterable[str]) -> None:
+    there = sorted(names)
+    missing = [name for name in ("x", "y") if name not in there]
     if missing:
-        raise _refusal(path, f"no array {' and '.join(missing)}", "arrays x and y")
+        few = ", ".join(name[:40] for name in there[:5]) + (", ..." if len(there) > 5 else "")
+        here = f" (here are {few})" if there else ""
+        raise _refusal(path, f"no array {' and '.join(missing)}", f"arrays x and y{here}")
 
 
 def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
@@ -231,7 +281,9 @@ def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
         _check_count(path, name, math.prod(shape))
         if len(shape) not in (2, 3) or 0 in shape:
             last = "inputs" if name == "x" else "targets"
-            raise _refusal(path, f"{name} has shape {shape}", f"(samples, [tokens,] {last})")
+            column = f", here ({shape[0]}, 1)" if len(shape) == 1 else ""
+            allowed = f"(samples, [tokens,] {last}){column}"
+            raise _refusal(path, f"{name} has shape {shape}", allowed)
     _check_count(path, _BOTH, sum(math.prod(arrays[name].shape) for name in "xy"))
 
 
@@ -276,45 +328,99 @@ def _check_header(path: str, name: str, stream: Any) -> None:
     _check_count(path, name, math.prod(shape))
 
 
-def _read_xarray(path: str) -> dict[str, NDArray[Any]]:
-    import xarray as xr
+def _read_netcdf(path: str) -> dict[str, NDArray[Any]]:
+    with Path(path).open("rb") as stream:
+        magic = stream.read(8)
+    if magic[:4] in (b"CDF\x01", b"CDF\x02"):
+        return _read_classic(path)
+    if magic == b"\x89HDF\r\n\x1a\n":
+        return _read_hdf5(path)
+    what = "netCDF of format CDF-5" if magic[:4] == b"CDF\x05" else "no netCDF"
+    raise _refusal(
+        path, f"cannot be read ({what})", "netCDF classic, with 64-bit offsets, or netCDF-4"
+    )
+
+
+def _read_classic(path: str) -> dict[str, NDArray[Any]]:
+    from scipy.io import netcdf_file
+
+    # Without the map of the file into memory, which can't be closed while an array is left.
+    with netcdf_file(path, "r", mmap=False) as file:
+        _check_names(path, file.variables)
+        found = {
+            name: _Stored(data.dtype, data.shape, file.variables[name]._attributes, data.copy)
+            for name in ("x", "y")
+            for data in [file.variables[name].data]
+        }
+        return _read_stored(path, found)
+
+
+def _read_hdf5(path: str) -> dict[str, NDArray[Any]]:
+    import h5py
+
+    # Through a stream the library takes no lock, which many shared file systems do not have.
+    with Path(path).open("rb") as stream, h5py.File(stream, "r") as file:
+        _check_names(path, file)
+        for name in ("x", "y"):
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                raise _refusal(path, f"{name} is a link", "arrays in the file itself")
+            if not isinstance(file[name], h5py.Dataset):
+                raise _refusal(path, f"{name} is no array", _ARRAYS)
+        arrays = {name: file[name] for name in ("x", "y")}
+        found = {
+            name: _Stored(
+                array.dtype,
+                array.shape or (),
+                {key: array.attrs[key] for key in _ATTRIBUTES if key in array.attrs},
+                partial(array.__getitem__, ()),
+            )
+            for name, array in arrays.items()
+        }
+        # Text and references are objects, of which nothing may be asked.
+        _check_kind(path, found)
+        for name, array in arrays.items():
+            if array.is_virtual or array.external:
+                raise _refusal(path, f"{name} stands in other files", "arrays in the file itself")
+            plan = array.id.get_create_plist()
+            used = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
+            if used - HDF5_FILTERS:
+                which = f"filter {min(used - HDF5_FILTERS)}"
+                raise _refusal(path, f"{name} is packed by {which}", "deflate, lzf or no packing")
+            # A chunk is unpacked whole, however little of it is in the array.
+            _check_count(path, f"a chunk of {name}", math.prod(array.chunks or ()))
+        return _read_stored(path, found)
+
+
+def _read_zarr(path: str) -> dict[str, NDArray[Any]]:
+    import zarr
     from zarr.storage import ZipStore
 
-    name = path.rstrip("/")
-    if name.endswith(".nc"):
-        with Path(path).open("rb") as stream:
-            is_classic = stream.read(3) == b"CDF"
-        # Without the map of the file into memory, which can't be closed while an array is left.
-        options: dict[str, Any] = {"engine": "scipy", "mmap": False} if is_classic else {}
-        opened = xr.open_dataset(path, **options)
+    source: Any = path
+    if path.endswith(".zip"):
+        _check_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[0] for name in archive.namelist() if "/" in name}
+        source = ZipStore(path, mode="r")
     else:
-        if name.endswith(".zip"):
-            _check_archive(path)
-        source = ZipStore(path, mode="r") if name.endswith(".zip") else path
-        others = _check_zarr(path, source)
-        opened = xr.open_zarr(source, chunks=None, consolidated=False, drop_variables=others)
-    with opened as dataset:
-        _check_names(path, dataset)
-        _check_kind(path, dataset)
-        return {name: dataset[name].values for name in ("x", "y")}
-
-
-def _check_zarr(path: str, source: Any) -> list[str]:
-    """Check the metadata of x and y; names of all other arrays, which are left alone."""
-    import zarr
-
-    group = zarr.open_group(source, mode="r", use_consolidated=False)
-    arrays = dict(group.arrays())
-    _check_names(path, arrays)
-    _check_kind(path, arrays)
-    for name in ("x", "y"):
-        foreign = sorted(set(_codecs(arrays[name].metadata.to_dict())) - CODECS)
+        names = {entry.name for entry in os.scandir(path) if entry.is_dir()}
+        if not names:
+            raise _refusal(path, "cannot be read (a folder without arrays)", _ARRAYS)
+    _check_names(path, names)
+    # One by one: what the group says of itself, and all other arrays, are left alone.
+    arrays = {name: zarr.open_array(source, path=name, mode="r") for name in ("x", "y")}
+    found = {
+        name: _Stored(array.dtype, array.shape, dict(array.attrs), partial(array.__getitem__, ...))
+        for name, array in arrays.items()
+    }
+    _check_kind(path, found)
+    for name, array in arrays.items():
+        foreign = sorted(set(_codecs(array.metadata.to_dict())) - CODECS)
         if foreign:
             raise _refusal(path, f"{name} is packed by {foreign[0]}", "the codecs of numbers")
-        for sizes in (arrays[name].chunks, arrays[name].shards or ()):
+        for sizes in (array.chunks, array.shards or ()):
             # A chunk is unpacked whole, however little of it is in the array.
             _check_count(path, f"a chunk of {name}", math.prod(sizes))
-    return [name for name in arrays if name not in ("x", "y")]
+    return _read_stored(path, found)
 
 
 def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -329,17 +435,90 @@ def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
             yield str(codec["id"])
 
 
+def _read_stored(path: str, found: Mapping[str, _Stored]) -> dict[str, NDArray[Any]]:
+    _check_kind(path, found)
+    return {
+        name: _unpacked(path, name, stored.values(), stored.attributes)
+        for name, stored in found.items()
+    }
+
+
+def _unpacked(
+    path: str, name: str, values: NDArray[Any], attributes: Mapping[str, Any]
+) -> NDArray[Any]:
+    """Apply what the attributes of a variable say of its stored values.
+
+    Values that stand for missing ones are refused; a fill value that Zarr keeps beside the
+    attributes says only what was never written, and is a value like any other.
+    """
+    import numpy as np
+
+    unsigned = attributes.get("_Unsigned")
+    unsigned = unsigned.decode("latin1") if isinstance(unsigned, bytes) else unsigned
+    turned = {"true": ("i", "u"), "false": ("u", "i")}.get(str(unsigned).lower())
+    turns = turned is not None and values.dtype.kind == turned[0]
+    for key in _MISSING:
+        for number in _numbers(path, name, key, attributes, values.dtype.kind):
+            with np.errstate(all="ignore"):
+                stored = np.asarray(number).astype(values.dtype)
+            is_there = values.dtype.kind == "f" or turns or stored == number
+            missing = (values == stored) & is_there
+            if missing.any():
+                raise _refusal(
+                    path,
+                    f"{name} holds {int(missing.sum())} missing values ({key} {number:g}), "
+                    f"the first at {_first(missing)}",
+                    "finite numbers",
+                )
+    if turned is not None and turns:
+        values = values.view(values.dtype.str.replace(*turned))
+    scale, offset = (_numbers(path, name, key, attributes, values.dtype.kind) for key in _PACKED)
+    if scale or offset:
+        values = values.astype(np.float64) * (scale or [1.0])[0] + (offset or [0.0])[0]
+    return values
+
+
+def _numbers(
+    path: str, name: str, key: str, attributes: Mapping[str, Any], kind: str
+) -> list[float]:
+    """Give the numbers in an attribute; none where it is absent."""
+    import numpy as np
+
+    if key not in attributes:
+        return []
+    value = attributes[key]
+    if key == "_FillValue" and isinstance(value, str) and kind == "f":
+        # In Zarr 3 xarray writes it as eight bytes in base64.
+        try:
+            return [struct.unpack("<d", base64.standard_b64decode(value))[0]]
+        except (ValueError, struct.error):
+            pass
+    numbers = np.atleast_1d(np.asarray(value))
+    several = numbers.size != 1 and key != "missing_value"
+    if numbers.dtype.kind not in "fiu" or several or numbers.size > 100:
+        plain = value.decode("latin1") if isinstance(value, bytes) else value
+        text = repr(plain.tolist() if isinstance(plain, np.ndarray) else plain)[:60]
+        raise _refusal(path, f"{name} has the attribute {key} {text}", "one number")
+    found: list[float] = numbers.ravel().tolist()
+    return found
+
+
+def _first(where: NDArray[Any]) -> list[int]:
+    import numpy as np
+
+    return [int(i) for i in np.argwhere(where)[0]]
+
+
 def _checked_values(path: str, name: str, array: NDArray[Any]) -> NDArray[np.float64]:
     import numpy as np
 
     values = np.ascontiguousarray(array, dtype=np.float64)
     unsound = ~np.isfinite(values)
     if unsound.any():
-        first = tuple(int(i) for i in np.argwhere(unsound)[0])
         raise _refusal(
             path,
             f"{name} holds {int(unsound.sum())} values that are NaN or infinite, the first at "
-            f"{list(first)}",
+            f"{_first(unsound)}",
             "finite numbers",
         )
     largest = float(np.abs(values).max())

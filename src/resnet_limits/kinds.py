@@ -1,14 +1,29 @@
 """The kinds of result: the sizes that each depends on, and how a trained network can end.
 
 What stages, stores, distances and figures all speak of, and each would else define again. Nothing
-here imports anything, so that the workflow can plan with it.
+here imports anything of the package, so that the workflow can plan with it.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
-SIZES = ("depth", "width", "embed_dim")
+
+class Shape(NamedTuple):
+    """Sizes of one finite network: depth L, hidden width M and embedding dimension D."""
+
+    depth: int
+    width: int
+    embed_dim: int
+
+    @property
+    def parameters(self) -> int:
+        """P = L M D, the parameter count up to the unit's constant factor."""
+        return self.depth * self.width * self.embed_dim
+
+
+SIZES = Shape._fields
 """The sizes of a network, L, M and D, in the order in which they are written."""
 
 SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
@@ -26,6 +41,9 @@ CELL_KEYS: dict[str, tuple[str, ...]] = {
 """The sizes that name one result of each kind, in the order in which they are written."""
 
 KINDS = tuple(CELL_KEYS)
+
+COMPUTED = ("dmft", "mean_ode", "wide", "finite")
+"""Limits and networks: what takes nearly all of the time, and may be computed on a GPU."""
 
 
 class Status(IntEnum):

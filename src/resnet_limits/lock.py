@@ -1,4 +1,4 @@
-"""One pipeline at a time on one folder of results.
+"""One pipeline at a time on one folder of results, and no single command beside it.
 
 The lock is the kernel's (``flock``): it belongs to a process, ends with it however it ends, and
 holds for whoever sees the same folder, from any working directory and, where the file system
@@ -64,12 +64,11 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
     with os.fdopen(jobs), ExitStack() as failed:
         failed.callback(os.close, own)
         try:
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(own)
         except BlockingIOError:
-            holder = os.pread(own, 200, 0).decode(errors="replace").strip() or "unknown"
             raise LockError(
-                f"{folder}: another pipeline is at work here ({holder}); allowed: one at a time, "
-                "so wait until it has ended, or end it"
+                f"{folder}: another pipeline is at work here ({_holder(own)}); allowed: one at a "
+                "time, so wait until it has ended, or end it"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -90,6 +89,30 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
     return own
 
 
+def _take(descriptor: int) -> None:
+    """Take the pipelines' lock; whoever only asks for it (`at_work_alone`) has it for an instant.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process keeps it.
+    """
+    for pause in (0.05, 0.2, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            return
+
+
+def _holder(descriptor: int) -> str:
+    """Say who holds the pipelines' lock, as the holder has written into its file."""
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+
+
 def _wait_for_jobs(jobs: int, folder: Path, say: Callable[[str], object]) -> None:
     try:
         fcntl.flock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,8 +120,8 @@ def _wait_for_jobs(jobs: int, folder: Path, say: Callable[[str], object]) -> Non
         try:
             with _interruptible():
                 say(
-                    f"{folder}: jobs of a pipeline that was killed are still at work; waiting for "
-                    "their end"
+                    f"{folder}: jobs of a pipeline that was killed are still at work, or single "
+                    "commands; waiting for their end"
                 )
                 fcntl.flock(jobs, fcntl.LOCK_EX)
         except KeyboardInterrupt:
@@ -143,3 +166,47 @@ def at_work(folder: Path | str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def at_work_alone(folder: Path | str) -> Iterator[None]:
+    """Be at work, as `at_work`, in a folder that no pipeline holds.
+
+    Pipelines that start later wait for the end of the block.
+
+    Raises
+    ------
+    LockError
+        If a pipeline holds the folder.
+    """
+    with at_work(folder):
+        # In this order: a pipeline that takes the folder after the question waits for this job.
+        holder = _asked(Path(folder) / _PIPELINE)
+        if holder is not None:
+            raise LockError(
+                f"{folder}: a pipeline is at work here ({holder}); allowed: another place, or wait "
+                "until it has ended"
+            )
+        yield
+
+
+def _asked(file: Path) -> str | None:
+    """Say who holds the pipelines' lock; None if nobody does, or that cannot be known."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def is_shared(folder: Path | str) -> bool:
+    """Whether pipelines or jobs have been at work in a folder."""
+    return any((Path(folder) / name).exists() for name in (_PIPELINE, _JOBS))

@@ -9,7 +9,7 @@ import torch
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
-from resnet_limits.limits import depth, kernels, models, quadrature, solver
+from resnet_limits.limits import depth, ensemble, fixed_point, kernels, models, quadrature
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.quadrature import Directions
 from resnet_limits.limits.solver import LimitError
@@ -97,6 +97,13 @@ class Crossed:
         return torch.stack([*parts, torch.cos(third) * r[..., 1, :]], -2)
 
 
+class Doubled(Perceptron):
+    """Of a known activation, which it does not take as it is."""
+
+    def forward(self, p):
+        return 2 * super().forward(p)
+
+
 PROBLEMS = [
     ("tanh", {}),
     ("relu", {"residual_scale": 1.5}),
@@ -112,9 +119,9 @@ PROBLEMS = [
 def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, changes, way):
     """The oracle shares nothing with the solver but the units' map: gradients by autograd."""
     if way != "all":
-        monkeypatch.setattr(solver, "_PART_POINTS", 16)
+        monkeypatch.setattr(fixed_point, "_PART_POINTS", 16)
     if way == "given up":
-        monkeypatch.setattr(solver, "MAX_PASSES", 1)
+        monkeypatch.setattr(fixed_point, "MAX_PASSES", 1)
     dynamics = make(activation, **changes)
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
@@ -190,12 +197,13 @@ def test_compiled_activation_is_that_of_the_unit():
 @pytest.mark.parametrize("part", [16, 1024])
 def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     """A unit that the kernels do not know is left to torch."""
-    monkeypatch.setattr(solver, "_PART_POINTS", part)
+    monkeypatch.setattr(fixed_point, "_PART_POINTS", part)
     limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
     plan = Plan("sobol", 1000, 3, 6, 0, precision="float32", iteration_tolerance=1e-7)
     compiled = limits.dmft(plan).trajectory
     assert kernels.activation_code(make("gelu").unit) is None
     assert kernels.activation_code(Crossed()) is None
+    assert kernels.activation_code(Doubled(activation)) is None
     monkeypatch.setattr(kernels, "activation_code", lambda _unit: None)
     plain = limits.dmft(plan).trajectory
     assert (compiled.passes > 0) == (part == 16)
@@ -206,7 +214,7 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch, precision):
-    monkeypatch.setattr(solver, "_PART_POINTS", 64)
+    monkeypatch.setattr(fixed_point, "_PART_POINTS", 64)
     atol = {"float64": 1e-9, "float32": 2e-5}[precision]
     plan = Plan("sobol", 2048, 4, 8, 0, precision)
 
@@ -223,7 +231,7 @@ def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch,
     finally:
         torch.set_num_threads(threads)
     assert base.passes > 0
-    monkeypatch.setattr(solver, "_CHUNK_ELEMENTS", {"cpu": 1 << 8, "compiled": 1 << 8})
+    monkeypatch.setattr(ensemble, "_CHUNK_ELEMENTS", {"cpu": 1 << 8, "compiled": 1 << 8})
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
     monkeypatch.setattr(models, "_STATE_BYTES", 1 << 18)
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
@@ -233,8 +241,10 @@ def test_precision_follows_the_tolerance_and_never_exceeds_what_is_allowed():
     free = Limits(make(steps=2), np.eye(4))
     forced = Limits(make(steps=2), np.eye(4), models.Arithmetic(torch.float32))
     assert free.make_plan(1e-2, 0)[0].precision == "float32"
-    assert [free._precision(tolerance) for tolerance in (2e-5, 1e-5)] == ["float32", "float64"]
-    assert forced._precision(1e-5) == "float32"
+    assert [
+        models.plans.precision(tolerance, free.arithmetic.dtype) for tolerance in (2e-5, 1e-5)
+    ] == ["float32", "float64"]
+    assert models.plans.precision(1e-5, forced.arithmetic.dtype) == "float32"
     linear = Limits(make("linear", steps=2, rate_in=0.1, rate_out=0.1), np.eye(4))
     assert linear.make_plan(1e-2, 0)[0].precision == "float64"
 
@@ -294,7 +304,7 @@ def test_the_plan_meets_its_tolerance_and_its_depth_error():
 
 
 def test_an_unreachable_tolerance_names_the_step(monkeypatch):
-    monkeypatch.setattr(models, "MAX_POINTS", 1024)
+    monkeypatch.setattr(models.plans, "MAX_POINTS", 1024)
     with pytest.raises(LimitError, match=r"limit_tolerance 1.0e-07 is not met .* at step 1 "):
         Limits(make(), np.eye(4)).make_plan(1e-7, 0)
 
@@ -446,6 +456,6 @@ def test_stiff_depth_is_solved_where_plain_iteration_is_lost(monkeypatch):
     solved = limits.mean_ode(root, plan).trajectory
     assert solved.diverged_step == -1
     assert np.isfinite(solved.output).all()
-    monkeypatch.setattr("resnet_limits.limits.solver.PICARD_ITERATIONS", 10_000)
+    monkeypatch.setattr(fixed_point, "PICARD_ITERATIONS", 10_000)
     with pytest.raises(LimitError, match=r"did not converge at step \d+"):
         limits.mean_ode(root, plan)

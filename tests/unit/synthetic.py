@@ -16,6 +16,7 @@ import xarray as xr
 from resnet_limits.cells import VARIABLES
 from resnet_limits.config import Experiment, Shape, experiment_from_dict
 from resnet_limits.errors.families import Family, fit_families
+from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.problem import embedding_rows, make_problem
 
@@ -135,6 +136,9 @@ class Study:
                 "output_replicate": (("replicate", *out), output[None]),
                 "hidden_coef_replicate": (("replicate", "step", *field_dims), coef[None, :, -1]),
                 "depth_error": ("step", np.full(len(steps), 1e-6)),
+                "output_depth_change": (out, np.full(output.shape, 1e-6)),
+                "hidden_coef_depth_change": (("step", *field_dims), 0.0 * coef[:, -1]),
+                "rounding": ("step", np.full(len(steps), 1e-12)),
             },
             {"step": steps, "node": _NODES, "replicate": [0]},
             {"quadrature_points": 4096, "quadrature_kind": "sobol"},
@@ -143,8 +147,8 @@ class Study:
     def finite(self, depth: int, width: int, embed_dim: int) -> xr.Dataset:
         study, problem, limit = self.experiment, make_problem(self.experiment), self.dmft()
         seeds = np.array(study.seeds_of(Shape(depth, width, embed_dim)))
-        steps = np.array(study.saved_steps)
-        layers = np.array(study.depth_layers(depth))
+        steps = np.array(saved_steps(study))
+        layers = np.array(depth_layers(study, depth))
         s = layers / depth
         rng = np.random.default_rng([depth, width, embed_dim])
         wander = 0.7 * np.sqrt(embed_dim / (depth * width))
@@ -206,7 +210,7 @@ class Study:
                 for seed in self.experiment.seeds_of(shape)
             }
         )
-        steps = np.array(self.experiment.saved_steps)
+        steps = np.array(saved_steps(self.experiment))
         rng = np.random.default_rng(len(pair))
         L, M, D, seed = np.array(cells).T
         sizes = np.where(np.array([L, M, D]) == 0, np.inf, np.array([L, M, D], float))
@@ -243,7 +247,7 @@ class Study:
         )
 
     def rates(self) -> dict[str, Any]:
-        steps = self.experiment.saved_steps
+        steps = saved_steps(self.experiment)
         shown = sorted({5, steps[-1]} & set(steps))
         growth = dict(zip(steps, np.linspace(0.4, 1.0, len(steps)), strict=True))
         pairs = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_limits import cli, provenance, stages, store
-from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main
+from resnet_limits import __version__, lock, provenance, stages, store
+from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main, session
 from resnet_limits.config import ENGINES, InputError
 
 SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
@@ -73,16 +73,16 @@ def fake(monkeypatch, make_dataset):
         "networks": {"finite": finite},
         "errors": {
             "errors": errors,
-            "rates": lambda experiment, errors: dict(RATES),
             "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
         },
+        "rates": {"rates": lambda experiment, errors: dict(RATES)},
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(stages, name, module, raising=False)
-    monkeypatch.setattr(provenance, "code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr(provenance.code, "code_hash", lambda *_: "0" * 32)
     return calls
 
 
@@ -272,6 +272,77 @@ def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_datas
     assert run(f"check {out}", capsys)[0] == DONE
 
 
+# --- beside a pipeline ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(fake, config, capsys):
+    """Let another process hold the folder of an experiment that is computed."""
+    follow_the_advice(config, capsys)
+    fake.clear()
+    program = (
+        "import sys, time; from resnet_limits import lock; held = lock.hold(sys.argv[1], print); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "results/tiny"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train {} --depth 2 --width 8 --embed-dim 4 --out results/tiny/finite/L2_M8_D4.zarr",
+        "dmft {} --out results/tiny/other/name.zarr",
+        "wide {} --depth 2 --embed-dim 4 --out results/tiny/../tiny/wide/L2_D4.zarr",
+        "errors {}",
+    ],
+)
+def test_results_that_a_pipeline_holds_are_left_alone(pipeline, fake, config, capsys, line):
+    before = written()
+    code, output, complaint = run(f"--quiet {line.format(config)}", capsys)
+    assert (code, output) == (BAD_INPUT, [])
+    assert len(complaint) == 1
+    assert "results/tiny: a pipeline is at work here" in complaint[0]
+    assert f"process {pipeline.pid}" in complaint[0]
+    assert written() == before
+    # Before anything is computed.
+    assert fake == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dmft {} --out elsewhere/tiny/dmft.zarr",
+        "dmft {} --out a.zarr",
+        "status {}",
+        "check results",
+    ],
+)
+def test_other_places_are_free(pipeline, config, capsys, line):
+    assert run(line.format(config), capsys)[0] == DONE
+
+
+def test_a_pipeline_that_started_meanwhile_keeps_a_new_folder(
+    fake, config, capsys, monkeypatch, make_dataset
+):
+    held = []
+
+    def dmft(experiment):
+        held.append(lock.hold("results/tiny", print))
+        return make_dataset("dmft")
+
+    monkeypatch.setattr(stages.limits, "dmft", dmft)
+    code, _, complaint = run(f"dmft {config} --out results/tiny/dmft.zarr", capsys)
+    os.close(held[0])
+    assert code == BAD_INPUT
+    assert "a pipeline is at work here" in complaint[0]
+    assert not Path("results/tiny/dmft.zarr").exists()
+
+
 # --- looking --------------------------------------------------------------------------------------
 
 
@@ -309,6 +380,21 @@ def test_check_finds_a_flipped_bit(fake, config, capsys):
     assert code == FAILED
     assert output[0].startswith("loss/c.0: ")
     assert len(complaint) == 1
+
+
+def test_the_version_is_a_line_with_the_commit(capsys, monkeypatch):
+    monkeypatch.setattr(provenance, "git_state", lambda: "0123abc-dirty")
+    expected = f"resnet-limits {__version__} (git 0123abc-dirty)"
+    assert run("--version", capsys) == (DONE, [expected], [])
+    monkeypatch.setattr(provenance, "git_state", lambda: "unknown")
+    assert run("--version dance", capsys) == (DONE, [f"resnet-limits {__version__}"], [])
+
+
+def test_every_command_is_summed_up_in_one_line_of_the_help(capsys):
+    code, output, _ = run("--help", capsys)
+    assert code == DONE
+    assert not [line for line in output if line.endswith("...") and "ARGS" not in line]
+    assert "75" in " ".join(output)
 
 
 def test_shape(monkeypatch, tmp_path, capsys):
@@ -484,7 +570,7 @@ def test_stopped_before_anything_was_saved(fake, config, capsys, monkeypatch, na
     assert run(f"dmft {config} --out a.zarr", capsys) == (
         FAILED,
         [],
-        [f"error: stopped by {name}; nothing was saved"],
+        [f"error: stopped by {name}; nothing was saved: run the same command again"],
     )
     assert written() == []
 
@@ -493,18 +579,20 @@ def test_stopped_in_the_middle_of_writing(fake, config, capsys, monkeypatch):
     def stop(*_args, **_options):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(store.onechunk, "encode", stop)
+    monkeypatch.setattr(store.writing.onechunk, "encode", stop)
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == FAILED
-    assert complaint == ["error: stopped by SIGTERM; nothing was saved"]
+    assert complaint == ["error: stopped by SIGTERM; nothing was saved: run the same command again"]
     assert written() == []
 
 
 def test_stopped_after_work_was_saved(fake, config, capsys, monkeypatch):
-    monkeypatch.setattr(cli._LOG, "info", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(session.LOG, "info", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == STOPPED
-    assert complaint == ["error: stopped by SIGTERM; finished work is saved, run again"]
+    assert complaint == [
+        "error: stopped by SIGTERM after its result was saved: run the same command again"
+    ]
     assert store.check("a.zarr") == []
 
 
@@ -522,7 +610,7 @@ def test_the_caller_gets_its_handlers_back(fake, config, capsys):
 )
 def test_the_program_exits_with_the_code(arguments, code):
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_limits.cli", *arguments],
+        [sys.executable, "-m", "resnet_limits", *arguments],
         capture_output=True,
         text=True,
         check=False,

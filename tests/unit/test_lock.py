@@ -138,3 +138,81 @@ def test_other_failures_of_locking_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(lock.LockError, match="cannot be locked"):
         lock.hold(tmp_path / "results", print)
+
+
+# --- single commands ------------------------------------------------------------------------------
+
+
+COMMAND = WORK.replace("at_work(", "at_work_alone(")
+
+
+def test_a_command_is_refused_where_a_pipeline_is_at_work(start, tmp_path):
+    pipeline = start(HOLD)
+    refused = pytest.raises(
+        lock.LockError,
+        match=rf"a pipeline is at work here \(.*process {pipeline.pid}, since 20.*allowed: [^\n]+$",
+    )
+    with refused, lock.at_work_alone(tmp_path / "results"):
+        pytest.fail("at work beside a pipeline")
+    pipeline.kill()
+    pipeline.wait()
+    with lock.at_work_alone(tmp_path / "results"):
+        pass
+
+
+def test_pipelines_wait_for_a_command(start, tmp_path):
+    command = start(COMMAND)
+    said = []
+
+    def end(line):
+        said.append(line)
+        threading.Timer(0.2, command.kill).start()
+
+    os.close(lock.hold(tmp_path / "results", end))
+    assert len(said) == 1
+    assert "single commands" in said[0]
+
+
+def test_commands_do_not_keep_each_other_out(start, tmp_path):
+    start(COMMAND)
+    with lock.at_work_alone(tmp_path / "results"):
+        pass
+
+
+def test_a_command_that_is_refused_holds_nothing_up(start, tmp_path):
+    held = lock.hold(tmp_path / "results", print)
+    refused = subprocess.run(
+        [sys.executable, "-c", COMMAND, tmp_path / "results"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "a pipeline is at work here" in refused.stderr
+    os.close(held)
+    said = []
+    os.close(lock.hold(tmp_path / "results", said.append))
+    assert said == []
+
+
+def test_asking_does_not_refuse_a_pipeline_that_starts(tmp_path):
+    """A command asks by taking the lock for an instant; a pipeline tries more than once."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    asked = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(asked, fcntl.LOCK_SH)
+    threading.Timer(0.02, os.close, [asked]).start()
+    os.close(lock.hold(folder, print))
+
+
+def test_a_command_works_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with lock.at_work_alone(tmp_path / "file" / "results"):
+        pass
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    os.close(lock.hold(tmp_path, print))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock.at_work_alone(tmp_path):
+        pass

@@ -95,7 +95,7 @@ def package(tmp_path, monkeypatch):
             assert old in text
             (folder / name).write_text(text.replace(old, new))
         assert not edits
-        monkeypatch.setattr(provenance, "PACKAGE_DIRECTORY", folder)
+        monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", folder)
 
     use()
     return use
@@ -282,12 +282,12 @@ def test_an_absent_module_is_named(package):
 def test_hashes_do_not_depend_on_empty_fields():
     """Later Python versions add fields to the tree, empty where the feature is not used."""
     tree = ast.parse("def f(a):\n    return a\n")
-    before = provenance._syntax(tree)
+    before = provenance.code._syntax(tree)
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
     function._fields = (*function._fields, "new_feature")
     function.new_feature = []
-    assert provenance._syntax(tree) == before
+    assert provenance.code._syntax(tree) == before
 
 
 def test_the_real_stages_can_be_hashed_or_are_absent():
@@ -502,7 +502,7 @@ def git_state(monkeypatch):
 
     def state(folder):
         provenance.git_state.cache_clear()
-        monkeypatch.setattr(provenance, "PACKAGE_DIRECTORY", folder)
+        monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", folder)
         return provenance.git_state()
 
     yield state

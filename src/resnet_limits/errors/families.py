@@ -18,12 +18,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from resnet_limits.cells import Study, make_study
-from resnet_limits.config import Shape
 from resnet_limits.errors.intervals import MIN_SEEDS, Draws, interval_method, resample, strata
 from resnet_limits.errors.likelihood import fit_power
 from resnet_limits.errors.rates import Fit, exponentiated, json_values
 from resnet_limits.errors.resolution import outstanding, warning
-from resnet_limits.kinds import SIZES
+from resnet_limits.kinds import SIZES, Shape
 from resnet_limits.laws import OBSERVABLES, POWERS, Law, law_of
 
 logger = logging.getLogger(__name__)

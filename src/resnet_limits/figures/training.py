@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_limits.config import Shape
 from resnet_limits.figures import style
+from resnet_limits.kinds import Shape
 
 _DASHED = (0, (4, 2))
 

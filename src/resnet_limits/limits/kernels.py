@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from resnet_limits.jit import compiled, enabled
 from resnet_limits.units import ACTIVATIONS, Perceptron, Unit
 
 _TILE = 128
@@ -42,12 +43,15 @@ _B0 = np.float32(4.89352518554385e-03)
 def activation_code(unit: Unit) -> int | None:
     """Return the number by which :func:`visit` knows a unit's activation, or None if it does not.
 
+    None also where numba has been told not to compile.
+
     Parameters
     ----------
     unit : Unit
         Any residual unit.
     """
-    if not isinstance(unit, Perceptron):
+    # What is compiled is this class's own map; a subclass may have another.
+    if type(unit) is not Perceptron or not enabled():
         return None
     known = (code for name, code in _CODES.items() if unit.activation is ACTIVATIONS[name])
     return next(known, None)
@@ -156,7 +160,7 @@ def _visit_tile(code, ins, outs, at, trains, settled, w, z, wanted, p, g, forwar
             _correlate(ins, at, p, backward)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@compiled(nogil=True, error_model="numpy", fastmath={"contract"})
 def visit(code, incoming, outgoing, trains, settled, w, z, wanted, sums):
     """Let units take a gradient step, then add up their drifts.
 

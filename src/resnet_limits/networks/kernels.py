@@ -6,6 +6,8 @@ a few rows at a time, all seeds of a layer in one call. Their innermost loops ar
 code: a tile keeps the sums or the coefficients of a few rows in registers while it goes along these
 rows once, and asks for the rows that come next while it computes. That overlaps memory with
 arithmetic, which for a few samples take about the same time, and compilers arrive at neither.
+Plain loops in the best tiles found, compiled by numba, take 1.06 to 1.44 times as much processor
+time with one sample and 1.08 to 2.02 times with ten (``benchmarks/llvm_kernels.py``).
 Vectors are as wide as the registers of the processor; NaN and infinity keep their meaning, which
 the detection of divergence needs.
 
@@ -29,6 +31,8 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from resnet_limits.jit import compiled
 
 Array = NDArray[np.floating]
 
@@ -387,7 +391,7 @@ def _gather(base, gain, partial, out):
             out[n, d] = base[n, d] + gain * total
 
 
-@njit(cache=True)
+@compiled()
 def project(
     weights: Array,
     x: Array,
@@ -433,7 +437,7 @@ def project(
         _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, learn, 0, rows)
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, used: int) -> None:
     """Compute ``overlaps[s, n, r] = past[layer, s, r] . states[layer, s, n]`` for ``r < used``.
 
@@ -452,7 +456,7 @@ def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, use
             _project(past[layer, s], states[layer, s], one, first, last, overlaps[s])
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def project_shared(
     weights: Array,
     x: Array,
@@ -489,7 +493,7 @@ def project_shared(
         )
 
 
-@njit(cache=True)
+@compiled()
 def expand(
     weights: Array,
     coefficients: Array,
@@ -541,7 +545,7 @@ def expand(
         _gather(base[layer, s], gain, total[:1], out[layer, s])
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def expand_shared(
     weights: Array,
     coefficients: Array,

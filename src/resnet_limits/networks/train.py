@@ -9,39 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.config import InputError, Shape
-from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
-from resnet_limits.kinds import DIVERGED, OK
+from resnet_limits.config import InputError
+from resnet_limits.dynamics import Dynamics, largest_size
+from resnet_limits.kinds import DIVERGED, OK, Shape
 from resnet_limits.networks import cost, dense, implicit
+from resnet_limits.networks.base import Network
+from resnet_limits.work import MemoryRefusedError, Work, saved_bytes
 
 logger = logging.getLogger(__name__)
-
-# Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
-# of a batch decides how sums are rounded.
-BATCH_BYTES = 2 << 30
-
-
-class Network(Protocol):
-    """What an engine offers: a batch of networks of one shape."""
-
-    dynamics: Dynamics
-    shape: Shape
-    hidden: Tensor
-    backward: Tensor
-    targets: Tensor
-
-    def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step."""
 
 
 ENGINES: dict[str, Callable[..., Network]] = {
@@ -49,10 +30,6 @@ ENGINES: dict[str, Callable[..., Network]] = {
     "implicit": implicit.ImplicitNetwork,
 }
 """``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``, by name."""
-
-
-class MemoryRefusedError(RuntimeError):
-    """A network does not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +47,10 @@ class Training:
     status : ndarray of int8, shape (S,)
         0 ok, 1 diverged.
     diverged_step : ndarray of int64, shape (S,)
-        First step without a finite state of bounded size; -1 if there is none.
+        First step without a finite state of bounded size, or with a kept one that `saved_dtype`
+        cannot hold; -1 if there is none.
+    overflowed : ndarray of bool, shape (S,)
+        Whether a run has diverged only because `saved_dtype` cannot hold its states.
     """
 
     output: NDArray[np.float64]
@@ -79,6 +59,7 @@ class Training:
     backward: NDArray[np.floating]
     status: NDArray[np.int8]
     diverged_step: NDArray[np.int64]
+    overflowed: NDArray[np.bool_]
 
 
 def choose_engine(
@@ -105,7 +86,7 @@ def choose_engine(
         If the engine is not available.
     """
     if engine == "auto":
-        return cost.choose(cost.Work.of(dynamics, shape, seeds, dtype.itemsize))
+        return cost.choose(Work.of(dynamics, shape, seeds, dtype.itemsize))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
@@ -113,6 +94,8 @@ def choose_engine(
     return cost.Choice(engine, "asked for")
 
 
+# Numbers that grow beyond all bounds are divergence, which is looked out for.
+@np.errstate(over="ignore", invalid="ignore")
 def train(
     dynamics: Dynamics,
     shape: Shape,
@@ -149,7 +132,7 @@ def train(
     dtype, device : torch dtype and device
         Arithmetic.
     memory_limit : int, optional
-        Bytes that training one network, and the kept states of all, may take.
+        Bytes that a batch of networks, and the kept states of all, may take.
     saved_dtype : numpy dtype
         Of the kept hidden and backward states.
 
@@ -158,19 +141,20 @@ def train(
     MemoryRefusedError
         If that is more than `memory_limit`.
     """
-    work = cost.Work.of(dynamics, shape, len(seeds), dtype.itemsize)
-    size = cost.memory_bytes(engine, work)
-    states = len(seeds) * len(steps) * len(layers) * len(dynamics.inputs) * shape.embed_dim
-    kept = 2 * states * np.dtype(saved_dtype).itemsize
-    if memory_limit is not None and size + kept > memory_limit:
+    saved = saved_bytes(
+        shape, len(dynamics.inputs), steps, layers, len(seeds), np.dtype(saved_dtype).itemsize
+    )
+    work = Work.of(dynamics, shape, len(seeds), dtype.itemsize, saved)
+    peak = cost.peak_bytes(engine, work)
+    if memory_limit is not None and peak > memory_limit:
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
-            f"takes {size / 2**30:.1f} GiB, the states that are kept {kept / 2**30:.1f} GiB, and "
-            f"{memory_limit / 2**30:.1f} GiB are there; choose a smaller shape, fewer "
-            "save.depth_points, numerics.precision float32"
+            f"takes {(peak - saved) / 2**30:.1f} GiB, the states that are kept "
+            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are there; choose a "
+            "smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )
-    together = max(1, min(len(seeds), BATCH_BYTES // size))
+    together = cost.batch(engine, work)
     batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
     parts = []
     for batch in batches:
@@ -183,12 +167,13 @@ def train(
             dtype=dtype,
             device=device,
         )
-        parts.append(_run(network, steps, layers, saved_dtype))
+        parts.append(vars(_run(network, steps, layers, saved_dtype)))
         del network
+    if len(parts) == 1:
+        return Training(**parts[0])
+    # One array after the other, each leaving its parts: the states of all seeds may be large.
     fields = Training.__dataclass_fields__
-    return Training(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
-    )
+    return Training(**{name: np.concatenate([part.pop(name) for part in parts]) for name in fields})
 
 
 def _run(
@@ -201,43 +186,51 @@ def _run(
     dynamics, depth = network.dynamics, network.shape.depth
     batch, rows, embed_dim = network.hidden.shape[1:]
     places = {step: index for index, step in enumerate(steps)}
-    size = (batch, len(steps), len(layers), rows, embed_dim)
-    hidden = np.full(size, np.nan, dtype=saved_dtype)
-    backward = np.full(size, np.nan, dtype=saved_dtype)
+    kept_shape = (batch, len(steps), len(layers), rows, embed_dim)
+    hidden = np.full(kept_shape, np.nan, dtype=saved_dtype)
+    backward = np.full(kept_shape, np.nan, dtype=saved_dtype)
     output = np.full((batch, len(steps), rows, dynamics.targets.shape[1]), np.nan)
     loss = np.full((batch, len(steps)), np.nan)
     diverged_step = np.full(batch, -1, dtype=np.int64)
+    overflowed = np.zeros(batch, dtype=bool)
     alive = np.ones(batch, dtype=bool)
-    start = np.zeros(batch)
+    bound = np.zeros(batch)
+    saved = getattr(torch, np.dtype(saved_dtype).name)
 
-    def keep(states: Tensor) -> NDArray[np.floating]:
-        kept: NDArray[np.floating] = states[list(layers)].transpose(0, 1).cpu().numpy()
-        return kept[alive]
+    def keep(states: Tensor) -> Tensor:
+        return states[list(layers)].to(saved)
 
     for step in range(dynamics.steps):
         f = network.forward_pass()
         value = dynamics.loss.value(f, network.targets)
         # The largest RMS over the layers; NaN anywhere comes through.
         norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
-        growth = (norms.amax(0) / np.sqrt(rows * embed_dim)).cpu().numpy()
+        size = (norms / np.sqrt(rows * embed_dim)).cpu().numpy()
         if step == 0:
-            start = growth
-        sound = np.isfinite(growth) & (growth <= GROWTH_LIMIT * start)
+            bound = largest_size(dynamics, size[0])
+        growth = size.max(axis=0)
+        sound = np.isfinite(growth) & (growth <= bound)
         sound &= torch.isfinite(value).cpu().numpy()
-        lost = alive & ~sound
-        diverged_step[lost] = step
+        sound &= _finite(f[None])
+        last = step + 1 == dynamics.steps
+        place = places.get(step)
+        if (alive & sound).any() and (not last or place is not None):
+            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
+            sound &= _finite(network.backward)
+        if place is not None:
+            states = keep(network.hidden), keep(network.backward)
+            held = _finite(states[0]) & _finite(states[1])
+            overflowed |= alive & sound & ~held
+            sound &= held
+        diverged_step[alive & ~sound] = step
         alive &= sound
         if not alive.any():
             break
-        last = step + 1 == dynamics.steps
-        place = places.get(step)
-        if not last or place is not None:
-            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
         if place is not None:
             output[alive, place] = f.double().cpu().numpy()[alive]
             loss[alive, place] = value.double().cpu().numpy()[alive]
-            hidden[alive, place] = keep(network.hidden)
-            backward[alive, place] = keep(network.backward)
+            for kept, new in zip((hidden, backward), states, strict=True):
+                kept[alive, place] = new.transpose(0, 1).cpu().numpy()[alive]
         logger.debug("L=%d: step %d of %d", depth, step + 1, dynamics.steps)
     return Training(
         output=output,
@@ -246,4 +239,13 @@ def _run(
         backward=backward,
         status=np.where(diverged_step >= 0, DIVERGED, OK).astype(np.int8),
         diverged_step=diverged_step,
+        overflowed=overflowed,
     )
+
+
+def _finite(states: Tensor) -> NDArray[np.bool_]:
+    """Whether all numbers of a seed are finite, in states ``(n, S, rows, size)``; shape (S,)."""
+    # The ends of the range are NaN where any number is, and cost a fraction of a look at each.
+    ends = torch.stack([states.amax((0, 2, 3)), states.amin((0, 2, 3))])
+    found: NDArray[np.bool_] = torch.isfinite(ends).all(0).cpu().numpy()
+    return found

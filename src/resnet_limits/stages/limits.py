@@ -12,12 +12,15 @@ import xarray as xr
 from resnet_limits import devices
 from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
+from resnet_limits.interpolation import interpolation_matrix
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
+from resnet_limits.limits import cost, kernels
 from resnet_limits.limits.models import (
     Arithmetic,
+    LimitError,
     Limits,
     LimitSolution,
     Plan,
-    standard_error,
 )
 from resnet_limits.problem import (
     Problem,
@@ -26,35 +29,45 @@ from resnet_limits.problem import (
     limit_gram_root,
     make_problem,
 )
+from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
 _PLAN = "plan_"
+# Share of the memory that a limit may take: the interpreter and the file need the rest.
+_MEMORY_SHARE = 0.9
 
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
 @lru_cache(maxsize=1)
-def _prepare(experiment: Experiment) -> tuple[Problem, Limits, str]:
-    problem = make_problem(experiment)
+def _prepare(experiment: Experiment, made: Problem | None) -> tuple[Problem, Limits, str]:
+    problem = make_problem(experiment) if made is None else made
     device = devices.choose(experiment.numerics.device)
     arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), device)
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
     return problem, limits, devices.describe(device)
 
 
-def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Dataset:
-    """Lay one solution out with the dimensions of the stores."""
+def _dataset(
+    problem: Problem, solution: LimitSolution, plan: Plan, device: str, knots: np.ndarray
+) -> xr.Dataset:
+    """Lay one solution out with the dimensions of the stores, its states at the given knots."""
     trajectory = solution.trajectory
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
-    hidden, backward = solution.hidden_coef, solution.backward_coef
+    # The states are polynomials in depth, which as many knots or more hold without a loss.
+    matrix = interpolation_matrix(solution.knots, knots)
+    hidden, backward = (
+        np.einsum("kj,bsjnr->bsknr", matrix, states)
+        for states in (solution.hidden_coef, solution.backward_coef)
+    )
     output, loss = trajectory.output, trajectory.loss
     variables = {
         "output": (("step", *rows, "target"), problem.by_sample(output.mean(axis=0))),
-        "output_stderr": (("step", *rows, "target"), problem.by_sample(standard_error(output))),
+        "output_stderr": (("step", *rows, "target"), problem.by_sample(solution.output_stderr)),
         "loss": (("step",), loss.mean(axis=0)),
-        "loss_stderr": (("step",), standard_error(loss)),
+        "loss_stderr": (("step",), solution.loss_stderr),
         "hidden_coef": (
             ("step", "node", *rows, "embedding_direction"),
             problem.by_sample(hidden.mean(axis=0)),
@@ -66,16 +79,25 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
         "output_replicate": (("replicate", "step", *rows, "target"), problem.by_sample(output)),
         "hidden_coef_replicate": (
             ("replicate", "step", *rows, "embedding_direction"),
-            problem.by_sample(hidden[:, :, -1]),
+            # A copy, as a view would keep the states of all nodes while other seeds are solved.
+            problem.by_sample(hidden[:, :, -1].copy()),
         ),
         "depth_error": (("step",), solution.depth_error),
+        "output_depth_change": (
+            ("step", *rows, "target"),
+            problem.by_sample(solution.depth_change.output),
+        ),
+        "hidden_coef_depth_change": (
+            ("step", *rows, "embedding_direction"),
+            problem.by_sample(solution.hidden_coef_change),
+        ),
+        "rounding": (("step",), solution.rounding),
     }
-    plan = solution.plan
     return xr.Dataset(
         variables,
         coords={
             "step": np.arange(len(solution.depth_error)),
-            "node": solution.knots,
+            "node": knots,
             "replicate": np.arange(len(output)),
         },
         attrs={
@@ -99,8 +121,43 @@ def _plan_of(dmft: xr.Dataset) -> Plan:
     return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
 
 
-def dmft(experiment: Experiment) -> xr.Dataset:
+def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int = 0) -> None:
+    """Refuse what would not fit in memory, before it starts.
+
+    Without a plan, the points that the pilot tries first, which is the least that it takes.
+    """
+    dynamics, arithmetic = limits.dynamics, limits.arithmetic
+    work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
+    has_kernel = kernels.activation_code(dynamics.unit) is not None
+    if plan is not None:
+        single = plan.precision == "float32"
+        planned = cost.Quadrature(
+            plan.points, plan.replicates, plan.nodes, single, single and has_kernel
+        )
+    elif dynamics.unit.is_linear:
+        planned = cost.Quadrature(0, 1)
+    else:
+        planned = cost.Quadrature(cost.FIRST_POINTS, compiled=has_kernel)
+    size = cost.peak_bytes(work, planned)
+    there = int(_MEMORY_SHARE * devices.memory(arithmetic.device))
+    if size > there:
+        raise MemoryRefusedError(
+            f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; choose "
+            "fewer samples, fewer steps"
+            + (", fewer seeds" if seeds > 1 else "")
+            + " or a larger numerics.limit_tolerance"
+        )
+
+
+def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     """Solve the DMFT limit, with a pilot that fixes the numerics of all limits.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -111,10 +168,13 @@ def dmft(experiment: Experiment) -> xr.Dataset:
     ------
     LimitError
         If the limit can't be solved to ``numerics.limit_tolerance``.
+    MemoryRefusedError
+        If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
-    _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
-    dataset = _with_rotation(problem, _dataset(problem, solution, device))
+    problem, limits, device = _prepare(experiment, made)
+    _admit(limits, None, 0, "dmft")
+    plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
+    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device, solution.knots))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
     return dataset
 
@@ -122,31 +182,47 @@ def dmft(experiment: Experiment) -> xr.Dataset:
 def _each_seed(
     experiment: Experiment,
     problem: Problem,
+    plan: Plan,
     embed_dim: int,
     seeds: Sequence[int],
     solve: Callable[..., LimitSolution],
     device: str,
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
-    parts, first = [], []
+    solved: dict[int, LimitSolution] = {}
+    failures: list[LimitError] = []
     for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
-        solution = solve(root, seed)
-        parts.append(_dataset(problem, solution, device))
-        first.append(solution.trajectory.diverged_step)
-    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=seeds)
-    diverged = np.array(first) >= 0
+        try:
+            solved[seed] = solve(root, seed)
+        except LimitError as error:
+            logger.warning("%s: this seed's limit is not there (not_run)", error)
+            failures.append(error)
+    if not solved:
+        raise failures[0]
+    knots = max((solution.knots for solution in solved.values()), key=len)
+    parts = {
+        seed: _dataset(problem, solution, plan, device, knots) for seed, solution in solved.items()
+    }
+    absent = xr.full_like(next(iter(parts.values())), np.nan)
+    joined = xr.concat(
+        [parts.get(seed, absent) for seed in seeds], dim="seed", combine_attrs="identical"
+    ).assign_coords(seed=list(seeds))
+    first = np.array([solved[s].trajectory.diverged_step if s in solved else -1 for s in seeds])
+    diverged = first >= 0
     if diverged.any():
         logger.warning(
             "D=%d: the limit of %d of %d seeds diverges, the first at step %d; NaN from there on",
             embed_dim,
             diverged.sum(),
             len(seeds),
-            np.array(first)[diverged].min(),
+            first[diverged].min(),
         )
+    status = np.where(diverged, DIVERGED, OK)
+    status[[seed not in solved for seed in seeds]] = NOT_RUN
     # Added here and not to the parts, where joining would repeat it for every seed.
     return _with_rotation(problem, joined).assign(
-        status=("seed", diverged.astype(np.int8)), diverged_step=("seed", np.array(first))
+        status=("seed", status.astype(np.int8)), diverged_step=("seed", first)
     )
 
 
@@ -155,6 +231,7 @@ def mean_ode(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the Mean ODE of the first `embed_dim` embedding rows of each seed.
 
@@ -168,15 +245,23 @@ def mean_ode(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
+
+    Raises
+    ------
+    MemoryRefusedError
+        If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
         return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    _admit(limits, plan, len(used), f"mean_ode D={embed_dim}")
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs["embed_dim"] = embed_dim
     logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
     return dataset
@@ -188,6 +273,7 @@ def wide(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the infinite-width limit at finite depth and embedding dimension, for each seed.
 
@@ -201,15 +287,23 @@ def wide(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
+
+    Raises
+    ------
+    MemoryRefusedError
+        If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
         return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    _admit(limits, plan, len(used), f"wide L={depth} D={embed_dim}", depth)
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
     logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
     return dataset

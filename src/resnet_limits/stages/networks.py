@@ -9,11 +9,12 @@ import numpy as np
 import xarray as xr
 
 from resnet_limits import devices
-from resnet_limits.config import Experiment, Shape
+from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
-from resnet_limits.kinds import DIVERGED, STATUS_ATTRS
+from resnet_limits.kept import depth_layers, saved_steps
+from resnet_limits.kinds import DIVERGED, STATUS_ATTRS, Shape
 from resnet_limits.networks.train import choose_engine, train
-from resnet_limits.problem import embedding_rows, make_problem
+from resnet_limits.problem import Problem, embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def finite(
     shape: Shape,
     seeds: Sequence[int] | None = None,
     engine: str | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Train the networks of one shape.
 
@@ -39,6 +41,8 @@ def finite(
         Those of the shape in the experiment by default.
     engine : str, optional
         In place of the experiment's ``sweep.engine``.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -52,14 +56,14 @@ def finite(
     MemoryRefusedError
         If the weights of one network do not fit.
     """
-    problem = make_problem(experiment)
+    problem = make_problem(experiment) if made is None else made
     dynamics = make_dynamics(experiment, problem)
     used = list(experiment.seeds_of(shape)) if seeds is None else list(seeds)
     dtype = devices.dtype(experiment.numerics.precision)
     wanted = experiment.sweep.engine if engine is None else engine
     chosen = choose_engine(wanted, dynamics, shape, len(used), dtype)
     device = devices.choose(experiment.numerics.device)
-    steps, layers = experiment.saved_steps, experiment.depth_layers(shape.depth)
+    steps, layers = saved_steps(experiment), depth_layers(experiment, shape.depth)
     trained = train(
         dynamics,
         shape,
@@ -102,15 +106,17 @@ def finite(
             "device": devices.describe(device),
         },
     )
-    diverged = int((trained.status == DIVERGED).sum())
     where = f"L={shape.depth} M={shape.width} D={shape.embed_dim}"
-    if diverged:
+    diverged = trained.status == DIVERGED
+    if diverged.any():
+        held = int(trained.overflowed.sum())
         logger.warning(
-            "finite %s: %d of %d seeds diverged, the first at step %d; their later steps are NaN",
+            "finite %s: %d of %d seeds diverged, the first at step %d; their later steps are NaN%s",
             where,
-            diverged,
+            diverged.sum(),
             len(used),
-            int(trained.diverged_step[trained.status == DIVERGED].min()),
+            trained.diverged_step[diverged].min(),
+            f"; save.dtype float32 can't hold the states of {held}, float64 can" if held else "",
         )
     logger.info("finite %s: trained %d seeds (%s)", where, len(used), chosen.engine)
     return dataset

@@ -10,6 +10,7 @@ import xarray as xr
 from resnet_limits.config import Experiment
 from resnet_limits.errors.families import Family, fit_families
 from resnet_limits.errors.rates import fit_rates
+from resnet_limits.kept import saved_steps
 
 EARLY_STEP = 5
 """Rates are fitted at this step, where it is kept, and at the last."""
@@ -31,8 +32,8 @@ def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str,
         JSON values: ``experiment``, ``steps``, for each pair, observable and step the fit of
         ``errors.rates.fit``, and for each family what ``errors.families.fit_family`` finds.
     """
-    last = experiment.saved_steps[-1]
-    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
+    kept = saved_steps(experiment)
+    steps = sorted({EARLY_STEP, kept[-1]}) if EARLY_STEP in kept else [kept[-1]]
     tables = {pair: errors[pair] for pair in experiment.pairs}
     configured = experiment.sweep.families or {}
     families = {

@@ -1,0 +1,184 @@
+"""Commands that compare: distances, fitted laws, and the best shape for a budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resnet_limits.cli.common import COMMANDS, RESULTS, Config, Results, columns, place
+from resnet_limits.cli.session import CommandError
+from resnet_limits.config import Experiment, InputError, load_experiment, read_input
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_OPTIONS = {"depth": "--depth", "width": "--width", "embed_dim": "--embed-dim"}
+
+
+def _require(kinds: Sequence[str], experiment: Experiment, config: Path, results: Path) -> None:
+    """Fail, naming what is missing and how to make it, unless every result is there."""
+    from resnet_limits import integrity, provenance
+    from resnet_limits.stages.paths import Paths, cell_name, cells
+
+    paths = Paths(results, experiment.experiment)
+    wanted = [(kind, cell) for kind in kinds for cell in cells(kind, experiment)]
+    missing = [
+        (kind, cell)
+        for kind, cell in wanted
+        if not integrity.manifest_matches(
+            paths.manifest(kind, **cell), provenance.stage_key(kind, experiment, **cell)
+        )
+    ]
+    if not missing:
+        return
+    names = ", ".join(cell_name(kind, **cell) for kind, cell in missing[:4])
+    more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+    kind, cell = missing[0]
+    if kind == "errors":
+        command = f"errors {config}"
+        if results != RESULTS:
+            command += f" --results {results}"
+    else:
+        sizes = "".join(f" {_OPTIONS[name]} {size}" for name, size in cell.items())
+        command = f"{COMMANDS[kind]} {config}{sizes} --out {paths.store(kind, **cell)}"
+    raise CommandError(
+        f"{paths.folder}: {len(missing)} of {len(wanted)} inputs missing or out of date: "
+        f"{names}{more}; make the first with: resnet-limits {command}"
+    )
+
+
+def errors(config: Config, results: Results = RESULTS) -> None:
+    """Measure the distances between networks and limits.
+
+    Needs all limits and networks of the experiment in the results; writes errors.zarr.
+    """
+    from resnet_limits import store
+    from resnet_limits.stages.paths import Paths
+
+    experiment = load_experiment(config)
+    paths = Paths(results, experiment.experiment)
+    _require(tuple(COMMANDS), experiment, config, results)
+    with place(paths.store("errors"), experiment, "errors") as save:
+        from resnet_limits.stages import errors as stage
+
+        def open_result(kind: str, cell: dict[str, int]) -> xr.Dataset:
+            return store.load(paths.store(kind, **cell), stage.READ[kind])
+
+        save(stage.errors(experiment, open_result))
+
+
+def rates(config: Config, results: Results = RESULTS) -> None:
+    """Fit exponents and amplitudes to the distances.
+
+    Needs errors.zarr in the results; writes rates.json and prints a table.
+    """
+    from resnet_limits import store
+    from resnet_limits.stages.paths import Paths
+
+    experiment = load_experiment(config)
+    paths = Paths(results, experiment.experiment)
+    _require(("errors",), experiment, config, results)
+    with place(paths.store("rates"), experiment, "rates") as save:
+        from resnet_limits.stages import rates as stage
+
+        fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
+        save(fitted)
+    for line in _rates_table(fitted):
+        typer.echo(line)
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _interval(value: Any) -> str:
+    return "" if value[0] is None else f" [{_number(value[0])}, {_number(value[1])}]"
+
+
+def _rates_table(fitted: dict[str, Any]) -> Iterator[str]:
+    """One line for each fitted power, and for each term of a sum, in columns; then warnings."""
+    from resnet_limits.fitted import rates_table_rows, warnings
+
+    rows = [
+        (
+            "pair",
+            "of",
+            "step",
+            "variable",
+            "exponent [95 %]",
+            "theory",
+            "amplitude",
+            "cells",
+            "below",
+        )
+    ]
+    for row in rates_table_rows(fitted):
+        if row["kind"] not in ("fit", "term", "budget"):
+            continue
+        exponent, amplitude = (
+            _number(row[name]) + _interval((row[f"{name}_low"], row[f"{name}_high"]))
+            for name in ("exponent", "amplitude")
+        )
+        if row["exponent"] is None and row["amplitude"] is None and row["reason"]:
+            exponent = row["reason"]
+        names = {"term": f"{row['variable']}, term", "budget": "P, best shapes"}
+        rows.append(
+            (
+                *(row["pair"], row["quantity"], str(row["step"])),
+                names.get(row["kind"], str(row["variable"])),
+                *(exponent, _number(row["theory"])),
+                *(amplitude, f"{row['used'] or 0}/{row['total'] or 0}"),
+                str(row["below_resolution"] or 0),
+            )
+        )
+    yield from columns(rows)
+    for where, words in warnings(fitted):
+        yield f"warning: {where}: {words}"
+
+
+def shape(
+    rates_file: Annotated[
+        Path, typer.Argument(metavar="RATES", help="rates.json of an experiment.")
+    ],
+    budget: Annotated[
+        float, typer.Option("--budget", metavar="P", help="Parameters to spend, L M D.")
+    ],
+    observable: Annotated[
+        str, typer.Option("--of", metavar="NAME", help="hidden, hidden_max_mean_abs or output.")
+    ] = "hidden",
+    step: Annotated[
+        str, typer.Option("--step", metavar="K", help="A step in RATES, or last.")
+    ] = "last",
+) -> None:
+    """Print the L, M and D that spend a budget best."""
+    if not budget >= 1 or budget == float("inf"):
+        raise InputError(f"--budget: {budget:g}, must be a finite number of at least 1")
+    try:
+        fitted = json.loads(read_input(rates_file, "a rates.json"))
+    except InputError as error:
+        raise InputError(f"RATES: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"RATES: {rates_file}: not a JSON file: {error}") from None
+    if not isinstance(fitted, dict) or "pairs" not in fitted:
+        raise InputError(f"RATES: {rates_file}: has no key pairs; give a rates.json")
+    from resnet_limits.errors.shape import best_shape
+
+    best = best_shape(fitted, budget, observable=observable, step=step)
+    notes = str(best.pop("note", "")).split("; ")
+    for name, value in best.items():
+        typer.echo(f"{name}: {_said(value)}")
+    for note in filter(None, notes):
+        typer.echo(f"note: {note}")
+
+
+def _said(value: Any) -> str:
+    """Write a number, a name, or a mapping of them as people read it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items())
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
