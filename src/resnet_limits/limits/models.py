@@ -358,9 +358,13 @@ class Limits:
 
     def _reference(self, plan: Plan, replicates: range | None = None) -> Trajectory:
         """Solve the DMFT limit, which everything else is measured against."""
-        trajectory = self._trajectory(
-            self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
-        )
+        try:
+            trajectory = self._trajectory(
+                self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
+            )
+        except LimitError as error:
+            cause = likely_cause(self.dynamics, self.limit_root)
+            raise LimitError(f"{error}: {cause}") from None
         if trajectory.diverged_step >= 0:
             raise LimitError(
                 f"dmft: the limit itself diverges at step {trajectory.diverged_step}: "
