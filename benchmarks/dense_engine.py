@@ -26,6 +26,7 @@ from resnet_limits.networks import cost
 from resnet_limits.networks.dense import DenseNetwork
 from resnet_limits.problem import Loss
 from resnet_limits.units import Perceptron
+from resnet_limits.work import Work
 
 # (shape, samples, seeds): the cases that the engine is held to come first.
 CASES = [
@@ -150,7 +151,7 @@ def main() -> None:
             shape, samples, seeds, arguments.steps, arguments.runs, dtype, arguments.device
         )
         dynamics = problem(samples, arguments.steps)
-        work = cost.Work.of(dynamics, shape, seeds, dtype.itemsize)
+        work = Work.of(dynamics, shape, seeds, dtype.itemsize)
         size = seeds * cost.memory_bytes("dense", work)
         figures = (
             *(shape.depth, shape.width, shape.embed_dim, samples, seeds, f"{size / 2**20:.0f}"),

@@ -22,6 +22,7 @@ from scipy.optimize import nnls
 from resnet_limits.config import Shape
 from resnet_limits.networks import cost
 from resnet_limits.networks.train import ENGINES
+from resnet_limits.work import Work
 
 # (shape, samples, steps, seeds)
 CASES = [
@@ -82,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # The first use compiles.
     training_seconds("dense", Shape(2, 400, 400), 10, 2, 1)
-    works = [cost.Work(shape, samples, steps, seeds) for shape, samples, steps, seeds in CASES]
+    works = [Work(shape, samples, steps, seeds) for shape, samples, steps, seeds in CASES]
     measured, fitted = {}, {}
     for engine in cost.ENGINES:
         measured[engine] = np.array(

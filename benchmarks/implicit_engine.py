@@ -23,6 +23,7 @@ from machine import describe
 from resnet_limits import devices
 from resnet_limits.config import Shape
 from resnet_limits.networks import cost, implicit
+from resnet_limits.work import Work
 
 SHAPES = ["10,100000,100000", "100,100000,100000", "50,450000,450000"]
 
@@ -41,7 +42,7 @@ def train(shape: Shape, samples: int, steps: int, precision: str, device: str) -
         network.backward_pass(gradient, update=step + 1 < steps)
     seconds = time.perf_counter() - start
     loss = float(dynamics.loss.value(output, network.targets)[0])
-    work = cost.Work.of(dynamics, shape, 1, dtype.itemsize)
+    work = Work.of(dynamics, shape, 1, dtype.itemsize)
     planned = cost.memory_bytes("implicit", work) / 2**30
     peak = (
         torch.cuda.max_memory_allocated()

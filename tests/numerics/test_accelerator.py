@@ -19,6 +19,7 @@ from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import ENGINES, train
 from resnet_limits.problem import Loss
 from resnet_limits.units import ACTIVATIONS, Perceptron
+from resnet_limits.work import Work
 
 SHAPE = Shape(2, 6, 8)
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -206,7 +207,7 @@ def test_memory_is_what_was_planned(accelerator, monkeypatch, engine, shape, row
     dtype, dynamics = PRECISIONS[precision], make(rows=rows)
     with accelerator:
         trained(dynamics, engine, DEVICE, dtype, shape)
-    planned = cost.memory_bytes(engine, cost.Work.of(dynamics, shape, 2, dtype.itemsize))
+    planned = cost.memory_bytes(engine, Work.of(dynamics, shape, 2, dtype.itemsize))
     assert 0.5 * 2 * planned < accelerator.peak
     assert accelerator.peak < 1.1 * 2 * planned + (8 << 20)
 
@@ -293,5 +294,5 @@ def test_memory_beyond_the_plan_is_found(accelerator, monkeypatch):
     dynamics, shape = make(), Shape(4, 300, 300)
     with accelerator:
         trained(dynamics, "dense", DEVICE, torch.float64, shape)
-    planned = cost.memory_bytes("dense", cost.Work.of(dynamics, shape, 2, 8))
+    planned = cost.memory_bytes("dense", Work.of(dynamics, shape, 2, 8))
     assert accelerator.peak > 1.3 * 2 * planned

@@ -14,6 +14,7 @@ from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import conditioned, cost, implicit
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import choose_engine, train
+from resnet_limits.work import Work
 
 
 class Gated:
@@ -337,7 +338,7 @@ def test_memory_is_that_of_the_arrays():
             held += matrix.left.nbytes + matrix.image.nbytes
             small = (matrix.alpha, matrix.xi, matrix.tau, matrix.cross, matrix.inner)
             held += sum(array.nbytes for array in small)
-    assert cost.memory_bytes("implicit", cost.Work.of(dynamics, shape, 1, 8)) == held
+    assert cost.memory_bytes("implicit", Work.of(dynamics, shape, 1, 8)) == held
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from resnet_limits.networks.train import (
 )
 from resnet_limits.problem import Loss
 from resnet_limits.units import ACTIVATIONS, Perceptron
+from resnet_limits.work import Branch, Work
 
 SHAPE = Shape(5, 7, 11)
 
@@ -215,7 +216,7 @@ def test_a_step_without_room_is_refused(engine):
 
 
 def work(shape, samples, steps=15, **values):
-    return cost.Work(shape, samples, steps, 1, **values)
+    return Work(shape, samples, steps, 1, **values)
 
 
 def test_factors_are_kept_where_a_whole_training_of_them_is_small():
@@ -225,8 +226,8 @@ def test_factors_are_kept_where_a_whole_training_of_them_is_small():
     assert cost.kept_steps(work(Shape(9, 36, 36), 1)) == 14
     assert cost.kept_steps(work(Shape(9, 34, 34), 1)) == 0
     # Of three vectors a unit, 2 D + 3 M numbers against 3 M D.
-    assert cost.kept_steps(work(Shape(9, 292, 292), 10, out_vectors=2)) == 14
-    assert cost.kept_steps(work(Shape(9, 291, 291), 10, out_vectors=2)) == 0
+    assert cost.kept_steps(work(Shape(9, 292, 292), 10, branches=(Branch(1, 2),))) == 14
+    assert cost.kept_steps(work(Shape(9, 291, 291), 10, branches=(Branch(1, 2),))) == 0
     # A training that takes no step.
     assert cost.kept_steps(work(Shape(9, 560, 560), 10, steps=1)) == 0
 
@@ -248,7 +249,7 @@ def test_memory_is_that_of_the_arrays(monkeypatch, samples, kept):
     held = network.hidden.nbytes + network.backward.nbytes
     seen = {"h", "next_h", "b", "next_b"}
     held += sum(array.nbytes for name, array in vars(at).items() if name not in seen)
-    said = cost.memory_bytes("dense", cost.Work.of(dynamics, shape, 1, 8))
+    said = cost.memory_bytes("dense", Work.of(dynamics, shape, 1, 8))
     assert said == held
     # Beside it, scratch arrays for one layer.
     assert held <= allocated < 1.2 * held
@@ -286,7 +287,7 @@ def test_draws_are_bit_identical_whatever_the_batch():
 
 def test_small_batches_give_the_same_training(monkeypatch):
     whole = run(make(), seeds=range(5))
-    monkeypatch.setattr("resnet_limits.networks.train.BATCH_BYTES", 2 * 2 * 5 * 7 * 11 * 8)
+    monkeypatch.setattr("resnet_limits.networks.cost.BATCH_BYTES", 2 * 2 * 5 * 7 * 11 * 8)
     parts = run(make(), seeds=range(5))
     np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-12)
     assert parts.status.shape == (5,)

@@ -15,10 +15,10 @@ PACKAGE = Path(resnet_limits.__file__).parent
 
 FLOOR = {
     "config": 1, "units": 1, "randomness": 1, "fields": 1, "integrity": 1, "signals": 1,
-    "onechunk": 1, "kinds": 1, "jit": 1, "interpolation": 1,
+    "onechunk": 1, "kinds": 1, "jit": 1, "interpolation": 1, "speeds": 1,
     "problem": 2, "datafile": 2, "store": 2, "provenance": 2, "lock": 2, "devices": 2, "laws": 2,
-    "threads": 2, "cells": 2, "fitted": 2, "kept": 2,
-    "dynamics": 3, "errors": 3, "figures": 3,
+    "threads": 2, "cells": 2, "fitted": 2, "kept": 2, "datashape": 2,
+    "dynamics": 3, "errors": 3, "figures": 3, "work": 3,
     "limits": 4, "networks": 4,
     "stages": 5,
     "cli": 6,
@@ -39,11 +39,15 @@ LIGHT = (
     "provenance",
     "kept",
     "kinds",
+    "speeds",
+    "work",
+    "limits.cost",
+    "networks.cost",
     "stages.paths",
     "stages.estimates",
 )
 # Those of the Snakefile's imports that are heavy only when a job uses them.
-LIGHT_AT_FIRST = ("datafile", "networks.cost")
+LIGHT_AT_FIRST = ("datafile", "datashape")
 
 
 class Module:

@@ -151,12 +151,54 @@ def test_rest_is_scaled_by_what_finished_results_took(
     found = progress.survey(experiment, paths)
     assert found.pace == pytest.approx(3.0, rel=0.02)
     assert found.telling == 1
-    assert found.rest_seconds == pytest.approx(3 * (plain.rest_seconds - 20), rel=0.02)
+    rest, before = (survey.rest_seconds - survey.start_seconds for survey in (found, plain))
+    assert rest == pytest.approx(3 * (before - 20), rel=0.02)
     # A GPU's time does not depend on how slow this machine is.
     networks = sum(plain.counts[k].results for k in ("dmft", "mean_ode", "wide", "finite")) - 2
     for gpu in estimates.GPUS:
         assert found.gpu_seconds(gpu) == pytest.approx(estimates.gpu_seconds(gpu, 10.0 * networks))
         assert 0 < estimates.gpu_seconds(gpu, 10.0) < 1
+
+
+def test_jobs_that_start_and_compile_count(
+    experiment: Experiment, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for cold in (False, True):
+        monkeypatch.setattr(estimates, "is_cold", lambda cold=cold: cold)
+        survey = progress.survey(experiment, paths)
+        assert survey.figures_seconds > 0
+        found[cold] = survey.start_seconds
+        rest = sum(count.rest_seconds for count in survey.counts.values())
+        assert survey.rest_seconds == rest + survey.figures_seconds + survey.start_seconds
+    kinds = ("dmft", "mean_ode", "wide", "finite")
+    assert found[False] >= sum(estimates.start_seconds(kind) for kind in kinds) > 0
+    assert found[True] - found[False] == pytest.approx(
+        sum(estimates.start_seconds(k, cold=True) - estimates.start_seconds(k) for k in kinds)
+    )
+
+
+def test_the_plan_of_the_limit_says_what_other_limits_take(
+    experiment: Experiment,
+    paths: Paths,
+    make_dataset: Callable[..., xr.Dataset],
+) -> None:
+    before = progress.survey(experiment, paths).counts["mean_ode"].rest_seconds
+    plan = {
+        "quadrature": "sobol", "points": 1 << 20, "replicates": 8, "nodes": 8, "root_seed": 0,
+        "precision": "float32", "iteration_tolerance": 1e-6,
+    }  # fmt: skip
+    publish(
+        make_dataset("dmft").assign_attrs({f"plan_{name}": value for name, value in plan.items()}),
+        paths.store("dmft"),
+        kind="dmft",
+        experiment=experiment,
+        key=provenance.stage_key("dmft", experiment),
+        device="cpu",
+        started=time.monotonic(),
+        manifest=paths.manifest("dmft"),
+    )
+    assert progress.survey(experiment, paths).counts["mean_ode"].rest_seconds > 20 * before
 
 
 def test_status_says_what_runs_and_what_the_rest_costs(

@@ -90,30 +90,36 @@ class _Anderson:
     """
 
     def __init__(self) -> None:
-        self.states: list[Tensor] = []
-        self.residuals: list[Tensor] = []
+        self.count = 0
+        self.last = self.steps = self.changes = torch.empty(0)
 
     def next(self, state: Tensor, image: Tensor) -> Tensor:
         def flat(tensor: Tensor) -> Tensor:
             return tensor.transpose(0, 1).flatten(1)
 
         x, residual = flat(state), flat(image - state)
-        self.states = [*self.states[-ANDERSON_MEMORY:], x]
-        self.residuals = [*self.residuals[-ANDERSON_MEMORY:], residual]
-        if len(self.states) == 1:
+        if self.count:
+            place = (self.count - 1) % ANDERSON_MEMORY
+            self.steps[:, place] = x - self.last[0]
+            self.changes[:, place] = residual - self.last[1]
+        else:
+            # All that is remembered, once: with many rows a state is large.
+            size = (len(x), ANDERSON_MEMORY, x.shape[1])
+            self.steps, self.changes = x.new_empty(size), x.new_empty(size)
+        self.last = torch.stack([x, residual])
+        self.count += 1
+        if self.count == 1:
             return image
-        steps = torch.stack(self.states, -1).diff(dim=-1)
-        changes = torch.stack(self.residuals, -1).diff(dim=-1)
-        gram = changes.transpose(-1, -2) @ changes
+        steps, changes = (kept[:, : self.count - 1] for kept in (self.steps, self.changes))
+        gram = changes @ changes.mT
         # A ridge at the level of rounding: changes that have become dependent, or have ended in a
         # replicate that has converged before the others, are no obstacle.
         rounding = torch.finfo(gram.dtype)
         ridge = 50 * rounding.eps * gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         ridge = ridge.clamp_min(rounding.tiny)[:, None, None]
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        right = changes.transpose(-1, -2) @ residual[..., None]
-        weights = torch.linalg.solve(gram + ridge * eye, right)
-        new = x + residual - ((steps + changes) @ weights)[..., 0]
+        weights = torch.linalg.solve(gram + ridge * eye, changes @ residual[..., None]).mT
+        new = x + residual - (weights @ steps + weights @ changes)[:, 0]
         shape = state.transpose(0, 1).shape
         return new.view(shape).transpose(0, 1)
 

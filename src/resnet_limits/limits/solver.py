@@ -63,6 +63,8 @@ class Trajectory:
     @classmethod
     def joined(cls, parts: Sequence[Trajectory]) -> Trajectory:
         """Join solutions of several groups of replicates; the first divergence counts for all."""
+        if len(parts) == 1:
+            return parts[0]
         diverged = [part.diverged_step for part in parts if part.diverged_step >= 0]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])
@@ -171,6 +173,8 @@ def solve(
         # A limit that diverges at its first step has no state to go by.
         lost = [torch.full(size, torch.nan, dtype=torch.float64)] * (dynamics.steps - len(found))
         stacked: Array = torch.stack([x.cpu() for x in found] + lost).permute(*axes).numpy()
+        # Trajectories of many rows are large: none is there twice while the next is stacked.
+        found.clear()
         return stacked
 
     return Trajectory(

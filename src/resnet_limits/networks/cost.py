@@ -9,52 +9,15 @@ for the choice. Nothing here imports torch, so that the workflow can plan with i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from resnet_limits.kinds import Shape
-
-if TYPE_CHECKING:
-    from resnet_limits.dynamics import Dynamics
+from resnet_limits.work import Work
 
 MEMORY = 8 << 30
 """An engine that needs more bytes for one network is chosen only if no other needs less."""
 
-
-@dataclass(frozen=True)
-class Work:
-    """What the cost of training depends on.
-
-    Attributes
-    ----------
-    shape : Shape
-        L, M, D.
-    rows, steps, seeds : int
-        N, K and S.
-    in_vectors, out_vectors : int
-        a and c, of a unit.
-    itemsize : int
-        Bytes of one number.
-    """
-
-    shape: Shape
-    rows: int
-    steps: int
-    seeds: int
-    in_vectors: int = 1
-    out_vectors: int = 1
-    itemsize: int = 8
-
-    @property
-    def vectors(self) -> int:
-        """In- and out-vectors of a unit together."""
-        return self.in_vectors + self.out_vectors
-
-    @classmethod
-    def of(cls, dynamics: Dynamics, shape: Shape, seeds: int, itemsize: int) -> Work:
-        """Work of training so many seeds of a shape on a problem."""
-        unit, rows = dynamics.unit, len(dynamics.inputs)
-        vectors = (unit.in_vectors, unit.out_vectors)
-        return cls(shape, rows, dynamics.steps, seeds, *vectors, itemsize)
+BATCH_BYTES = 2 << 30
+"""Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the
+size of a batch decides how sums are rounded."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +63,12 @@ def terms(engine: str, work: Work) -> tuple[float, ...]:
         return visits, visits * work.seeds, weights, read * work.itemsize / 8, read * work.rows
     probes = work.rows * work.steps
     drawn = pairs = 0.0
-    for size in (work.vectors * width, work.vectors * embed_dim):
-        # No more directions than dimensions; half of the others are there when a probe comes.
-        directions = min(probes, size)
-        drawn += depth * work.seeds * size * directions
-        pairs += depth * work.seeds * size * probes * directions / 2
+    for branch in work.branches:
+        for size in (branch.vectors * width, branch.vectors * embed_dim):
+            # No more directions than dimensions; half of the others are there when a probe comes.
+            directions = min(probes, size)
+            drawn += depth * work.seeds * size * directions
+            pairs += depth * work.seeds * size * probes * directions / 2
     return visits, visits * work.seeds, visits * work.rows, drawn, pairs
 
 
@@ -118,7 +82,7 @@ def _seconds(engine: str, work: Work) -> float:
 def _factor(work: Work) -> int:
     """Numbers of one row of one gradient step in one layer: two states and the coefficients."""
     _, width, embed_dim = work.shape
-    return 2 * embed_dim + work.vectors * width
+    return 2 * embed_dim * len(work.branches) + work.vectors * width
 
 
 # Most numbers of a training's factors, in numbers of the weights.
@@ -145,6 +109,12 @@ def kept_steps(work: Work) -> int:
     return updates if factors <= _FACTORS * work.vectors * width * embed_dim else 0
 
 
+def _states(work: Work) -> int:
+    """Numbers of the hidden and the backward states before and after each branch."""
+    depth, _, embed_dim = work.shape
+    return 2 * (depth * len(work.branches) + 1) * work.rows * embed_dim
+
+
 def _dense_bytes(work: Work) -> int:
     """Block weights, factors of the kept steps, states and coefficients of one step.
 
@@ -152,7 +122,7 @@ def _dense_bytes(work: Work) -> int:
     """
     depth, width, embed_dim = work.shape
     weights = work.vectors * depth * width * embed_dim
-    states = 2 * (depth + 1) * work.rows * embed_dim
+    states = _states(work)
     coefficients = 2 * depth * work.rows * work.vectors * width
     factors = kept_steps(work) * depth * work.rows * _factor(work)
     return (weights + states + coefficients + factors) * work.itemsize
@@ -168,15 +138,22 @@ def _implicit_bytes(work: Work) -> int:
     depth, width, embed_dim = work.shape
     probes = work.rows * work.steps
     numbers = small = 0
-    for vectors in (work.in_vectors, work.out_vectors):
+    for vectors in (v for b in work.branches for v in (b.in_vectors, b.out_vectors)):
         left, right = implicit_directions(embed_dim, vectors * width, probes)
         numbers += (left + right) * embed_dim + probes * vectors * width
         small += probes * (3 * left + right + probes) + left * right
-    states = 2 * (depth + 1) * work.rows * embed_dim
-    return (depth * numbers + states) * work.itemsize + 8 * depth * small
+    return (depth * numbers + _states(work)) * work.itemsize + 8 * depth * small
 
 
 _BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
+
+
+IMPLICIT_KEPT = 1 << 24
+"""Numbers of a layer's raw vectors up to which the implicit engine keeps them over a pass."""
+
+# Arrays of one layer's states or coefficients that a pass holds beside those that stay, and the
+# bytes of a number of theirs.
+_SCRATCH, _DOUBLE = 8, 8
 
 
 def seconds(engine: str, work: Work) -> float:
@@ -190,6 +167,30 @@ def memory_bytes(engine: str, work: Work) -> int:
     With ``auto``, those of the engine that it takes.
     """
     return _BYTES[choose(work).engine if engine == "auto" else engine](work)
+
+
+def batch(engine: str, work: Work) -> int:
+    """Seeds that are trained side by side."""
+    return max(1, min(work.seeds, BATCH_BYTES // memory_bytes(engine, work)))
+
+
+def peak_bytes(engine: str, work: Work) -> int:
+    """Bytes that training all seeds of a shape takes at its peak, beside the interpreter.
+
+    Networks of a batch, their embeddings and scratch arrays of one layer, and the states that are
+    kept, half of them twice, while batches are joined or the states are written.
+    """
+    together = batch(engine, work)
+    _, width, embed_dim = work.shape
+    longest = max(embed_dim, width * max(branch.vectors for branch in work.branches))
+    rows = max(work.rows, work.directions)
+    numbers = _SCRATCH * together * rows * longest
+    if (choose(work).engine if engine == "auto" else engine) == "implicit":
+        # What the units of one layer have seen, in float64.
+        seen = 2 * work.vectors * work.rows * work.steps * together * width
+        numbers += 2 * min(seen, IMPLICIT_KEPT)
+    network = together * memory_bytes(engine, work)
+    return network + _DOUBLE * numbers + work.saved + work.saved // 2
 
 
 def choose(work: Work) -> Choice:

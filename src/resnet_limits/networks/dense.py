@@ -21,6 +21,7 @@ from resnet_limits.dynamics import Dynamics
 from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 from resnet_limits.networks.base import NUMPY, Network, zeros
+from resnet_limits.work import Work
 
 # From this many weights of a layer on, all seeds together, threads share the work on them.
 _SHARED_FROM = 1 << 17
@@ -247,7 +248,7 @@ class DenseNetwork(Network):
         if batched:
             kept = 0
         elif kept is None:
-            kept = cost.kept_steps(cost.Work.of(dynamics, shape, batch, dtype.itemsize))
+            kept = cost.kept_steps(Work.of(dynamics, shape, batch, dtype.itemsize))
         self.kept, self.used = kept * rows, 0
 
         def room(*size: int) -> Tensor:

@@ -20,12 +20,9 @@ from resnet_limits.dynamics import Dynamics, largest_size
 from resnet_limits.kinds import DIVERGED, OK, Shape
 from resnet_limits.networks import cost, dense, implicit
 from resnet_limits.networks.base import Network
+from resnet_limits.work import MemoryRefusedError, Work, saved_bytes
 
 logger = logging.getLogger(__name__)
-
-# Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
-# of a batch decides how sums are rounded.
-BATCH_BYTES = 2 << 30
 
 
 ENGINES: dict[str, Callable[..., Network]] = {
@@ -33,10 +30,6 @@ ENGINES: dict[str, Callable[..., Network]] = {
     "implicit": implicit.ImplicitNetwork,
 }
 """``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``, by name."""
-
-
-class MemoryRefusedError(RuntimeError):
-    """A network does not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ def choose_engine(
         If the engine is not available.
     """
     if engine == "auto":
-        return cost.choose(cost.Work.of(dynamics, shape, seeds, dtype.itemsize))
+        return cost.choose(Work.of(dynamics, shape, seeds, dtype.itemsize))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
@@ -139,7 +132,7 @@ def train(
     dtype, device : torch dtype and device
         Arithmetic.
     memory_limit : int, optional
-        Bytes that training one network, and the kept states of all, may take.
+        Bytes that a batch of networks, and the kept states of all, may take.
     saved_dtype : numpy dtype
         Of the kept hidden and backward states.
 
@@ -148,19 +141,20 @@ def train(
     MemoryRefusedError
         If that is more than `memory_limit`.
     """
-    work = cost.Work.of(dynamics, shape, len(seeds), dtype.itemsize)
-    size = cost.memory_bytes(engine, work)
-    states = len(seeds) * len(steps) * len(layers) * len(dynamics.inputs) * shape.embed_dim
-    kept = 2 * states * np.dtype(saved_dtype).itemsize
-    if memory_limit is not None and size + kept > memory_limit:
+    saved = saved_bytes(
+        shape, len(dynamics.inputs), steps, layers, len(seeds), np.dtype(saved_dtype).itemsize
+    )
+    work = Work.of(dynamics, shape, len(seeds), dtype.itemsize, saved)
+    peak = cost.peak_bytes(engine, work)
+    if memory_limit is not None and peak > memory_limit:
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
-            f"takes {size / 2**30:.1f} GiB, the states that are kept {kept / 2**30:.1f} GiB, and "
-            f"{memory_limit / 2**30:.1f} GiB are there; choose a smaller shape, fewer "
-            "save.depth_points, numerics.precision float32"
+            f"takes {(peak - saved) / 2**30:.1f} GiB, the states that are kept "
+            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are there; choose a "
+            "smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )
-    together = max(1, min(len(seeds), BATCH_BYTES // size))
+    together = cost.batch(engine, work)
     batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
     parts = []
     for batch in batches:
@@ -173,12 +167,13 @@ def train(
             dtype=dtype,
             device=device,
         )
-        parts.append(_run(network, steps, layers, saved_dtype))
+        parts.append(vars(_run(network, steps, layers, saved_dtype)))
         del network
+    if len(parts) == 1:
+        return Training(**parts[0])
+    # One array after the other, each leaving its parts: the states of all seeds may be large.
     fields = Training.__dataclass_fields__
-    return Training(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
-    )
+    return Training(**{name: np.concatenate([part.pop(name) for part in parts]) for name in fields})
 
 
 def _run(

@@ -19,8 +19,9 @@ PACKAGE_DIRECTORY = Path(__file__).resolve().parents[1]
 
 PACKAGE = "resnet_limits"
 # The experiment's validated values stand for ``config``: a new key that a stage does not read must
-# not make its results stale.
-_NOT_HASHED = f"{PACKAGE}.config"
+# not make its results stale. What a limit is thought to cost decides whether it is begun, never a
+# number of it.
+_NOT_HASHED = (f"{PACKAGE}.config", f"{PACKAGE}.limits.cost")
 # Tables of which an experiment runs one entry, and the key of ``model.unit`` that names it.
 _TABLES = {"ACTIVATIONS": "activation", "UNITS": "kind"}
 _TABLES_MODULE = f"{PACKAGE}.units"
@@ -129,8 +130,8 @@ def _source_file(module: str, directory: Path) -> Path | None:
     return None
 
 
-def _is_config(module: str) -> bool:
-    return module == _NOT_HASHED or module.startswith(f"{_NOT_HASHED}.")
+def _is_left_out(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _NOT_HASHED)
 
 
 def _target(statement: ast.stmt) -> str | None:
@@ -229,7 +230,7 @@ def _imported_modules(
     while waiting:
         name = waiting.pop()
         file = _source_file(name, directory)
-        if name in found or _is_config(name) or file is None:
+        if name in found or _is_left_out(name) or file is None:
             continue
         found[name], imports = _read_source(name, file, used)
         # Importing a module runs the __init__ of every package above it.

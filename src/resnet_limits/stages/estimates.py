@@ -1,82 +1,180 @@
 """What a result is thought to cost before it is computed: time and memory.
 
 Rough: these numbers set the size and the limits of jobs and tell people how long to wait; never a
-result. The time of networks is that of the cost model by which an engine is chosen. Nothing here
-imports torch or opens a file, so that the workflow can plan with it.
+result. Times are those of one core, user and system together. The time of networks is that of the
+cost model by which an engine is chosen; of limits that of the plan of the DMFT limit where it is
+there, else of the plan that such a problem is thought to need. Nothing here imports torch, so that
+the workflow can plan with it; of a data file only the header is read.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
 
-from resnet_limits import provenance
+from resnet_limits import datashape, provenance, speeds
 from resnet_limits.config import Experiment
 from resnet_limits.kept import depth_layers, saved_steps
-from resnet_limits.kinds import Shape
+from resnet_limits.kinds import COMPUTED
+from resnet_limits.limits import cost as limit_cost
+from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
+from resnet_limits.work import INFINITE, Branch, Work, saved_bytes
 
-STORE_SECONDS = 0.01
+STORE_SECONDS = 0.06
 """Seconds that writing and checking one small store takes."""
 
-BATCH_MB = 2048
-"""Seeds of one shape are in memory together as long as they take less than this."""
-
-# What a limit takes for each point of the quadrature, step and sample, all passes together.
-_POINT_SECONDS = 2e-8
-# Points that a tolerance of 1e-3 takes, and how their number grows as it falls.
-_POINTS, _POINTS_POWER = 7e4, 1.6
-# What comes with every solve of a limit, and with every job that measures, fits or draws.
-_SOLVE_SECONDS, _OTHER_SECONDS = 0.05, {"problem": 0.1, "errors": 0.5, "rates": 1.0}
-# Interpreter and libraries; a limit with its chunks.
-_BASE_MB, _LIMIT_MB = 1000, 2000
-_ITEMSIZE = {"float32": 4, "float64": 8}
-
-# Nominal memory bandwidth in bytes per second, from the makers' data sheets.
-_GPU_BANDWIDTH = {"A100 80GB": 2.0e12, "H100 SXM": 3.35e12}
-# What one core of the machine of the constants moves in a dense step at one sample.
-_CORE_BANDWIDTH = 3e10
-# A share of the nominal figure that is reached by well-made kernels.
-_GPU_SHARE = 0.6
-GPUS = tuple(_GPU_BANDWIDTH)
+GPUS = tuple(speeds.GPUS)
 """The devices that `gpu_seconds` knows."""
 
+# Seconds of one number of a store: packing it, writing it, and its checksum.
+_STORED_SECONDS = 3e-8
+# Rows and sizes of data whose file does not say them.
+_UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS = 100, 100, 10
+# Those of digits: pixels that are not the same in all images.
+_PIXELS = 61
+# What jobs that measure, fit and draw take, and for each comparison of two results.
+_JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
+_COMPARED_SECONDS = {"problem": 0.0, "errors": 0.005, "rates": 0.001, "figures": 0.01}
+# Interpreter and libraries of each kind of job, what is compiled included, in MiB.
+_BASE_MB = {
+    "problem": 180, "dmft": 600, "mean_ode": 600, "wide": 600, "finite": 600, "errors": 340,
+    "rates": 240, "figures": 300,
+}  # fmt: skip
+# Digits come with a library of their own, where the data are made.
+_DIGITS_MB = 60
+_WITHOUT_DATA = ("rates", "figures")
+_ITEMSIZE = {"float32": 4, "float64": 8}
+_BRANCHES = {"perceptron": Branch()}
 
-def _samples(experiment: Experiment) -> int:
+
+# --- what there is to compute ---------------------------------------------------------------------
+
+
+def _data_sizes(experiment: Experiment) -> tuple[int, int, int]:
+    """Rows, inputs and targets of the data."""
     data = experiment.problem.data
-    # A file is not opened for this.
-    return 100 if data.kind == "file" else data.samples
-
-
-def _directions(experiment: Experiment) -> int:
-    """Estimate r, the embedding directions of the limits: rank of the inputs plus targets."""
-    data = experiment.problem.data
-    if data.kind == "file":
-        return 100
     if data.kind == "digits":
-        return min(64, data.samples) + data.classes
-    return min(data.inputs, data.samples) + data.targets
+        return data.samples, _PIXELS, data.classes
+    if data.kind != "file":
+        return data.samples, data.inputs, data.targets
+    found = datashape.shapes(data.path)
+    if found is None:
+        return _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS
+    x, y = found
+    return math.prod(x[:-1]), x[-1], y[-1]
 
 
-def _work(experiment: Experiment, cell: dict[str, int]) -> cost.Work:
-    """Describe the networks of one cell to the cost model."""
-    return cost.Work(
-        Shape(**cell),
-        _samples(experiment),
-        experiment.training.steps,
-        len(provenance.cell_seeds("finite", experiment, **cell)),
-        itemsize=_ITEMSIZE[experiment.numerics.precision],
-    )
+def _branches(experiment: Experiment) -> tuple[Branch, ...]:
+    unit = experiment.model.unit
+    known = _BRANCHES.get(unit.kind)
+    if known is None:
+        # Only torch's module knows other units.
+        from resnet_limits.units import make_unit
+
+        made = make_unit(**unit.model_dump())
+        known = Branch(made.in_vectors, made.out_vectors)
+    return (known,)
 
 
-def seconds(kind: str, experiment: Experiment, **cell: int) -> float:
-    """Estimate the time of one result with all its seeds.
+def work(kind: str, experiment: Experiment, **cell: int) -> Work:
+    """Say how much there is to compute for one network or limit with all its seeds.
 
     Parameters
     ----------
     kind : str
-        One of ``stages.paths.KINDS``.
+        ``dmft``, ``mean_ode``, ``wide`` or ``finite``.
     experiment : Experiment
         The validated experiment.
+    **cell : int
+        The sizes of the result.
+    """
+    rows, inputs, targets = _data_sizes(experiment)
+    shape = INFINITE._replace(**cell)
+    seeds = len(provenance.cell_seeds(kind, experiment, **cell)) if cell else 1
+    saved = 0
+    if kind == "finite":
+        steps, layers = saved_steps(experiment), depth_layers(experiment, shape.depth)
+        saved = saved_bytes(shape, rows, steps, layers, seeds, _ITEMSIZE[experiment.save.dtype])
+    return Work(
+        shape,
+        rows,
+        experiment.training.steps,
+        seeds,
+        _branches(experiment),
+        _ITEMSIZE[experiment.numerics.precision],
+        # Inputs are rotated to the directions that they span.
+        min(inputs, rows),
+        targets,
+        saved,
+    )
+
+
+def _scales(experiment: Experiment) -> Scales:
+    data, model = experiment.problem.data, experiment.model
+    if data.kind == "digits":
+        norm = math.sqrt(_PIXELS)
+    elif data.kind == "linear_teacher":
+        norm = data.input_norm
+    else:
+        norm = math.sqrt(_data_sizes(experiment)[1])
+    return Scales(
+        getattr(model.unit, "activation", ""),
+        experiment.problem.loss,
+        experiment.numerics.limit_tolerance,
+        rate=experiment.training.learning_rate,
+        hidden=model.init_std.embedding * norm,
+        readout=model.init_std.unembedding,
+        residual=model.residual_scale,
+    )
+
+
+def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]:
+    """Those that the pilot is thought to try; the last is what all limits take."""
+    guessed = limit_cost.quadratures(work("dmft", experiment), _scales(experiment))
+    known = None if store is None else _planned(str(store), store.stat().st_mtime_ns)
+    if known is None:
+        return guessed
+    compiled = guessed[-1].compiled and known.single
+    return [Quadrature(known.points, known.replicates, known.nodes, known.single, compiled)]
+
+
+@lru_cache(maxsize=8)
+def _planned(store: str, _modified_ns: int) -> Quadrature | None:
+    """Read the plan that a store of the DMFT limit carries, without opening the store."""
+    try:
+        attributes = json.loads((Path(store) / "zarr.json").read_text(encoding="utf-8"))
+        plan = {
+            name.removeprefix("plan_"): value for name, value in attributes["attributes"].items()
+        }
+        return Quadrature(
+            int(plan["points"]),
+            int(plan["replicates"]),
+            int(plan["nodes"]),
+            plan["precision"] == "float32",
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def seconds(kind: str, experiment: Experiment, *, dmft: Path | None = None, **cell: int) -> float:
+    """Estimate the time of one result with all its seeds, in a job that has started.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``kinds.KINDS``, or ``figures`` for all of them with the report.
+    experiment : Experiment
+        The validated experiment.
+    dmft : path, optional
+        A store of the experiment's DMFT limit, whose plan the other limits take.
     **cell : int
         The sizes of the result.
 
@@ -85,19 +183,55 @@ def seconds(kind: str, experiment: Experiment, **cell: int) -> float:
     float
         Seconds on one core of the machine that the constants are from.
     """
+    if kind not in COMPUTED:
+        compared = len(experiment.shapes) * len(experiment.seeds) * len(experiment.pairs)
+        return _JOB_SECONDS[kind] + _COMPARED_SECONDS[kind] * compared
+    wanted = work(kind, experiment, **cell)
     if kind == "finite":
-        return STORE_SECONDS + cost.seconds(experiment.sweep.engine, _work(experiment, cell))
-    if kind in _OTHER_SECONDS:
-        return _OTHER_SECONDS[kind]
-    if getattr(experiment.model.unit, "activation", None) == "linear":
-        # The cubature's points, at every depth node.
-        points = 8.0 * 4 * _directions(experiment)
+        stored = _STORED_SECONDS * wanted.saved / _ITEMSIZE[experiment.save.dtype]
+        units = wanted.vectors * wanted.shape.depth * wanted.shape.width * wanted.seeds
+        activated = speeds.UNIT * units * wanted.rows * wanted.steps
+        return STORE_SECONDS + stored + activated + cost.seconds(experiment.sweep.engine, wanted)
+    tried = _quadratures(experiment, dmft)
+    if kind == "dmft":
+        return STORE_SECONDS + limit_cost.pilot_seconds(wanted, tried)
+    return STORE_SECONDS + limit_cost.seconds(wanted, tried[-1])
+
+
+def start_seconds(kind: str, *, cold: bool = False) -> float:
+    """Estimate what a job takes beside its results: interpreter, libraries, and compiling.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``kinds.KINDS``, or ``figures``.
+    cold : bool
+        Nothing has been compiled on this machine yet.
+    """
+    if kind not in COMPUTED:
+        return speeds.START_LIGHT
+    return speeds.START + (speeds.COMPILE[kind] if cold else 0.0)
+
+
+def is_cold(package: Path | None = None) -> bool:
+    """Say whether no compiled code is kept here, so that the next jobs compile.
+
+    Parameters
+    ----------
+    package : path, optional
+        The package's folder.
+    """
+    folders = [package or Path(__file__).parents[1]]
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        folders = [Path(os.environ["NUMBA_CACHE_DIR"])]
     else:
-        points = _POINTS * (1e-3 / experiment.numerics.limit_tolerance) ** _POINTS_POWER
-    work_of_one = experiment.training.steps * _samples(experiment) * points * _POINT_SECONDS
-    return max(1, len(provenance.cell_seeds(kind, experiment, **cell))) * (
-        _SOLVE_SECONDS + work_of_one
-    )
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folders += [home / "resnet_limits", home / "resnet-limits", home / "numba"]
+    found = chain.from_iterable(folder.rglob("*.nbi") for folder in folders)
+    try:
+        return next(found, None) is None
+    except OSError:
+        return True
 
 
 def gpu_seconds(gpu: str, cpu_seconds: float) -> float:
@@ -113,17 +247,26 @@ def gpu_seconds(gpu: str, cpu_seconds: float) -> float:
     cpu_seconds : float
         Seconds on one core, from `seconds`.
     """
-    return cpu_seconds * _CORE_BANDWIDTH / (_GPU_SHARE * _GPU_BANDWIDTH[gpu])
+    device = speeds.GPUS[gpu]
+    return cpu_seconds * speeds.CORE_BANDWIDTH / (device.share * device.bandwidth)
 
 
-def megabytes(kind: str, experiment: Experiment, **cell: int) -> int:
-    """Estimate the peak memory of the job of one result, in MiB."""
-    if kind != "finite":
-        return _LIMIT_MB
-    work = _work(experiment, cell)
-    network = cost.memory_bytes(experiment.sweep.engine, work) / 2**20
-    together = min(work.seeds, max(1, int(BATCH_MB // network)))
-    kept = len(saved_steps(experiment)) * len(depth_layers(experiment, cell["depth"]))
-    fields = 2 * work.seeds * kept * work.rows * cell["embed_dim"]
-    stored = 2 * fields * _ITEMSIZE[experiment.save.dtype] / 2**20
-    return math.ceil(_BASE_MB + 1.2 * together * network + stored)
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def megabytes(kind: str, experiment: Experiment, *, dmft: Path | None = None, **cell: int) -> int:
+    """Estimate the peak memory of the job of one result, in MiB; arguments as for `seconds`.
+
+    Rather too much than too little, as a job that takes more than it has asked for is killed.
+    """
+    base = _BASE_MB[kind]
+    if experiment.problem.data.kind == "digits" and kind not in _WITHOUT_DATA:
+        base += _DIGITS_MB
+    if kind not in COMPUTED:
+        return base
+    wanted = work(kind, experiment, **cell)
+    if kind == "finite":
+        size: float = cost.peak_bytes(experiment.sweep.engine, wanted)
+    else:
+        size = limit_cost.peak_bytes(wanted, _quadratures(experiment, dmft)[-1])
+    return math.ceil(base + size / 2**20)

@@ -14,6 +14,7 @@ from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
+from resnet_limits.limits import cost, kernels
 from resnet_limits.limits.models import (
     Arithmetic,
     LimitError,
@@ -28,10 +29,13 @@ from resnet_limits.problem import (
     limit_gram_root,
     make_problem,
 )
+from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
 _PLAN = "plan_"
+# Share of the memory that a limit may take: the interpreter and the file need the rest.
+_MEMORY_SHARE = 0.9
 
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
@@ -75,7 +79,8 @@ def _dataset(
         "output_replicate": (("replicate", "step", *rows, "target"), problem.by_sample(output)),
         "hidden_coef_replicate": (
             ("replicate", "step", *rows, "embedding_direction"),
-            problem.by_sample(hidden[:, :, -1]),
+            # A copy, as a view would keep the states of all nodes while other seeds are solved.
+            problem.by_sample(hidden[:, :, -1].copy()),
         ),
         "depth_error": (("step",), solution.depth_error),
         "output_depth_change": (
@@ -116,6 +121,34 @@ def _plan_of(dmft: xr.Dataset) -> Plan:
     return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
 
 
+def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int = 0) -> None:
+    """Refuse what would not fit in memory, before it starts.
+
+    Without a plan, the points that the pilot tries first, which is the least that it takes.
+    """
+    dynamics, arithmetic = limits.dynamics, limits.arithmetic
+    work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
+    has_kernel = kernels.activation_code(dynamics.unit) is not None
+    if plan is not None:
+        single = plan.precision == "float32"
+        planned = cost.Quadrature(
+            plan.points, plan.replicates, plan.nodes, single, single and has_kernel
+        )
+    elif dynamics.unit.is_linear:
+        planned = cost.Quadrature(0, 1)
+    else:
+        planned = cost.Quadrature(cost.FIRST_POINTS, compiled=has_kernel)
+    size = cost.peak_bytes(work, planned)
+    there = int(_MEMORY_SHARE * devices.memory(arithmetic.device))
+    if size > there:
+        raise MemoryRefusedError(
+            f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; choose "
+            "fewer samples, fewer steps"
+            + (", fewer seeds" if seeds > 1 else "")
+            + " or a larger numerics.limit_tolerance"
+        )
+
+
 def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     """Solve the DMFT limit, with a pilot that fixes the numerics of all limits.
 
@@ -135,8 +168,11 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     ------
     LimitError
         If the limit can't be solved to ``numerics.limit_tolerance``.
+    MemoryRefusedError
+        If it would not fit in memory.
     """
     problem, limits, device = _prepare(experiment, made)
+    _admit(limits, None, 0, "dmft")
     plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
     dataset = _with_rotation(problem, _dataset(problem, solution, plan, device, solution.knots))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
@@ -211,6 +247,11 @@ def mean_ode(
         By default those of the networks that are compared with it.
     made : Problem, optional
         The problem, where it was made before; else it is made here.
+
+    Raises
+    ------
+    MemoryRefusedError
+        If it would not fit in memory.
     """
     problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
@@ -219,6 +260,7 @@ def mean_ode(
         return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
+    _admit(limits, plan, len(used), f"mean_ode D={embed_dim}")
     dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs["embed_dim"] = embed_dim
     logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
@@ -247,6 +289,11 @@ def wide(
         By default those of the networks that are compared with it.
     made : Problem, optional
         The problem, where it was made before; else it is made here.
+
+    Raises
+    ------
+    MemoryRefusedError
+        If it would not fit in memory.
     """
     problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
@@ -255,6 +302,7 @@ def wide(
         return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
 
     used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
+    _admit(limits, plan, len(used), f"wide L={depth} D={embed_dim}", depth)
     dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
     logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])

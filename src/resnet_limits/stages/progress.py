@@ -7,6 +7,7 @@ and what it is at; a heartbeat renews it. It is a note for people: nothing is de
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -29,6 +30,8 @@ HEARTBEAT_SECONDS = 30.0
 _SILENT_SECONDS = 10 * HEARTBEAT_SECONDS
 # Results that took less say nothing about how fast the machine is.
 _TELLING_SECONDS = 0.2
+# About what a job computes before the next begins.
+_SECONDS_OF_JOB = 120.0
 
 
 class Record:
@@ -124,6 +127,8 @@ class Count:
         Runs of finished results that diverged.
     rest_seconds : float
         Estimate for what is not done, on one core of the machine of the estimates.
+    start_seconds : float
+        The same for its jobs to start, and to compile where nothing is compiled yet.
     """
 
     results: int = 0
@@ -134,6 +139,7 @@ class Count:
     stale: int = 0
     diverged: int = 0
     rest_seconds: float = 0.0
+    start_seconds: float = 0.0
 
 
 @dataclass
@@ -150,17 +156,26 @@ class Survey:
         Time that finished networks and limits took here over their estimate; None if none tells.
     telling : int
         How many results the pace is from.
+    figures_seconds : float
+        Estimate for the figures, where what they show is not done.
     """
 
     counts: dict[str, Count] = field(default_factory=dict)
     jobs: list[dict[str, Any]] = field(default_factory=list)
     pace: float | None = None
     telling: int = 0
+    figures_seconds: float = 0.0
 
     @property
     def rest_seconds(self) -> float:
-        """Time on one core for what is not done, at the pace of what is."""
-        return (self.pace or 1.0) * sum(count.rest_seconds for count in self.counts.values())
+        """Time on one core for what is not done, at the pace of what is, and its jobs' starts."""
+        rest = sum(count.rest_seconds for count in self.counts.values())
+        return (self.pace or 1.0) * (rest + self.figures_seconds) + self.start_seconds
+
+    @property
+    def start_seconds(self) -> float:
+        """Time on one core for the jobs of what is not done to start."""
+        return sum(count.start_seconds for count in self.counts.values())
 
     def gpu_seconds(self, gpu: str) -> float:
         """Time on one GPU for the networks and limits that are not done; from nominal figures."""
@@ -185,11 +200,15 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
     counts = {kind: Count() for kind in KINDS}
     took = thought = 0.0
     telling = 0
+    # The plan of the DMFT limit says what the other limits take, if it is this experiment's.
+    key = provenance.stage_key("dmft", experiment)
+    done = integrity.matching_manifest(paths.manifest("dmft"), key)
+    dmft = paths.store("dmft") if done else None
     for kind, count in counts.items():
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             key = provenance.stage_key(kind, experiment, **cell)
-            cost = estimates.seconds(kind, experiment, **cell)
+            cost = estimates.seconds(kind, experiment, dmft=dmft, **cell)
             count.results += 1
             facts = integrity.matching_manifest(manifest, key)
             if facts is not None:
@@ -211,4 +230,19 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
                 count.stale += 1
             else:
                 count.missing += 1
-    return Survey(counts, jobs, took / thought if thought else None, telling)
+        count.start_seconds = _start_seconds(kind, count)
+    last = counts["rates"]
+    figures = 0.0 if last.done else estimates.seconds("figures", experiment)
+    return Survey(counts, jobs, took / thought if thought else None, telling, figures)
+
+
+def _start_seconds(kind: str, count: Count) -> float:
+    """Time for the jobs of what is not done to start: some for each kind, each of minutes."""
+    rest = count.missing + count.stale
+    if not rest:
+        return 0.0
+    jobs = min(rest, max(1, math.ceil(count.rest_seconds / _SECONDS_OF_JOB)))
+    compiling = estimates.is_cold() and not count.done
+    return estimates.start_seconds(kind, cold=compiling) + (jobs - 1) * estimates.start_seconds(
+        kind
+    )

@@ -1,0 +1,125 @@
+"""How much there is to compute: the few numbers that time and memory of a result depend on.
+
+One description for whoever plans jobs, chooses an engine, admits a network or a limit to memory, or
+tells how long the rest will take. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from resnet_limits.kinds import Shape
+
+INFINITE = Shape(0, 0, 0)
+"""The shape of a limit; a size that a limit does have stands in place of its 0."""
+
+
+class MemoryRefusedError(RuntimeError):
+    """A network or a limit does not fit in memory, and has not been started."""
+
+
+class _Dynamics(Protocol):
+    """What of ``dynamics.Dynamics`` counts."""
+
+    @property
+    def inputs(self) -> Any: ...
+    @property
+    def targets(self) -> Any: ...
+    @property
+    def unit(self) -> Any: ...
+    @property
+    def steps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The units of one residual branch.
+
+    Attributes
+    ----------
+    in_vectors, out_vectors : int
+        a and c, of a unit.
+    """
+
+    in_vectors: int = 1
+    out_vectors: int = 1
+
+    @property
+    def vectors(self) -> int:
+        """In- and out-vectors of a unit together."""
+        return self.in_vectors + self.out_vectors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the cost of a network or a limit depends on.
+
+    Attributes
+    ----------
+    shape : Shape
+        L, M, D; 0 for what is infinite.
+    rows, steps, seeds : int
+        Samples times tokens, K and S.
+    branches : tuple of Branch
+        The branches of a layer.
+    itemsize : int
+        Bytes of one number of the arithmetic.
+    inputs, targets : int
+        Independent inputs and targets; together the embedding directions r.
+    saved : int
+        Bytes of the hidden and backward states of all seeds that are kept.
+    """
+
+    shape: Shape
+    rows: int
+    steps: int
+    seeds: int
+    branches: tuple[Branch, ...] = (Branch(),)
+    itemsize: int = 8
+    inputs: int = 0
+    targets: int = 0
+    saved: int = 0
+
+    @property
+    def vectors(self) -> int:
+        """In- and out-vectors of a unit of each branch together."""
+        return sum(branch.vectors for branch in self.branches)
+
+    @property
+    def directions(self) -> int:
+        """Embedding directions r."""
+        return self.inputs + self.targets
+
+    @classmethod
+    def of(
+        cls, dynamics: _Dynamics, shape: Shape, seeds: int, itemsize: int, saved: int = 0
+    ) -> Work:
+        """Work of so many seeds of a shape on a problem; arguments as the attributes."""
+        unit = dynamics.unit
+        rows, inputs = dynamics.inputs.shape
+        branches = (Branch(unit.in_vectors, unit.out_vectors),)
+        targets = dynamics.targets.shape[1]
+        return cls(shape, rows, dynamics.steps, seeds, branches, itemsize, inputs, targets, saved)
+
+
+def saved_bytes(
+    shape: Shape, rows: int, steps: Sized, layers: Sized, seeds: int, itemsize: int
+) -> int:
+    """Bytes of the hidden and backward states that are kept of all networks of a shape.
+
+    Parameters
+    ----------
+    shape : Shape
+        L, M, D.
+    rows : int
+        Samples times tokens.
+    steps, layers : sized
+        Those that are kept.
+    seeds : int
+        Number of networks.
+    itemsize : int
+        Bytes of one number as it is stored.
+    """
+    return 2 * seeds * len(steps) * len(layers) * rows * shape.embed_dim * itemsize

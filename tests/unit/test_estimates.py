@@ -1,0 +1,250 @@
+"""What results are thought to cost: by all that it depends on, and in step with the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_limits import devices
+from resnet_limits.cli import main
+from resnet_limits.config import Experiment, Shape
+from resnet_limits.limits import cost as limit_cost
+from resnet_limits.limits import ensemble, models, quadrature
+from resnet_limits.networks import cost, implicit
+from resnet_limits.stages import estimates
+from resnet_limits.work import INFINITE, Branch, Work
+
+CELLS = {
+    "dmft": {},
+    "mean_ode": {"embed_dim": 16},
+    "wide": {"depth": 4, "embed_dim": 16},
+    "finite": {"depth": 4, "width": 8, "embed_dim": 16},
+}
+Build = Callable[..., Experiment]
+
+
+def costs(kind: str, experiment: Experiment) -> tuple[float, int]:
+    cell = CELLS[kind]
+    return (
+        estimates.seconds(kind, experiment, **cell),
+        estimates.megabytes(kind, experiment, **cell),
+    )
+
+
+def data(samples: int, inputs: int = 2) -> dict[str, Any]:
+    return {"data": {"kind": "gaussian", "samples": samples, "inputs": inputs, "targets": 2}}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"problem": data(200)}, {"problem": data(8000)}),
+        ({"problem": data(200, 5)}, {"problem": data(200, 100)}),
+        ({"problem": data(2000), "training": {"steps": 3}}, {"training": {"steps": 60}}),
+    ],
+    ids=["rows", "directions", "steps"],
+)
+def test_more_work_costs_more(
+    tiny_experiment: Build, kind: str, less: dict[str, Any], more: dict[str, Any]
+) -> None:
+    first = costs(kind, tiny_experiment(**less))
+    second = costs(kind, tiny_experiment(**{**less, **more}))
+    directions = less["problem"] == data(200, 5)
+    assert second[0] > first[0] or (kind == "finite" and directions)
+    # Networks hold their embeddings, which are small beside their states.
+    assert second[1] > first[1] or (kind == "finite" and directions)
+
+
+@pytest.mark.parametrize("kind", ["mean_ode", "wide", "finite"])
+def test_seeds_cost(tiny_experiment: Build, kind: str) -> None:
+    sweep = {"grid": {"depth": [4], "width": [8], "embed_dim": [16]}}
+    few, many = (
+        costs(kind, tiny_experiment(problem=data(1000), sweep={**sweep, "seeds": seeds}))
+        for seeds in (1, 32)
+    )
+    assert many[0] > 8 * (few[0] - estimates.STORE_SECONDS)
+    assert many[1] > few[1]
+
+
+@pytest.mark.parametrize("kind", ["dmft", "mean_ode", "wide"])
+def test_a_smaller_tolerance_costs_more(tiny_experiment: Build, kind: str) -> None:
+    loose, tight = (
+        costs(kind, tiny_experiment(numerics={"limit_tolerance": tolerance}))
+        for tolerance in (1e-2, 1e-6)
+    )
+    assert tight[0] > 100 * (loose[0] - estimates.STORE_SECONDS)
+    assert tight[1] > loose[1]
+
+
+def file_experiment(build: Build, path: Path, *shape: int) -> Experiment:
+    np.savez(path, x=np.ones((*shape, 3)), y=np.ones((*shape, 2)))
+    return build(problem={"data": {"kind": "file", "path": str(path)}})
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_data_of_a_file_count(tiny_experiment: Build, tmp_path: Path, kind: str) -> None:
+    own = file_experiment(tiny_experiment, tmp_path / "a.npz", 400)
+    drawn = tiny_experiment(problem=data(400, 3))
+    assert estimates.work(kind, own, **CELLS[kind]) == estimates.work(kind, drawn, **CELLS[kind])
+    assert costs(kind, own)[0] == pytest.approx(costs(kind, drawn)[0], rel=0.2)
+    assert costs(kind, own)[0] > costs(kind, tiny_experiment(problem=data(20, 3)))[0]
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_tokens_are_rows(tiny_experiment: Build, tmp_path: Path, kind: str) -> None:
+    plain = file_experiment(tiny_experiment, tmp_path / "a.npz", 400)
+    tokens = file_experiment(tiny_experiment, tmp_path / "b.npz", 20, 20)
+    few = file_experiment(tiny_experiment, tmp_path / "c.npz", 20, 2)
+    assert costs(kind, tokens) == costs(kind, plain)
+    assert costs(kind, few)[0] < costs(kind, plain)[0]
+
+
+def test_a_file_that_does_not_say_its_shapes_stops_no_plan(
+    tiny_experiment: Build, tmp_path: Path
+) -> None:
+    own = tiny_experiment(problem={"data": {"kind": "file", "path": str(tmp_path / "none.nc")}})
+    assert all(costs(kind, own)[0] > 0 for kind in CELLS)
+
+
+# --- several vectors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", cost.ENGINES)
+def test_every_vector_of_a_unit_and_every_branch_counts(engine: str) -> None:
+    plain = Work(Shape(8, 500, 400), 4, 10, 2)
+    wide = replace(plain, branches=(Branch(9, 7),))
+    twice = replace(plain, branches=(Branch(), Branch()))
+    # 16 vectors for 2; what is of the residual stream's size stays as it is.
+    assert cost.memory_bytes(engine, wide) > 3 * cost.memory_bytes(engine, plain)
+    assert cost.seconds(engine, wide) > 2 * cost.seconds(engine, plain)
+    assert cost.memory_bytes(engine, twice) > 1.9 * cost.memory_bytes(engine, plain)
+    weights = Work(Shape(50, 2000, 2000), 1, 2, 1)
+    assert cost.memory_bytes("dense", replace(weights, branches=(Branch(16, 16),))) == (
+        pytest.approx(16 * cost.memory_bytes("dense", weights), rel=0.1)
+    )
+
+
+def test_every_vector_of_a_unit_counts_in_limits() -> None:
+    plain = Work(INFINITE, 100, 10, 1, inputs=10, targets=10)
+    wide = replace(plain, branches=(Branch(9, 7),))
+    how = limit_cost.Quadrature(1 << 16, compiled=False)
+    assert limit_cost.seconds(wide, how) > 6 * limit_cost.seconds(plain, how)
+    assert limit_cost.peak_bytes(wide, how) > limit_cost.peak_bytes(plain, how) + 2**28
+
+
+def test_vectors_of_a_unit_that_only_units_knows_count(
+    tiny_experiment: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resnet_limits import units
+
+    class Heads(units.Perceptron):
+        in_vectors, out_vectors = 6, 5
+
+    monkeypatch.setitem(units.UNITS, "heads", Heads)
+    experiment = tiny_experiment()
+    unit = experiment.model.unit.model_copy(update={"kind": "heads"})
+    monkeypatch.setattr(type(unit), "model_dump", lambda self, **_: {
+        "kind": self.kind, "activation": self.activation
+    })  # fmt: skip
+    model = experiment.model.model_copy(update={"unit": unit})
+    work = estimates.work("dmft", experiment.model_copy(update={"model": model}))
+    assert work.branches == (Branch(6, 5),)
+
+
+# --- in step with the code ------------------------------------------------------------------------
+
+
+def test_the_pilots_numbers_are_the_solvers() -> None:
+    assert limit_cost.FIRST_POINTS == models._FIRST_POINTS
+    assert limit_cost.MAX_POINTS == models.MAX_POINTS
+    assert limit_cost.REPLICATES == models.REPLICATES
+    assert limit_cost.FIRST_NODES == models.FIRST_NODES
+    assert limit_cost.DEPTH_POINTS == models._DEPTH_POINTS
+    assert limit_cost.PILOT_REPLICATES == models._PILOT_REPLICATES
+    assert limit_cost.STATE_BYTES == models._STATE_BYTES
+    assert limit_cost.DOUBLE_TOLERANCE == models._DOUBLE_TOLERANCE
+    assert limit_cost.KEPT_ELEMENTS == ensemble._KEPT_ELEMENTS
+    assert limit_cost.DRAWN_BLOCK == quadrature._BLOCK
+    assert cost.IMPLICIT_KEPT == implicit._KEPT_ELEMENTS
+
+
+def test_the_activations_with_a_kernel_are_the_kernels() -> None:
+    from resnet_limits.limits import kernels
+
+    assert set(kernels._CODES) == limit_cost._KERNELS
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "linear"])
+def test_the_first_guess_is_what_the_pilot_begins_with(
+    tiny_experiment: Build, activation: str
+) -> None:
+    experiment = tiny_experiment(model={"unit": {"kind": "perceptron", "activation": activation}})
+    first = estimates._quadratures(experiment, None)[0]
+    assert first.points == (0 if activation == "linear" else models._FIRST_POINTS)
+    assert first.compiled == (activation == "tanh")
+
+
+# --- refused before it starts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_what_does_not_fit_is_refused_in_one_line(
+    tiny_values: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import json
+
+    from resnet_limits.stages import limits as stage
+
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(tiny_values()))
+    command = {"mean_ode": "mean-ode", "finite": "train"}.get(kind, kind)
+    sizes = [word for n, v in CELLS[kind].items() for word in (f"--{n.replace('_', '-')}", str(v))]
+    words = [command, str(config), *sizes, "--out", str(tmp_path / "a.zarr")]
+    monkeypatch.chdir(tmp_path)
+    if kind in ("mean_ode", "wide"):
+        own = tmp_path / "results" / "tiny" / "dmft.zarr"
+        assert main(["dmft", str(config), "--out", str(own)]) == 0
+        capsys.readouterr()
+
+    def solve(*_: object, **__: object) -> None:
+        raise AssertionError("was started")
+
+    stage._prepare.cache_clear()
+    monkeypatch.setattr(models, "solve", solve)
+    monkeypatch.setattr(devices, "memory", lambda device: 1000)
+    assert main(words) == 1
+    lines = capsys.readouterr().err.splitlines()
+    stage._prepare.cache_clear()
+    (error,) = (line for line in lines if line.startswith("error:"))
+    assert "GiB are there; choose" in error
+    assert not (tmp_path / "a.zarr").exists()
+
+
+# --- what is compiled -----------------------------------------------------------------------------
+
+
+def test_a_machine_is_cold_until_something_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "compiled"))
+    assert estimates.is_cold()
+    (tmp_path / "compiled" / "a").mkdir(parents=True)
+    (tmp_path / "compiled" / "a" / "kernels.visit.nbi").touch()
+    assert not estimates.is_cold()
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    package = tmp_path / "package"
+    (package / "limits" / "__pycache__").mkdir(parents=True)
+    assert estimates.is_cold(package)
+    (package / "limits" / "__pycache__" / "kernels.visit.nbi").touch()
+    assert not estimates.is_cold(package)
