@@ -193,11 +193,11 @@ def standard_error(values: Array) -> Array:
     Returns
     -------
     ndarray, shape (...)
-        Zero for a single replicate, which is an exact cubature.
+        Zero for a single replicate, which is an exact cubature; NaN where a value is.
     """
     replicates = len(values)
     if replicates == 1:
-        return np.zeros_like(values[0])
+        return np.where(np.isnan(values[0]), np.nan, 0.0)
     error: Array = values.std(axis=0, ddof=1) / np.sqrt(replicates)
     return error
 
