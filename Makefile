@@ -1,10 +1,12 @@
-# make run      install into .venv and run config/config.yaml (CONFIG=config/paper-tanh.yaml: another)
+# make run      install into .venv and run config/config.yaml (CONFIG=config/paper-tanh.yaml: another;
+#               REPLACE=1: over results of other values)
 # make frontier one of the studies, which are config/paper-linear.yaml, paper-tanh.yaml, frontier.yaml
 # make test     install and run all tests
 # make help     the rest
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
+REPLACE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
@@ -13,23 +15,26 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 # Studies, each of the experiment file of its name.
 STUDIES := paper-linear paper-tanh frontier
-.PHONY: help run $(STUDIES) test test-slurm torture lint format clean
+# Results of other values are replaced if REPLACE is anything but nothing, 0, no or false.
+REPLACING := $(if $(filter-out 0 no false,$(REPLACE)),replace=true)
+.PHONY: help run $(STUDIES) test test-slurm torture gpu-check lint format clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is there is kept.
-	@$(BIN)/snakemake --config experiment_file="$(CONFIG)"
+	@$(BIN)/snakemake --config experiment_file="$(CONFIG)" $(REPLACING)
 
 paper-linear: ## Run the published linear setting, full grid.
 paper-tanh: ## Run the published tanh setting, full grid, and a sweep in depth besides.
 frontier: ## Run the best shapes for a number of parameters, over ten decades.
 $(STUDIES): $(VENV)/installed
 	@for config in $(wildcard config/$@.yaml config/$@-*.yaml); do \
-	    $(BIN)/snakemake --config experiment_file="$$config" || exit 1; \
+	    $(BIN)/snakemake --config experiment_file="$$config" $(REPLACING) || exit 1; \
 	done
 
 test: $(VENV)/installed-dev ## Run all tests.
+	@echo "Running all tests in two processes, which takes about half an hour on two cores."
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
@@ -44,6 +49,9 @@ test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here
 
 torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
 	@$(BIN)/python tests/faults/torture.py
+
+gpu-check: ## Compare this machine's GPU with its CPU and time it (8 minutes; needs no installation).
+	@PYTHONPATH="src:$$PYTHONPATH" $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
 lint: $(VENV)/installed-dev ## Check format, style, types and the workflow.
 	$(BIN)/ruff format --check .
@@ -65,13 +73,22 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
 	    "allowed: Python 3.11 or newer, as in: make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV), once: about 100 Python packages, 2 GB or more with PyTorch; a few minutes."
+	@$(PYTHON) -m venv $(VENV)
 
+# pip says hundreds of lines; those on large downloads, and how many packages there were, are shown.
+define install
+set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --editable '$(1)' | awk ' \
+    /^ *(Downloading|Using cached) .* MB\)/ { sub(/^ */, "  "); print; fflush() } \
+    /^Installing collected/ { print "  unpacking"; fflush() } \
+    /^Successfully/ { print "  installed: " NF - 2 " packages" }'
+endef
 # Stamps: nothing is installed again unless pyproject.toml has changed.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(call install,.)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Installing what tests and checks need besides."
+	@$(call install,.[dev])
 	@touch $@

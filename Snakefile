@@ -38,8 +38,8 @@ include: "rules/collect.smk"
 
 
 onstart:
-    if workflow.is_main_process:
-        integrity.write_json(what_is_planned(), PLAN)
+    if SNAKEMAKE.is_main_process:
+        begin()
 
 
 rule all:

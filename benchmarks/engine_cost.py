@@ -16,6 +16,7 @@ import time
 import numpy as np
 import torch
 from dense_engine import problem
+from machine import synchronize
 from scipy.optimize import nnls
 
 from resnet_limits.config import Shape
@@ -49,19 +50,30 @@ CASES = [
 ]
 
 
-def training_seconds(engine: str, shape: Shape, samples: int, steps: int, seeds: int) -> float:
-    """Time on one core of drawing and training the networks of a shape."""
+def training_seconds(
+    engine: str, shape: Shape, samples: int, steps: int, seeds: int, device: str = "cpu"
+) -> float:
+    """Time of drawing and training the networks of a shape: of one core, or of a GPU's clock."""
     dynamics = problem(samples, steps)
     embedding = np.random.default_rng(0).standard_normal((seeds, shape.embed_dim, 6))
-    start = time.process_time()
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    synchronize(device)
+    start = clock()
     network = ENGINES[engine](
-        dynamics, shape, range(seeds), embedding, 0, dtype=torch.float64, device="cpu"
+        dynamics, shape, range(seeds), embedding, 0, dtype=torch.float64, device=device
     )
     for step in range(steps):
         output = network.forward_pass()
         gradient = dynamics.loss.gradient(output, network.targets)
         network.backward_pass(gradient, update=step + 1 < steps)
-    return time.process_time() - start
+    synchronize(device)
+    return clock() - start
+
+
+def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Constants of the terms (cases, constants), all cases with equal relative weight."""
+    constants, _ = nnls(terms / seconds[:, None], np.ones(len(seconds)))
+    return np.asarray(constants)
 
 
 def main() -> None:
@@ -81,7 +93,7 @@ def main() -> None:
             ]
         )
         terms = np.array([cost.terms(engine, work) for work in works])
-        constants, _ = nnls(terms / measured[engine][:, None], np.ones(len(CASES)))
+        constants = fit(terms, measured[engine])
         fitted[engine] = terms @ constants
         print(f"{engine}: {', '.join(f'{value:.3g}' for value in constants)}")
     print(f"{'L':>4} {'M':>6} {'D':>6} {'N':>3} {'K':>3} {'S':>3}" + 4 * "{:>10}".format(""))

@@ -11,10 +11,7 @@ rule dmft:
         "../workflow/envs/environment.yaml"
     threads: cores("dmft", [{}])
     resources:
-        **gpu_site("dmft", [{}]),
-        mem_mb=doubling(mem_mb("dmft", [{}])),
-        runtime=doubling(minutes("dmft", [{}])),
-        gpu=gpus("dmft", [{}]),
+        **resources_of("dmft", [{}]),
     params:
         key=stage_key("dmft"),
     message:

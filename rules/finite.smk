@@ -15,14 +15,11 @@ for bundle in bundles("finite"):
             "../workflow/envs/environment.yaml"
         threads: cores("finite", bundle.cells)
         resources:
-            **gpu_site("finite", bundle.cells),
-            mem_mb=doubling(mem_mb("finite", bundle.cells)),
-            runtime=doubling(minutes("finite", bundle.cells)),
-            gpu=gpus("finite", bundle.cells),
+            **resources_of("finite", bundle.cells),
         params:
             key=stage_key("finite"),
             seeds=bundle.seeds,
         message:
-            f"Finite networks: {said('finite', bundle)}"
+            f"Finite networks: {bundle.said()}"
         script:
             "../workflow/scripts/finite.py"

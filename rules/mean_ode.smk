@@ -16,14 +16,11 @@ for bundle in bundles("mean_ode"):
             "../workflow/envs/environment.yaml"
         threads: cores("mean_ode", bundle.cells)
         resources:
-            **gpu_site("mean_ode", bundle.cells),
-            mem_mb=doubling(mem_mb("mean_ode", bundle.cells)),
-            runtime=doubling(minutes("mean_ode", bundle.cells)),
-            gpu=gpus("mean_ode", bundle.cells),
+            **resources_of("mean_ode", bundle.cells),
         params:
             key=stage_key("mean_ode"),
             seeds=bundle.seeds,
         message:
-            f"Mean ODE: {said('mean_ode', bundle)}"
+            f"Mean ODE: {bundle.said()}"
         script:
             "../workflow/scripts/mean_ode.py"

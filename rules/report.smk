@@ -39,7 +39,6 @@ rule draw_figures:
 rule write_report:
     input:
         figures=FIGURE_FILES,
-        captions=[report_source(name) for name in ("workflow", *FIGURES)],
     output:
         report=PATHS.report,
     log:
@@ -54,6 +53,7 @@ rule write_report:
         runtime=doubling(10),
     params:
         key=stage_key("figures"),
+        captions=captions_digest(),
     message:
         "Report"
     script:

@@ -16,14 +16,11 @@ for bundle in bundles("wide"):
             "../workflow/envs/environment.yaml"
         threads: cores("wide", bundle.cells)
         resources:
-            **gpu_site("wide", bundle.cells),
-            mem_mb=doubling(mem_mb("wide", bundle.cells)),
-            runtime=doubling(minutes("wide", bundle.cells)),
-            gpu=gpus("wide", bundle.cells),
+            **resources_of("wide", bundle.cells),
         params:
             key=stage_key("wide"),
             seeds=bundle.seeds,
         message:
-            f"Infinite width: {said('wide', bundle)}"
+            f"Infinite width: {bundle.said()}"
         script:
             "../workflow/scripts/wide.py"

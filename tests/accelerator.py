@@ -113,7 +113,7 @@ class Accelerator(TorchDispatchMode):
             return tree_map(_copied, results) if ours and func in _MOVES else results
         self.calls[func.overloadpacket.__name__] += 1
         given = {id(x.inner): x for x in ours}
-        if not ours or func in _MOVES:
+        if self.recording is None and (not ours or func in _MOVES):
             results = tree_map(lambda x: x if id(x) in given else _copied(x), results)
         return tree_map(lambda x: given[id(x)] if id(x) in given else self._put(x), results)
 

@@ -268,8 +268,8 @@ def _check_names(path: str, names: Iterable[str]) -> None:
     missing = [name for name in ("x", "y") if name not in there]
     if missing:
         few = ", ".join(name[:40] for name in there[:5]) + (", ..." if len(there) > 5 else "")
-        among = f" among {few}" if there else ""
-        raise _refusal(path, f"no array {' and '.join(missing)}{among}", "arrays x and y")
+        here = f" (here are {few})" if there else ""
+        raise _refusal(path, f"no array {' and '.join(missing)}", f"arrays x and y{here}")
 
 
 def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
@@ -335,8 +335,10 @@ def _read_netcdf(path: str) -> dict[str, NDArray[Any]]:
         return _read_classic(path)
     if magic == b"\x89HDF\r\n\x1a\n":
         return _read_hdf5(path)
-    what = "is netCDF of format CDF-5" if magic[:4] == b"CDF\x05" else "is no netCDF file"
-    raise _refusal(path, what, "netCDF classic, with 64-bit offsets, or netCDF-4")
+    what = "netCDF of format CDF-5" if magic[:4] == b"CDF\x05" else "no netCDF"
+    raise _refusal(
+        path, f"cannot be read ({what})", "netCDF classic, with 64-bit offsets, or netCDF-4"
+    )
 
 
 def _read_classic(path: str) -> dict[str, NDArray[Any]]:
@@ -401,6 +403,8 @@ def _read_zarr(path: str) -> dict[str, NDArray[Any]]:
         source = ZipStore(path, mode="r")
     else:
         names = {entry.name for entry in os.scandir(path) if entry.is_dir()}
+        if not names:
+            raise _refusal(path, "cannot be read (a folder without arrays)", _ARRAYS)
     _check_names(path, names)
     # One by one: what the group says of itself, and all other arrays, are left alone.
     arrays = {name: zarr.open_array(source, path=name, mode="r") for name in ("x", "y")}

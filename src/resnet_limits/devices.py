@@ -27,6 +27,9 @@ def choose(wanted: str) -> str:
     if wanted == "cpu":
         return "cpu"
     if torch.cuda.is_available():
+        # float32 means float32: an environment variable, which some containers set, would let
+        # matrix products round to ten bits.
+        torch.set_float32_matmul_precision("highest")
         return "cuda"
     reserved = _reserved_gpu()
     if reserved:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
 from resnet_limits.config import Experiment
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.units import Unit, make_unit
 
 GROWTH_LIMIT = 1e6
-"""A hidden state that has grown by this factor since the start is called diverged."""
+"""A hidden state that has grown to so many times its natural size is called diverged."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Dynamics:
         The residual unit.
     residual_scale, input_std, output_std : float
         alpha, s_in, s_out.
+    unembedding_std : float
+        s_u.
     rate_in, rate_out, rate_embedding : float
         eta_in, eta_out and eta_e = eta_u (zero for frozen embeddings).
     steps : int
@@ -48,6 +51,38 @@ class Dynamics:
     rate_out: float
     rate_embedding: float
     steps: int
+    unembedding_std: float = 1.0
+
+
+def largest_size(dynamics: Dynamics, start: ArrayLike) -> NDArray[np.float64]:
+    """Give the RMS of a hidden state above which networks and limits are called diverged.
+
+    GROWTH_LIMIT times the natural size of the state, which is that of ``h^0`` before training, or
+    what a unit of zero pre-activation or one step of the trained embeddings makes of it if that is
+    larger. States that start at zero so have a size to be compared with as well.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    start : array_like, any shape
+        RMS over rows and coordinates of ``h^0`` before training.
+
+    Returns
+    -------
+    ndarray, the shape of `start`
+    """
+    x, y = (torch.from_numpy(values) for values in (dynamics.inputs, dynamics.targets))
+    rows, alpha = len(x), dynamics.residual_scale
+    residual = dynamics.loss.gradient(torch.zeros_like(y), y)
+    cotangent = dynamics.unembedding_std * float(residual.square().sum(1).mean().sqrt())
+    # Row by row, h^0 moves by (eta_e / alpha) (1/N) sum_i (x . x_i) b_i.
+    overlap = float((x @ x.T / rows).square().sum(1).mean().sqrt()) * rows**0.5
+    embedded = dynamics.rate_embedding / alpha * overlap * cotangent
+    at_zero = dynamics.unit.forward(torch.zeros(1, dynamics.unit.in_vectors, rows).double())
+    written = alpha * dynamics.output_std * float(at_zero.square().sum(1).mean().sqrt())
+    natural = np.fmax(np.asarray(start, np.float64), np.fmax(embedded, written))
+    return np.asarray(GROWTH_LIMIT * natural)
 
 
 def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
@@ -74,6 +109,7 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         rate_out=_own(training.learning_rate_out, rate),
         rate_embedding=rate if training.train_embeddings else 0.0,
         steps=training.steps,
+        unembedding_std=problem.unembedding_std,
     )
 
 

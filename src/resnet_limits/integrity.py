@@ -256,6 +256,15 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     return manifest
 
 
+def attributes(store_path: Path | str) -> dict[str, Any]:
+    """Root attributes of a Zarr directory, read without opening it; none if that cannot be."""
+    try:
+        text = (Path(store_path) / "zarr.json").read_text(encoding="utf-8")
+        return dict(json.loads(text)["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def matching_manifest(path: Path | str, key: str) -> dict[str, Any] | None:
     """Read the manifest of a result that is there and was computed under this stage key.
 

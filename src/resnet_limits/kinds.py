@@ -26,6 +26,9 @@ class Shape(NamedTuple):
 SIZES = Shape._fields
 """The sizes of a network, L, M and D, in the order in which they are written."""
 
+SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
+"""The letter of each size."""
+
 CELL_KEYS: dict[str, tuple[str, ...]] = {
     "problem": (),
     "dmft": (),
@@ -38,6 +41,9 @@ CELL_KEYS: dict[str, tuple[str, ...]] = {
 """The sizes that name one result of each kind, in the order in which they are written."""
 
 KINDS = tuple(CELL_KEYS)
+
+COMPUTED = ("dmft", "mean_ode", "wide", "finite")
+"""Limits and networks: what takes nearly all of the time, and may be computed on a GPU."""
 
 
 class Status(IntEnum):

@@ -32,6 +32,9 @@ POWERS: dict[str, tuple[float, float, float]] = {
 }
 """Powers of L, M and D in each variable of a law."""
 
+BIASES = frozenset({"1/L", "D/(LM)"})
+"""The terms that are a bias, the same in every network; the others are noise."""
+
 OBSERVABLES = ("hidden", "hidden_max_mean_abs", "output")
 """What distances are measured of; both hidden ones follow one law."""
 
@@ -67,6 +70,11 @@ class Law:
     def name(self) -> str:
         """The variable, or the sum of the terms."""
         return self.variable or " + ".join(self.terms)
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether a bias alone makes the whole distance."""
+        return not self.terms and self.variable in BIASES and self.theory == 1.0
 
     @property
     def model(self) -> str:

@@ -9,12 +9,13 @@ limits are small problems").
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from resnet_limits import datafile
 from resnet_limits.config import (
@@ -207,11 +208,33 @@ def make_problem(experiment: Experiment) -> Problem:
         x, y = datafile.read(data.path)
     if experiment.problem.loss == "cross_entropy":
         _check_one_hot(y)
+    made = {"x": x, "y": y}
+    if (rotation := _input_rotation(x.reshape(-1, x.shape[-1]))) is not None:
+        made["input_rotation"] = rotation
+    return problem_from(experiment, made)
+
+
+def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Problem:
+    """Put the data that were made before together with the loss and the scales of an experiment.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    data : mapping of str to array
+        ``x``, ``y`` and, where there is one, ``input_rotation``: variables of the problem's store.
+
+    Returns
+    -------
+    Problem
+        Bit for bit what `make_problem` gives, if the data are what it made.
+    """
+    arrays = {name: np.asarray(data[name], dtype=np.float64) for name in ("x", "y")}
+    rotation = np.asarray(data["input_rotation"]) if "input_rotation" in data else None
     return Problem(
-        x=x,
-        y=y,
+        **arrays,
         loss=Loss(experiment.problem.loss),
-        input_rotation=_input_rotation(x.reshape(-1, x.shape[-1])),
+        input_rotation=rotation,
         embedding_std=experiment.model.init_std.embedding,
         unembedding_std=experiment.model.init_std.unembedding,
     )

@@ -124,8 +124,12 @@ class Perceptron:
                 f"allowed: {', '.join(ACTIVATIONS)}"
             )
         self.activation = ACTIVATIONS[activation]
-        self.is_linear = self.activation.is_linear
-        self.is_odd = self.activation.is_odd
+        # Properties of the activation are the unit's only if its map is the activation alone: a
+        # subclass with a map of its own says itself what holds for it.
+        methods = ("forward", "backward")
+        own = all(getattr(type(self), name) is getattr(Perceptron, name) for name in methods)
+        self.is_linear = own and self.activation.is_linear
+        self.is_odd = own and self.activation.is_odd
 
     def forward(self, p: Tensor) -> Tensor:
         """Map pre-activations ``(..., 1, rows)`` to activations of the same shape."""

@@ -11,8 +11,9 @@ from extremes import extreme, set_size
 from resnet_limits import store
 from resnet_limits.config import Shape, experiment_from_dict
 from resnet_limits.kinds import DIVERGED, OK
+from resnet_limits.limits.fixed_point import LimitError
 from resnet_limits.networks import train as training
-from resnet_limits.stages import networks
+from resnet_limits.stages import limits, networks
 
 SHAPE = Shape(2, 4, 4)
 
@@ -27,9 +28,13 @@ def finite(values):
     return networks.finite(experiment_from_dict(values, where="extreme"), SHAPE)
 
 
-@pytest.mark.parametrize("case", range(40))
+@pytest.mark.parametrize("case", range(20))
 def test_networks_of_extreme_numbers_are_sound_stores(case, tmp_path):
     assert findings(finite(extreme(case, tmp_path)), tmp_path) == []
+
+
+# Chosen among a hundred: some of the seeds diverge, late, or by their backward states alone.
+EDGES = (69, 81, 108, 44, 51)
 
 
 def towards_the_edge(case, folder):
@@ -44,19 +49,14 @@ def towards_the_edge(case, folder):
         low, high = (low, middle) if (dataset.status == DIVERGED).any() else (middle, high)
 
 
-@pytest.mark.parametrize("case", range(40, 52))
-def test_networks_at_the_edge_of_divergence_are_sound_stores(case, tmp_path):
-    for dataset in towards_the_edge(case, tmp_path):
-        assert findings(dataset, tmp_path) == []
-
-
-def test_the_cases_meet_all_kinds_of_ends(tmp_path):
-    """The control of the cases: some seeds of several, first and later steps."""
+def test_networks_at_the_edge_of_divergence_are_sound_stores(tmp_path):
     first, some = set(), set()
-    for case in range(40, 52):
+    for case in EDGES:
         for dataset in towards_the_edge(case, tmp_path):
+            assert findings(dataset, tmp_path) == []
             first |= set(dataset.diverged_step.values.tolist())
             some.add(int((dataset.status == DIVERGED).sum()))
+    # The control of the cases: they end in all ways.
     assert {-1, 0, 1} <= first
     assert max(first) > 1
     assert some >= {0, 1, 3}
@@ -65,10 +65,7 @@ def test_the_cases_meet_all_kinds_of_ends(tmp_path):
 def test_unseen_divergence_would_be_found(monkeypatch, tmp_path):
     """The negative control: a training that looks at hidden states and the loss alone."""
     monkeypatch.setattr(training, "_finite", lambda states: np.ones(states.shape[1], dtype=bool))
-    bad = 0
-    for case in range(40, 52):
-        bad += sum(bool(findings(d, tmp_path)) for d in towards_the_edge(case, tmp_path))
-    assert bad > 0
+    assert any(findings(dataset, tmp_path) for dataset in towards_the_edge(EDGES[0], tmp_path))
 
 
 ENGINES = ("dense", "implicit")
@@ -113,6 +110,25 @@ def test_what_overflows_and_is_not_kept_is_no_divergence(tiny_experiment, engine
         )
         return networks.finite(experiment, SHAPE).diverged_step.values.tolist()
 
-    assert ends(1e10, [1]) == ends(1e10, "all") == [-1, -1]
+    assert ends(1e4, [1]) == ends(1e4, "all") == [-1, -1]
     assert ends(1e18, [1]) == [1, 1]
     assert ends(1e18, "all") == [0, 0]
+
+
+# Among them: limits that are solved, and limits that diverge at their first step.
+@pytest.mark.parametrize("case", range(10))
+def test_limits_of_extreme_numbers_are_sound_stores_or_named(case, tmp_path):
+    values = extreme(case, tmp_path)
+    values["numerics"]["limit_tolerance"] = 0.1
+    experiment = experiment_from_dict(values, where="extreme")
+    try:
+        dmft = limits.dmft(experiment)
+    except LimitError:
+        return
+    assert findings(dmft, tmp_path, "dmft") == []
+    for kind, size in (("mean_ode", (4,)), ("wide", (2, 4))):
+        try:
+            dataset = getattr(limits, kind)(experiment, *size, dmft, seeds=[0, 1])
+        except LimitError:
+            continue
+        assert findings(dataset, tmp_path, kind) == []

@@ -241,8 +241,10 @@ def test_precision_follows_the_tolerance_and_never_exceeds_what_is_allowed():
     free = Limits(make(steps=2), np.eye(4))
     forced = Limits(make(steps=2), np.eye(4), models.Arithmetic(torch.float32))
     assert free.make_plan(1e-2, 0)[0].precision == "float32"
-    assert [free._precision(tolerance) for tolerance in (2e-5, 1e-5)] == ["float32", "float64"]
-    assert forced._precision(1e-5) == "float32"
+    assert [
+        models.plans.precision(tolerance, free.arithmetic.dtype) for tolerance in (2e-5, 1e-5)
+    ] == ["float32", "float64"]
+    assert models.plans.precision(1e-5, forced.arithmetic.dtype) == "float32"
     linear = Limits(make("linear", steps=2, rate_in=0.1, rate_out=0.1), np.eye(4))
     assert linear.make_plan(1e-2, 0)[0].precision == "float64"
 
@@ -302,7 +304,7 @@ def test_the_plan_meets_its_tolerance_and_its_depth_error():
 
 
 def test_an_unreachable_tolerance_names_the_step(monkeypatch):
-    monkeypatch.setattr(models, "MAX_POINTS", 1024)
+    monkeypatch.setattr(models.plans, "MAX_POINTS", 1024)
     with pytest.raises(LimitError, match=r"limit_tolerance 1.0e-07 is not met .* at step 1 "):
         Limits(make(), np.eye(4)).make_plan(1e-7, 0)
 

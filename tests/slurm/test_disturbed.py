@@ -147,3 +147,32 @@ def before(cell):
     after = site.finished()
     assert len(after) == CELLS
     assert {name: after[name] for name in before} == before
+
+
+def test_a_job_that_waited_since_a_killed_run_computes_nothing(site: Site) -> None:
+    """The next run has submitted its work again."""
+
+    def partition(state: str) -> None:
+        site.cluster.run("scontrol", "update", "PartitionName=cpu", f"State={state}")
+
+    partition("DOWN")
+    try:
+        process = site.start("networks")
+        site.wait(lambda: site.jobs("finite"), "submitted")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process = site.start("networks")
+        site.wait(lambda: len(site.jobs("finite")) == 2, "submitted again")
+    finally:
+        partition("UP")
+    site.finish(process)
+    assert sorted(job["JobState"] for job in site.jobs("finite")) == ["COMPLETED", "FAILED"]
+    logs = (site.tree.path / ".snakemake/slurm_logs").rglob("*.log")
+    assert any("waited since a run that was killed" in log.read_text() for log in logs)
+    assert len(site.finished()) == CELLS
+
+
+def test_nothing_is_said_of_accounting_where_there_is_none(site: Site) -> None:
+    output = site.finish(site.start("networks"))
+    assert "sacct:" not in output
+    assert "SLURM account" not in output

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from resnet_limits.cells import VARIABLES
 from resnet_limits.config import Experiment, Shape, experiment_from_dict
 from resnet_limits.errors.families import Family, fit_families
-from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.problem import embedding_rows, make_problem
@@ -136,6 +136,9 @@ class Study:
                 "output_replicate": (("replicate", *out), output[None]),
                 "hidden_coef_replicate": (("replicate", "step", *field_dims), coef[None, :, -1]),
                 "depth_error": ("step", np.full(len(steps), 1e-6)),
+                "output_depth_change": (out, np.full(output.shape, 1e-6)),
+                "hidden_coef_depth_change": (("step", *field_dims), 0.0 * coef[:, -1]),
+                "rounding": ("step", np.full(len(steps), 1e-12)),
             },
             {"step": steps, "node": _NODES, "replicate": [0]},
             {"quadrature_points": 4096, "quadrature_kind": "sobol"},
@@ -348,7 +351,7 @@ def table(cells: np.ndarray, error: np.ndarray) -> xr.Dataset:
     """Errors (cells,) at step `STEP` of cells (cells, 4): depth, width, embed_dim and seed."""
     L, M, D, k = cells.T
     values = ("cell", "step"), error[:, None]
-    variables = {name: values for name, _ in OBSERVABLES.values()}
+    variables = {name: values for name, _ in VARIABLES.values()}
     zeros = {f"{name}_stderr": (("cell", "step"), 0 * error[:, None]) for name in variables}
     return xr.Dataset(
         {**variables, **zeros, "status": ("cell", np.full(len(k), OK, np.int8))},

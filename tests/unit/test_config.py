@@ -32,6 +32,7 @@ from resnet_limits.config import (
     json_schema,
     load_experiment,
 )
+from resnet_limits.config.loader import read_yaml
 from resnet_limits.kept import saved_steps
 
 _CONFIG = Path(__file__).parents[2] / "config"
@@ -490,6 +491,7 @@ def test_content_that_is_no_mapping(content: object) -> None:
         ("[" * 5000, "nested too deeply"),
         (b"\xff\xfe\x00\xd8", "not UTF-8 text; allowed: a YAML file"),
         ("1: 2", "a key that is not text, 1; allowed: "),
+        ("on: 2", "on: unknown key; allowed: "),
         ("? null\n: 2", "a key that is not text, nothing; allowed: "),
         ("x: &a [*a]", "x: unknown key"),
         ("experiment: &a [*a]", "experiment: got [[[...]]]"),
@@ -502,6 +504,127 @@ def test_files_that_are_not_yaml(tmp_path: Path, text: str | bytes, message: str
     refusal = _file_refusal(tmp_path / "e.yaml", text)
     assert refusal.startswith(message)
     assert "; allowed: " in refusal
+
+
+_NUMBERS: list[tuple[str, object]] = [
+    ("3", 3), ("+5", 5), ("-0", 0), ("1_000", 1000), ("1_000_000", 10**6),
+    ("1e3", 1000.0), ("1E3", 1000.0), ("1e+3", 1000.0), ("1.e3", 1000.0), ("1_000e3", 1e6),
+    ("-.5", -0.5), (".5", 0.5), (".5e3", 500.0), ("010.0", 10.0), ("00.5", 0.5), ("1.", 1.0),
+    ("!!float 5", 5.0), ("yes", True), ("off", False),
+    ("12:75", "12:75"), ("1/6", "1/6"), ("1e", "1e"), ("1.2.3", "1.2.3"), (".", "."), ("_1", "_1"),
+    ("0x", "0x"), ("'016'", "016"), ("!!str 016", "016"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "value"), _NUMBERS, ids=[text for text, _ in _NUMBERS])
+def test_numbers_are_read_as_they_look(written: str, value: object) -> None:
+    found = read_yaml(f"a: {written}")
+    assert found == {"a": value}
+    assert type(found["a"]) is type(value)  # type: ignore[index]
+
+
+_OTHERWISE = [
+    ("016", "016 begins with a zero, as octal numbers do in YAML; allowed: 16, or quotes"),
+    ("-007", "-007 begins with a zero"),
+    ("00", "00 begins with a zero, as octal numbers do in YAML; allowed: 0,"),
+    ("089", "089 begins with a zero"),
+    ("0_1", "0_1 begins with a zero"),
+    ("!!int 016", "016 begins with a zero"),
+    ("0o16", "0o16 is not decimal"),
+    ("0x1F", "0x1F is not decimal"),
+    ("0b11", "0b11 is not decimal"),
+    ("1:30", "1:30 is no number, though YAML reads one to base 60; allowed: decimal numbers"),
+    ("190:20:30", "190:20:30 is no number"),
+    ("1:30.5", "1:30.5 is no number"),
+    ("1_00", "1_00 is not grouped by thousands"),
+    ("1_", "1_ is not grouped by thousands"),
+    ("1_0.5", "1_0.5 is not grouped by thousands"),
+]
+_NUMERIC = (
+    "seed", "problem: data: samples", "model: residual_scale", "training: steps",
+    "training: learning_rate", "sweep: seeds", "numerics: limit_tolerance", "save: depth_points",
+    "experiment",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "message"), _OTHERWISE, ids=[text for text, _ in _OTHERWISE])
+def test_numbers_that_yaml_reads_otherwise_are_refused(
+    tmp_path: Path, written: str, message: str
+) -> None:
+    for key in _NUMERIC:
+        *folders, last = key.split(": ")
+        text = "".join(f"{folder}: {{" for folder in folders) + f"{last}: {written}"
+        refusal = _file_refusal(tmp_path / "e.yaml", text + "}" * len(folders))
+        assert refusal.startswith(f"line 1, column {len(text) - len(written) + 1}: {message}")
+    shapes = f"sweep: {{grid: {{depth: [1, {written}]}}}}"
+    assert message in _file_refusal(tmp_path / "e.yaml", shapes)
+
+
+def test_yaml_alone_would_train_other_sizes() -> None:
+    """The negative control."""
+    assert yaml.safe_load("[016, 1:30, 0x10]") == [14, 90, 16]
+
+
+@pytest.mark.parametrize("name", ["yes", "No", "on", "OFF", "2024-01-01", "y", "nan-1"])
+def test_words_may_be_names(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "e.yaml"
+    values = _minimal(sweep={"families": {"NAME": _FAMILY}})
+    text = yaml.safe_dump(values).replace("experiment: e", f"experiment: {name}")
+    file.write_text(text.replace("NAME", name) + "training: {train_embeddings: yes}\n")
+    experiment = load_experiment(file)
+    assert (experiment.experiment, [*experiment.families]) == (name, [name])
+    assert experiment.training.train_embeddings
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("2024", "2024"), ("1e3", "1000.0"), ("true", "True"), ("~", "nothing")]
+)
+def test_a_number_is_a_name_in_quotes_only(tmp_path: Path, name: str, shown: str) -> None:
+    rest = yaml.safe_dump({key: value for key, value in _minimal().items() if key != "experiment"})
+    refusal = _file_refusal(tmp_path / "e.yaml", f"experiment: {name}\n{rest}")
+    assert refusal.startswith(f"experiment: got {shown}; allowed: 1 to 64 of")
+    assert refusal.endswith("in quotes where it is a number")
+    (tmp_path / "e.yaml").write_text(f"experiment: '{name.replace('~', '0123')}'\n{rest}")
+    load_experiment(tmp_path / "e.yaml")
+
+
+def test_a_word_that_is_a_name_may_be_a_value_elsewhere() -> None:
+    assert read_yaml("a: &w on\nexperiment: *w\nb: *w") == {
+        "a": True,
+        "experiment": "on",
+        "b": True,
+    }
+
+
+def test_an_integer_is_not_written_with_an_exponent(tmp_path: Path) -> None:
+    refusal = _file_refusal(tmp_path / "e.yaml", yaml.safe_dump(_minimal()) + "seed: 1e3\n")
+    assert refusal == f"seed: got 1000.0; allowed: an integer from 0 to {2**63 - 1}"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "problem__data__tokens", "problem__data__num_tokens", "problem__tokens", "model__tokens",
+        "model__unit__tokens", "training__sequence_length", "model__context_length", "tokens",
+        "sweep__tokens", "save__seq_len", "problem__data__seqlen", "model__block_size",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("data", ["gaussian", "file"])
+def test_tokens_come_from_the_data_alone(key: str, data: str) -> None:
+    changes = {"problem__data": {"kind": "file", "path": "d.npz"}} if data == "file" else {}
+    refusal = _refusal(_minimal(**changes, **{key: 8}))
+    place = key.replace("__", ".")
+    assert refusal.startswith(f"{place}: unknown key (tokens come from the data alone, whose x is")
+    assert "; allowed: " in refusal
+
+
+@pytest.mark.parametrize("key", ["samples", "inputs", "targets"])
+def test_sizes_of_file_data_come_from_the_file(key: str) -> None:
+    data = {"kind": "file", "path": "d.npz", key: 3}
+    assert _refusal(_minimal(problem__data=data)) == (
+        f"problem.data.{key}: unknown key (of data in a file the shapes of x and y say it); "
+        "allowed: kind, path"
+    )
 
 
 def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -36,8 +37,10 @@ def limit(
     tokens: int | None = None,
     replicates: int = 3,
     scale: float = 1.0,
+    unsampled: float = 0.0,
     **sizes: int,
 ) -> xr.Dataset:
+    """Draw a limit; `unsampled` is the size of errors that scramblings do not show."""
     length = {**SIZES, "replicate": replicates, "seed": seeds, "token": tokens, **sizes}
     lead = () if seeds is None else ("seed",)
     rows = ("sample",) if tokens is None else ("sample", "token")
@@ -46,6 +49,10 @@ def limit(
         names = (*lead, *dims)
         return names, scale * rng.normal(size=tuple(length[d] for d in names))  # type: ignore[misc]
 
+    def unseen(*dims: str) -> tuple[tuple[str, ...], np.ndarray]:
+        names, values = variable(*dims)
+        return names, unsampled / scale * values
+
     direction = "embedding_direction"
     return xr.Dataset(
         {
@@ -53,6 +60,9 @@ def limit(
             "output_replicate": variable("replicate", "step", *rows, "target"),
             "hidden_coef": variable("step", "node", *rows, direction),
             "hidden_coef_replicate": variable("replicate", "step", *rows, direction),
+            "output_depth_change": unseen("step", *rows, "target"),
+            "hidden_coef_depth_change": unseen("step", *rows, direction),
+            "rounding": unseen("step"),
             **({"status": ("seed", np.full(seeds, OK, np.int8))} if seeds is not None else {}),
         },
         {
@@ -121,6 +131,10 @@ def spread(replicates: np.ndarray) -> float:
     return rms(replicates.std(axis=0, ddof=1) / np.sqrt(count))
 
 
+def in_quadrature(*errors: float) -> float:
+    return math.sqrt(sum(error**2 for error in errors))
+
+
 def brute_force(finite: xr.Dataset, ds: xr.Dataset, phi: np.ndarray, k: int, step: int) -> list:
     one, net = of_seed(ds, k).isel(step=step), finite.isel(seed=k, step=step)
     H = interpolated(one["hidden_coef"].values, POINTS) @ phi[k].T
@@ -130,8 +144,16 @@ def brute_force(finite: xr.Dataset, ds: xr.Dataset, phi: np.ndarray, k: int, ste
         rms(gap[-1]),
         per_depth.max(),
         rms(net["output"].values - one["output"].values),
-        spread(one["hidden_coef_replicate"].values @ phi[k].T),
-        spread(one["output_replicate"].values),
+        in_quadrature(
+            spread(one["hidden_coef_replicate"].values @ phi[k].T),
+            rms(one["hidden_coef_depth_change"].values @ phi[k].T),
+            one["rounding"].values,
+        ),
+        in_quadrature(
+            spread(one["output_replicate"].values),
+            rms(one["output_depth_change"].values),
+            one["rounding"].values,
+        ),
     ]
 
 
@@ -150,9 +172,9 @@ def test_networks_against_brute_force(tokens: int | None, chunks: dict[str, int]
     phi = rng.normal(size=(S, D, R))
     finite = network(rng, tokens=tokens)
     limits = {
-        "wide": limit(rng, tokens=tokens),
-        "mean_ode": limit(rng, tokens=tokens, replicates=1),
-        "dmft": limit(rng, seeds=None, tokens=tokens),
+        "wide": limit(rng, tokens=tokens, unsampled=0.7),
+        "mean_ode": limit(rng, tokens=tokens, replicates=1, unsampled=0.7),
+        "dmft": limit(rng, seeds=None, tokens=tokens, unsampled=0.7),
     }
     lazy = finite if chunks is None else finite.chunk(chunks)
     sources = limits if chunks is None else {k: v.chunk(step=2) for k, v in limits.items()}
@@ -173,7 +195,7 @@ def test_networks_against_brute_force(tokens: int | None, chunks: dict[str, int]
 def test_limits_against_brute_force(tokens: int | None, chunks: dict[str, int] | None) -> None:
     rng = np.random.default_rng(2)
     phi = rng.normal(size=(S, D, R))
-    one, two = limit(rng, tokens=tokens), limit(rng, seeds=None, tokens=tokens)
+    one, two = (limit(rng, seeds=n, tokens=tokens, unsampled=0.7) for n in (S, None))
     sources = [ds if chunks is None else ds.chunk(_fitting(ds, chunks)) for ds in (one, two)]
     for first, second in (sources, sources[::-1]):
         found = distances.limit_distances(first, second, phi, POINTS)
@@ -185,12 +207,20 @@ def test_limits_against_brute_force(tokens: int | None, chunks: dict[str, int] |
                 gap = interpolated(coef, POINTS) @ phi[k].T
                 replicates = a["hidden_coef_replicate"].values - b["hidden_coef_replicate"].values
                 outputs = a["output_replicate"].values - b["output_replicate"].values
+                # Changes with depth nodes are subtracted, rounding errors are independent.
+                changes, output_changes = (
+                    a[name].values - b[name].values
+                    for name in ("hidden_coef_depth_change", "output_depth_change")
+                )
+                rounding = a["rounding"].values, b["rounding"].values
                 expected = [
                     rms(gap[-1]),
                     np.abs(gap).reshape(P, -1).mean(axis=1).max(),
                     rms(a["output"].values - b["output"].values),
-                    spread(replicates @ phi[k].T),
-                    spread(outputs),
+                    in_quadrature(
+                        spread(replicates @ phi[k].T), rms(changes @ phi[k].T), *rounding
+                    ),
+                    in_quadrature(spread(outputs), rms(output_changes), *rounding),
                 ]
                 actual = [found[v].values[k, step] for v in distances.VARIABLES]
                 np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-14)
@@ -638,7 +668,7 @@ def test_steps_of_the_rates(
 def test_a_diverged_limit_is_a_diverged_comparison() -> None:
     rng = np.random.default_rng(4)
     one, two, phi = limit(rng), limit(rng, seeds=None), rng.normal(size=(S, 5, R))
-    for name in ("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"):
+    for name in distances.COMPARED:
         one[name] = one[name].where((one["seed"] != 1) | (one["step"] < 2))
     one["status"].values[1] = DIVERGED
     found = distances.limit_distances(one, two, phi, POINTS)

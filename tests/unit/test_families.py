@@ -12,11 +12,10 @@ import xarray as xr
 from synthetic import STEP, inside, table
 
 from resnet_limits.config import Shape
-from resnet_limits.errors import samples
+from resnet_limits.errors import intervals
 from resnet_limits.errors.families import Family, fit_families, fit_family, theory
-from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.kinds import DIVERGED
-from resnet_limits.laws import LAWS
+from resnet_limits.laws import LAWS, OBSERVABLES
 
 Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -217,7 +216,13 @@ def test_taking_all_seeds_for_seeds_of_every_shape_would_be_too_narrow(
         return hits
 
     assert covered() >= 51
-    monkeypatch.setattr(samples, "_widening", lambda variances, sizes: 1.0)
+
+    def normal(self: intervals.Spread) -> np.ndarray:
+        """As if resamples of few seeds scattered like normal estimates of them."""
+        drawn = self.variances * self.degrees / (self.degrees + 1)
+        return 1.96 * np.sqrt(drawn.sum(axis=0))
+
+    monkeypatch.setattr(intervals.Spread, "half_widths", normal)
     assert covered() < 51
 
 
@@ -244,7 +249,7 @@ def test_one_seed_at_one_end_takes_its_scatter_from_the_residuals() -> None:
         hits += inside(-0.2, found["fits"][0]["exponent_interval"])
         assert found["points"][-1]["error_interval"] is None
         assert found["slopes"][-1]["exponent_interval"] is None
-        assert "residuals" in found["interval_method"]
+        assert "scatter of shapes about the law" in found["interval_method"]
     assert hits >= 51
 
 

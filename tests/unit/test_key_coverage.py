@@ -42,7 +42,7 @@ NO_RESULT = {
     "Experiment.seeds": "what validate prints; stages ask for the seeds of a shape or a cell",
 }
 # Stages that share a module with one that uses the value, and do not use it.
-NO_USER = {"Experiment.cell_seeds": {"dmft"}, "Experiment.families": {"errors"}}
+NO_USER = {"Experiment.cell_seeds": {"dmft"}}
 # Constants of config that may be used where results are made: they only decide what is refused, or
 # are lists of names of which an experiment's own are in the key.
 CONSTANTS = {"MAX_DATA_VALUES", "MAX_NUMBER", "LOSSES", "PAIRS"}

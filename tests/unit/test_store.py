@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -177,7 +178,7 @@ def test_numpy_attributes_are_written(tmp_path, make_dataset):
     assert attrs["sizes"] == [0, 1]
 
 
-def test_nan_and_infinity_survive(tmp_path, make_dataset, either_packing):
+def test_nan_and_infinity_survive(tmp_path, make_dataset, either_packing, careless):
     dataset = make_dataset("finite")
     dataset["hidden"][0] = np.nan
     dataset["hidden"][1, 0] = np.inf
@@ -304,7 +305,9 @@ def test_a_shards_index_is_not_the_only_thing_checked(tmp_path, make_dataset, sm
     assert len(chunk_files(path / "hidden")) > 1
 
 
-def test_a_missing_file_is_found_and_not_taken_for_nan(tmp_path, make_dataset, either_packing):
+def test_a_missing_file_is_found_and_not_taken_for_nan(
+    tmp_path, make_dataset, either_packing, careless
+):
     dataset = make_dataset("finite")
     dataset["hidden"][:] = np.nan
     path = write(dataset, tmp_path / "a.zarr", "finite", attrs=PROVENANCE)
@@ -446,18 +449,25 @@ def test_a_diverged_run_is_sound_and_counted(tmp_path, make_dataset, either_pack
     assert status_counts(open_store(path)) == {"ok": 0, "diverged": 1, "not_run": 1}
 
 
-@pytest.mark.parametrize(
-    ("spoil", "finding"),
-    [
-        ("hidden", "hidden: NaN or infinite values where the status is ok"),
-        ("early", "output: NaN or infinite values where the status is ok"),
-        ("zero", "loss: values after a run has diverged"),
-        ("step", "diverged_step: must be -1 exactly where"),
-        ("flag", "status: values must be 0 to 2"),
-        ("coordinate", "s: NaN or infinite values"),
-    ],
-)
-def test_unsound_values_are_found(tmp_path, make_dataset, spoil, finding):
+@pytest.fixture
+def careless(monkeypatch):
+    """Let stores be written whatever their values are."""
+    monkeypatch.setattr(writing, "value_findings", lambda part: [])
+
+
+SPOILT = {
+    "hidden": "hidden: NaN or infinite values where the status is ok; float32 ends at 3.4e+38",
+    "early": "output: NaN or infinite values where the status is ok",
+    "zero": "loss: values after a run has diverged",
+    "at": "loss: values after a run has diverged",
+    "late": "backward: values after a run has diverged",
+    "step": "diverged_step: must be -1 exactly where",
+    "flag": "status: values must be 0 to 2",
+    "coordinate": "s: NaN or infinite values",
+}
+
+
+def spoilt(make_dataset, spoil):
     dataset = diverged(make_dataset("finite"), step=1)
     if spoil == "hidden":
         dataset["hidden"][0, 2, 1, 0, 0] = np.inf
@@ -465,31 +475,72 @@ def test_unsound_values_are_found(tmp_path, make_dataset, spoil, finding):
         dataset["output"][1, 0] = np.nan
     elif spoil == "zero":
         dataset["loss"][1, 2] = 0.0
+    elif spoil == "at":
+        dataset["loss"][1, 1] = 0.0
+    elif spoil == "late":
+        dataset["backward"][1, 2, 0, 0, 0] = np.inf
     elif spoil == "step":
         dataset["diverged_step"][1] = -1
     elif spoil == "flag":
         dataset["status"][0] = 3
     else:
         dataset["s"][0] = np.nan
-    path = write(dataset, tmp_path / "a.zarr", "finite", attrs=PROVENANCE)
-    assert any(found.startswith(finding) for found in check(path)), check(path)
+    return dataset
 
 
-def test_limits_must_be_finite_and_diverged_cells_need_not(tmp_path, make_dataset):
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.usefixtures("careless")
+def test_unsound_values_are_found(tmp_path, make_dataset, spoil, either_packing):
+    path = write(spoilt(make_dataset, spoil), tmp_path / "a.zarr", "finite", attrs=PROVENANCE)
+    assert any(found.startswith(SPOILT[spoil]) for found in check(path)), check(path)
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_unsound_values_are_not_written(tmp_path, make_dataset, spoil, either_packing):
+    """Whatever `check` would reject is refused, in a line, and what was there stays."""
+    path = tmp_path / "a.zarr"
+    before = write(make_dataset("finite"), path, "finite", attrs=PROVENANCE)
+    wanted = open_store(before).load()
+    with pytest.raises(StoreError, match=re.escape(SPOILT[spoil])) as refused:
+        write(spoilt(make_dataset, spoil), path, "finite", attrs=PROVENANCE)
+    assert str(refused.value).startswith(f"{path}: not a finite store: ")
+    assert "\n" not in str(refused.value)
+    same(open_store(path), wanted)
+
+
+def test_an_overflow_names_the_type_that_would_hold_it(tmp_path, make_dataset):
+    dataset = make_dataset("finite")
+    large = 1e39 * dataset["backward"].astype("f8")
+    with np.errstate(over="ignore"):
+        dataset["backward"] = large.astype("f4")
+    with pytest.raises(StoreError, match=r"backward: .*float32 .*allowed, save.dtype: float64$"):
+        write(dataset, tmp_path / "a.zarr", "finite", attrs=PROVENANCE)
+    assert not list(tmp_path.iterdir())
+    dataset["backward"] = large
+    assert check(write(dataset, tmp_path / "a.zarr", "finite", attrs=PROVENANCE)) == []
+
+
+@pytest.mark.usefixtures("careless")
+def test_limits_must_be_finite_and_diverged_cells_need_not(tmp_path, make_dataset, either_packing):
     limit = make_dataset("dmft")
     limit["hidden_coef"][0, 0] = np.nan
     path = write(limit, tmp_path / "a.zarr", "dmft", attrs=PROVENANCE)
     assert check(path) == ["hidden_coef: NaN or infinite values where the status is ok"]
 
     errors = make_dataset("errors")
-    errors["hidden_rms"][3] = np.nan
-    errors["status"][3] = 1
     pair = {"finite-wide": errors}
-    path = write(pair, tmp_path / "b.zarr", "errors", attrs=PROVENANCE)
-    assert check(path) == []
+
+    def findings():
+        return check(write(pair, tmp_path / "b.zarr", "errors", attrs=PROVENANCE))
+
+    errors["hidden_rms"][3, 1:] = np.nan
+    errors["status"][3] = 1
+    assert findings() == []
+    errors["hidden_rms"][3, 1] = np.inf
+    assert findings() == ["finite-wide/hidden_rms: infinite values; what is not there is NaN"]
+    errors["hidden_rms"][3, 1] = np.nan
     errors["status"][3] = 0
-    path = write(pair, tmp_path / "b.zarr", "errors", attrs=PROVENANCE)
-    assert check(path) == ["finite-wide/hidden_rms: NaN or infinite values where the status is ok"]
+    assert findings() == ["finite-wide/hidden_rms: NaN or infinite values where the status is ok"]
 
 
 def test_status_counts_over_groups(make_dataset):

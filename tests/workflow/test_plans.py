@@ -101,7 +101,11 @@ CHANGES = {
     "caption": Change(
         edit("workflow/report/three_terms.rst", "More."), {"write_report": 1, "all": 1}
     ),
-    "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), ERRORS),
+    "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), RATES),
+    "distances": Change(edit(f"{PACKAGE}/errors/distances.py"), ERRORS),
+    "code that reads data": Change(
+        edit(f"{PACKAGE}/datafile.py"), {"problem": 1, "finite": 1, **LIMITS}
+    ),
     "code of an activation that is not used": Change(
         replace(f"{PACKAGE}/units.py", "sigmoid + g * (1.0 - sigmoid)", "sigmoid * (1.0 + p - g)"),
         {},

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from trees import Tree, planned
 
 import faults
@@ -49,6 +54,10 @@ def test_report_shows_every_figure_with_a_caption_and_works_offline(
     assert all(f"{name}.png" in page for name in figures)
     assert page.count("data:image/png") >= len(figures)
     assert "<p>" in page.partition('"caption"')[2]
+    # Its statistics know every job but the report's own, and its stylesheet is ours.
+    logs = {path.stem for path in (finished_tree.path / "results/tiny/logs").glob("*.log")}
+    assert page.count('"runtime": ') == len(logs - {"report"})
+    assert "safe center" in page
     assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
 
 
@@ -145,13 +154,120 @@ def test_the_report_is_of_the_experiment_that_was_planned(
     assert (tree.path / "results/tiny/report.html").exists()
 
 
-def test_foreign_result_is_refused(
-    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+def _stores(tree: Tree) -> dict[str, int]:
+    return {
+        str(path.relative_to(tree.path)): path.stat().st_mtime_ns
+        for path in (tree.path / "results").rglob("*.zarr")
+    }
+
+
+@pytest.mark.parametrize("records", ["kept", "lost"])
+def test_results_of_other_values_are_replaced_only_when_that_is_wanted(
+    records: str, finished_tree: Tree, tiny_values: Values, tmp_path: Path
 ) -> None:
-    """Results without Snakemake's records, computed from other values, are never taken for ours."""
+    """With Snakemake's records of how they were computed, and without."""
+    tree = finished_tree.copy(tmp_path / "tree")
+    if records == "lost":
+        (tree.path / ".snakemake").rename(tree.path / "lost")
+    tree.write_experiment(tiny_values(training={"learning_rate": 0.25}))
+    before = _stores(tree)
+    names = ("networks", "--configfile", "experiment.yaml")
+    asked = "results/tiny: 4 networks of other values would be replaced:"
+    change = "  training.learning_rate: 0.5 -> 0.25"
+
+    done = tree.run(*names)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 2, done.stdout
+    assert lines[lines.index(asked) + 1] == change
+    assert lines[-1].startswith("error: results/tiny: results are kept, nothing was computed; ")
+    assert "--config replace=true" in lines[-1]
+    assert "make run REPLACE=1" in lines[-1]
+    assert _stores(tree) == before
+
+    done = tree.run("--dry-run", *names)
+    assert done.returncode == 0, done.stdout
+    assert change in done.stdout
+    assert planned(done.stdout) == {"finite": 1, "networks": 1}
+
+    done = tree.run(*names, "--config", "replace=true")
+    assert done.returncode == 0, done.stdout
+    assert change in done.stdout
+    after = _stores(tree)
+    assert {name for name in after if after[name] != before[name]} == {
+        name for name in before if "/finite/" in name
+    }
+    done = tree.run(*names)
+    assert (done.returncode, planned(done.stdout)) == (0, {}), done.stdout
+
+
+def test_results_of_other_code_do_not_ask_also_without_records(
+    finished_tree: Tree, tmp_path: Path
+) -> None:
+    """A run was killed, and then code was edited."""
     tree = finished_tree.copy(tmp_path / "tree")
     (tree.path / ".snakemake").rename(tree.path / "lost")
-    tree.write_experiment(tiny_values(training={"learning_rate": 0.25}))
-    done = tree.run("--dry-run", "--configfile", "experiment.yaml")
-    assert done.returncode == 2
-    assert "dmft.json: computed by other code or from other values" in done.stdout
+    tree.append("src/resnet_limits/networks/dense.py", "EDITED = 1")
+    done = tree.run("networks", "--dry-run", "--configfile", "experiment.yaml")
+    assert done.returncode == 0, done.stdout
+    assert "results/tiny: 4 networks of other code will be computed again" in done.stdout
+    assert planned(done.stdout) == {"finite": 1, "networks": 1}
+    done = tree.run("networks", "--configfile", "experiment.yaml")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_name_of_the_checkout_plans_nothing(finished_tree: Tree, tmp_path: Path) -> None:
+    tree = finished_tree.copy(tmp_path / "tree")
+    link = tmp_path / "link"
+    link.symlink_to(tree.path)
+    code = tmp_path / "code"
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("results", ".snakemake", "experiment.yaml"):
+        (tree.path / name).rename(work / name)
+    shutil.copytree(tree.path, code, symlinks=True)
+    (work / "near").symlink_to(code)
+    for place, folder, arguments in (
+        (tree.path / "Snakefile", tree.path, ("-d", work)),
+        (link / "Snakefile", link, ("-d", work)),
+        (link / "Snakefile", work, ()),
+        ("../code/Snakefile", work, ()),
+        ("near/Snakefile", work, ()),
+        ("../link/../code/Snakefile", work, ()),
+    ):
+        done = subprocess.run(
+            tree.command(
+                "-s", str(place), *map(str, arguments), "--dry-run",
+                "--workflow-profile", str(code / "workflow/profiles/local"),
+                "--config", "experiment_file=experiment.yaml",
+            ),
+            cwd=folder,
+            env=tree.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )  # fmt: skip
+        assert planned(done.stdout) == {}, place
+
+
+def test_what_ctrl_c_stops_ends_with_what_to_do(
+    finished_tree: Tree, tiny_values: Values, tmp_path: Path
+) -> None:
+    tree = finished_tree.copy(tmp_path / "tree")
+    grid = {"depth": [2, 4], "width": [8, 12, 16, 20], "embed_dim": [4, 16]}
+    tree.write_experiment(tiny_values(sweep={"grid": grid}))
+    manifests = tree.path / "results/tiny/manifests/finite"
+    # Whoever runs the tests in the background has their processes ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with faults.started(tree, "networks", "--configfile", "experiment.yaml") as process:
+        ended = time.monotonic() + 240
+        while len(list(manifests.glob("*.json"))) <= 5:
+            assert process.poll() is None, (tree.path / "output").read_text()
+            assert time.monotonic() < ended
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) != 0
+    output = (tree.path / "output").read_text()
+    last = "stopped: what is finished is kept; run the same command again"
+    assert output.splitlines()[-1] == last
+    assert "finite/L" not in output.partition("Terminating processes")[2]

@@ -53,9 +53,12 @@ def test_every_valid_file_can_be_planned(tmp_path: Path) -> None:
         names = load_common(file, results=str(tmp_path / "results"))
         for kind in names["KINDS"]:
             assert names["stage_key"](kind)
+        for kind in names["COMPUTED"]:
             for bundle in names["bundles"](kind):
-                assert names["said"](kind, bundle) or not bundle.cells[0]
-                numbers = [names[n](kind, bundle.cells) for n in ("mem_mb", "minutes", "cores")]
+                assert bundle.said() or not bundle.cells[0]
+                asked = names["resources_of"](kind, bundle.cells)
+                numbers = [asked[name](None, attempt=1) for name in ("mem_mb", "runtime")]
+                numbers.append(names["cores"](kind, bundle.cells))
                 assert all(type(number) is int and number > 0 for number in numbers)
 
 
@@ -156,6 +159,8 @@ def test_spaces_and_other_letters_in_every_name(
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
-    assert "data:image/png" in paths.report.read_text(encoding="utf-8")
+    page = paths.report.read_text(encoding="utf-8")
+    assert "data:image/png" in page
+    assert page.count('"runtime": ') >= 8
     again = tree.run("--dry-run", "--config", f"experiment_file={file}", f"results={results}")
     assert planned(again.stdout) == {}

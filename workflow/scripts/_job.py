@@ -19,10 +19,12 @@ from resnet_limits import integrity, lock, provenance
 from resnet_limits.config import Experiment, InputError, experiment_from_dict
 from resnet_limits.signals import STOPPED, Stopped, StopSignals, stop_signals
 from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
+from resnet_limits.stages.plan import EDITED
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from resnet_limits.problem import Problem
     from resnet_limits.stages.progress import Record
 
 LOG = logging.getLogger("resnet_limits.workflow")
@@ -81,6 +83,12 @@ class Job:
         from resnet_limits import store
 
         return store.load(self.path_of(kind, **cell), names)
+
+    def problem(self) -> Problem:
+        """Take the problem that the stage of its name has made, data and rotation."""
+        from resnet_limits.problem import problem_from
+
+        return problem_from(self.experiment, self.open_store("problem", {}))
 
     def path_of(self, kind: str, **cell: int) -> Path:
         """Path of a result that is going to be read."""
@@ -260,9 +268,7 @@ def _job(snakemake: Any, stage: str, signals: StopSignals) -> Job:
     experiment = experiment_from_dict(values, where=snakemake.config["experiment_file"])
     if provenance.stage_key(stage, experiment) != snakemake.params.key:
         # A result must carry the key of what computed it.
-        raise RuntimeError(
-            "experiment, code or data were edited after this job was planned; run again"
-        )
+        raise RuntimeError(EDITED)
     from resnet_limits.stages.progress import Record
 
     paths = Paths(snakemake.config["results"], experiment.experiment)

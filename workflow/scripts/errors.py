@@ -20,6 +20,8 @@ with running(snakemake, "errors") as job:
     }
     with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
         distances = errors.errors(
-            job.experiment, lambda kind, cell: job.load(kind, cell, errors.READ[kind])
+            job.experiment,
+            lambda kind, cell: job.load(kind, cell, errors.READ[kind]),
+            job.problem(),
         )
         job.publish(distances, started, {}, cells=compared)

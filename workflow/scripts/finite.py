@@ -6,4 +6,5 @@ with running(snakemake, "finite") as job:
     from resnet_limits.config import Shape
     from resnet_limits.stages import networks
 
-    job.publish_each(lambda cell: networks.finite(job.experiment, Shape(**cell)))
+    problem = job.problem()
+    job.publish_each(lambda cell: networks.finite(job.experiment, Shape(**cell), made=problem))

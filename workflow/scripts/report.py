@@ -1,5 +1,7 @@
 """Put figures, captions and the record of all jobs into one page, with Snakemake itself."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +20,16 @@ with running(snakemake, "figures") as job:
         # The experiment that was planned: its file may have been edited since.
         file = folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(job.experiment.model_dump(mode="json")), encoding="utf-8")
+        root = str(job.paths.root)
         command = [
             *(sys.executable, "-m", "snakemake", "figures", "--workflow-profile", "none"),
             *("--snakefile", Path(snakemake.scriptdir).parents[1] / "Snakefile"),
             *("--configfile", file),
-            # Whole, as Snakemake takes the names of some folders for numbers.
-            *("--config", f"results={job.paths.root.resolve()}"),
+            # The same path as in the run: Snakemake knows by it how long each job took. In quotes
+            # and with a dot, as it takes the names of some folders for numbers or for lists.
+            *("--config", f"results={json.dumps(os.path.join('.', root), ensure_ascii=False)}"),
             *("--nolock", "--report", unfinished),
+            *("--report-stylesheet", Path(snakemake.scriptdir).parent / "report" / "style.css"),
         ]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -5,7 +5,9 @@ from _job import running
 with running(snakemake, "wide") as job:
     from resnet_limits.stages import limits
 
-    dmft = job.open_store("dmft", {})
+    problem, dmft = job.problem(), job.open_store("dmft", {})
     job.publish_each(
-        lambda cell: limits.wide(job.experiment, cell["depth"], cell["embed_dim"], dmft)
+        lambda cell: limits.wide(
+            job.experiment, cell["depth"], cell["embed_dim"], dmft, made=problem
+        )
     )

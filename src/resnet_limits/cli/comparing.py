@@ -96,40 +96,48 @@ def _number(value: Any) -> str:
 
 
 def _interval(value: Any) -> str:
-    return "" if not value else f" [{_number(value[0])}, {_number(value[1])}]"
+    return "" if value[0] is None else f" [{_number(value[0])}, {_number(value[1])}]"
 
 
 def _rates_table(fitted: dict[str, Any]) -> Iterator[str]:
-    """One line for each fitted power, and for each term of a sum, in columns."""
-    rows = [("pair", "of", "step", "variable", "exponent [95 %]", "theory", "amplitude", "cells")]
-    for pair, observables in fitted["pairs"].items():
-        for observable, steps in observables.items():
-            for step, fit in (steps or {}).items():
-                found = fit or {}
-                count = found.get("cells") or {}
-                cells = f"{count.get('used', 0)}/{count.get('total', 0)}"
-                for variable, exponent, theory, amplitude in _fitted_lines(found):
-                    rows.append(
-                        (pair, observable, str(step), variable, exponent, theory, amplitude, cells)
-                    )
+    """One line for each fitted power, and for each term of a sum, in columns; then warnings."""
+    from resnet_limits.fitted import rates_table_rows, warnings
+
+    rows = [
+        (
+            "pair",
+            "of",
+            "step",
+            "variable",
+            "exponent [95 %]",
+            "theory",
+            "amplitude",
+            "cells",
+            "below",
+        )
+    ]
+    for row in rates_table_rows(fitted):
+        if row["kind"] not in ("fit", "term", "budget"):
+            continue
+        exponent, amplitude = (
+            _number(row[name]) + _interval((row[f"{name}_low"], row[f"{name}_high"]))
+            for name in ("exponent", "amplitude")
+        )
+        if row["exponent"] is None and row["amplitude"] is None and row["reason"]:
+            exponent = row["reason"]
+        names = {"term": f"{row['variable']}, term", "budget": "P, best shapes"}
+        rows.append(
+            (
+                *(row["pair"], row["quantity"], str(row["step"])),
+                names.get(row["kind"], str(row["variable"])),
+                *(exponent, _number(row["theory"])),
+                *(amplitude, f"{row['used'] or 0}/{row['total'] or 0}"),
+                str(row["below_resolution"] or 0),
+            )
+        )
     yield from columns(rows)
-
-
-def _fitted_lines(fit: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Variable, exponent, theory and amplitude of all that one fit found."""
-    terms, budget = fit.get("terms") or {}, fit.get("fixed_budget") or {}
-    if fit.get("exponent") is not None:
-        exponent = _number(fit["exponent"]) + _interval(fit.get("exponent_interval"))
-        amplitude = _number(fit.get("amplitude"))
-        yield str(fit.get("variable", "-")), exponent, _number(fit.get("theory")), amplitude
-    elif not terms:
-        yield str(fit.get("variable", "-")), str(fit.get("reason", "no fit")), "-", "-"
-    for name, term in terms.items():
-        amplitude = _number(term.get("amplitude")) + _interval(term.get("amplitude_interval"))
-        yield f"{name}, term", "-", "-", amplitude
-    if budget:
-        exponent = _number(budget.get("exponent")) + _interval(budget.get("exponent_interval"))
-        yield "P, best shapes", exponent, _number(budget.get("theory")), "-"
+    for where, words in warnings(fitted):
+        yield f"warning: {where}: {words}"
 
 
 def shape(

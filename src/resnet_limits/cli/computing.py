@@ -14,7 +14,6 @@ from resnet_limits.cli.common import (
     Depth,
     EmbedDim,
     Out,
-    Results,
     Seeds,
     Width,
     check_out,
@@ -27,6 +26,15 @@ from resnet_limits.config import ENGINES, Experiment, Shape, load_experiment, on
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Plan = Annotated[
+    Path,
+    typer.Option(
+        "--results",
+        metavar="FOLDER",
+        help="Results whose DMFT limit gives the quadrature; solved first where it is missing.",
+    ),
+]
 
 
 def validate(config: Config) -> None:
@@ -79,13 +87,9 @@ def mean_ode(
     embed_dim: EmbedDim,
     out: Out,
     seeds: Seeds = None,
-    results: Results = RESULTS,
+    results: Plan = RESULTS,
 ) -> None:
-    """Solve the Mean ODE: L and M to infinity, at one D.
-
-    The quadrature is that of the DMFT limit in the results; it is solved first where it is not
-    there or out of date.
-    """
+    """Solve the Mean ODE: L and M to infinity, at one D."""
     check_out(out)
     experiment = experiment_for(config, seeds=seeds)
     cell = {"embed_dim": embed_dim}
@@ -104,13 +108,9 @@ def wide(
     embed_dim: EmbedDim,
     out: Out,
     seeds: Seeds = None,
-    results: Results = RESULTS,
+    results: Plan = RESULTS,
 ) -> None:
-    """Solve the infinitely wide network of one L and D.
-
-    The quadrature is that of the DMFT limit in the results; it is solved first where it is not
-    there or out of date.
-    """
+    """Solve the infinitely wide network of one L and D."""
     check_out(out)
     experiment = experiment_for(config, seeds=seeds)
     cell = {"depth": depth, "embed_dim": embed_dim}

@@ -93,11 +93,10 @@ def check(path: Checkable) -> None:
     there are.
     """
     _require_path(path)
-    from resnet_limits import store
     from resnet_limits.stages import checking
 
     if checking.is_store(path):
-        findings = store.check(path, manifest=checking.manifest_of(path))
+        findings = checking.store_findings(path)
         for finding in findings:
             typer.echo(finding)
         if findings:

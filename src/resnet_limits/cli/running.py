@@ -15,6 +15,7 @@ from resnet_limits import __version__
 from resnet_limits.cli import comparing, computing, looking
 from resnet_limits.cli.session import BAD_INPUT, DONE, FAILED, LOG, Session, complain
 from resnet_limits.config import InputError
+from resnet_limits.integrity import error_line
 from resnet_limits.signals import StopSignals
 
 app = typer.Typer(
@@ -127,6 +128,6 @@ def run(arguments: Sequence[str] | None, signals: StopSignals) -> int:
                 return int(getattr(error, "exit_code", BAD_INPUT))
             if Session.verbose:
                 traceback.print_exc()
-            complain(error if str(error) else type(error).__name__)
+            complain(error_line(error))
             return FAILED
     return code if isinstance(code, int) else DONE

@@ -7,12 +7,19 @@ that are checked.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot"
+NAME_RULE = (
+    "1 to 64 of A-Z a-z 0-9 . _ -, of which the first is not a dot; in quotes where it is a number"
+)
 """What `values.NAME` means, in words."""
+
+# Keys under which somebody might look for the number of tokens, and for the sizes of file data.
+_OF_TOKENS = re.compile("token|sequence|seq_?len|context|block_size|n_?ctx", re.IGNORECASE)
+_OF_FILES = ("samples", "inputs", "targets")
 
 
 class InputError(ValueError):
@@ -170,10 +177,9 @@ def explain(error: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
             path.append(str(part))
     if unknown is not None:
         keys = walker.keys(node)
-        near = difflib.get_close_matches(str(unknown)[:100], keys, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        path.append(str(unknown)[:100])
-        what = f"unknown key{hint}; allowed: {', '.join(keys)}"
+        name = str(unknown)[:100]
+        path.append(name)
+        what = f"unknown key{_hint(name, location, keys)}; allowed: {', '.join(keys)}"
     elif kind == "value_error":
         what = str(error["ctx"]["error"])
     elif kind == "missing":
@@ -189,6 +195,16 @@ def explain(error: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     else:
         what = f"got {short(value)}; allowed: {walker.allowed(node)}"
     return f"{'.'.join(path)}: {what}" if path else what
+
+
+def _hint(name: str, location: Sequence[str | int], keys: Sequence[str]) -> str:
+    """Say in parentheses what somebody may have meant by a key that there is not."""
+    if _OF_TOKENS.search(name):
+        return " (tokens come from the data alone, whose x is then (samples, tokens, inputs))"
+    if tuple(location[:-1]) == ("problem", "data", "file") and name in _OF_FILES:
+        return " (of data in a file the shapes of x and y say it)"
+    near = difflib.get_close_matches(name, keys, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _tags(node: Mapping[str, Any]) -> str:

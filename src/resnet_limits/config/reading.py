@@ -12,19 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from resnet_limits.config.loader import read_yaml
 from resnet_limits.config.messages import InputError, explain, one_line, short
 from resnet_limits.config.schema import Experiment
 
 MAX_INPUT_BYTES = 2**20
 """Most bytes of an experiment file, which take some seconds to be read."""
-
-# Digits, far more than any number within bounds has; to convert very many takes very long.
-_MAX_DIGITS = 1000
-# Pairs that YAML's merge key may bring into one mapping.
-_MAX_MERGED = 1000
 
 
 def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
@@ -64,83 +59,6 @@ def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with bounds, which also refuses a key that stands twice in a mapping.
-
-    Whatever stands in a file is an error of YAML at a place, or a plain value.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping and compare its keys as they are written."""
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {short(key.value)} stands twice; allowed: every key once",
-                    problem_mark=key.start_mark,
-                )
-            seen.add((key.tag, key.value))
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; what has a tag that it can't have is an error at its place."""
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS:
-            digits = len(node.value)
-            if digits > _MAX_DIGITS:
-                raise yaml.MarkedYAMLError(
-                    problem=f"a number of {digits} characters; allowed: at most {_MAX_DIGITS}",
-                    problem_mark=node.start_mark,
-                )
-        try:
-            return super().construct_object(node, deep)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # Impossible dates, and how yaml's own constructors fail at a foreign value.
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(
-                problem=f"{short(node.value)} is no {kind}; allowed: one YAML mapping",
-                problem_mark=node.start_mark,
-            ) from None
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Take in what the merge key names, unless that grows beyond bounds."""
-        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
-        parts = [
-            part
-            for value in merged
-            for part in (value.value if isinstance(value, yaml.SequenceNode) else [value])
-            if isinstance(part, yaml.MappingNode)
-        ]
-        for part in parts:
-            self.flatten_mapping(part)
-        pairs = sum(len(part.value) for part in parts)
-        if pairs > _MAX_MERGED:
-            raise yaml.MarkedYAMLError(
-                problem=f"{pairs} merged keys; allowed: at most {_MAX_MERGED}",
-                problem_mark=node.start_mark,
-            )
-        super().flatten_mapping(node)
-
-
-_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
-def _explain_yaml(error: yaml.YAMLError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError):
-        # Characters that YAML forbids; what follows the first line is yaml's own bookkeeping.
-        return f"not YAML: {str(error).splitlines()[0]}; allowed: printable text"
-    problem = error.problem or error.context or "not YAML"
-    mark = error.problem_mark or error.context_mark
-    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-    if "'\\t'" in problem:
-        problem = "a tab begins a value; allowed: spaces"
-    elif "allowed:" not in problem:
-        problem = f"not YAML: {problem}; allowed: one YAML mapping"
-    return where + problem
-
-
 def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     """Read and validate an experiment file.
 
@@ -166,13 +84,9 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     except UnicodeDecodeError:
         raise InputError(one_line(f"{where}: not UTF-8 text; allowed: a YAML file")) from None
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(one_line(f"{where}: {_explain_yaml(error)}")) from None
-    except RecursionError:
-        raise InputError(
-            one_line(f"{where}: nested too deeply; allowed: one YAML mapping")
-        ) from None
+        content = read_yaml(text)
+    except ValueError as error:
+        raise InputError(one_line(f"{where}: {error}")) from None
     return _validate(content, where, Path(path).resolve().parent)
 
 

@@ -40,14 +40,19 @@ VARIABLES = (
 )
 """Distances and their standard errors, each with dimensions (seed, step)."""
 
-COMPARED = ("output", "output_replicate", "hidden_coef", "hidden_coef_replicate")
+COMPARED = (
+    *("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"),
+    *("output_depth_change", "hidden_coef_depth_change", "rounding"),
+)
 """Variables of a limit store that are read."""
 
 _AXES = (
     *("seed", "step", "replicate", "depth_point", "sample", "token", "node"),
     *("target", "coordinate", "embedding_direction"),
 )
-_REPLICATES = ("output_replicate", "hidden_coef_replicate")
+_FIELDS = 4
+"""Of what is compared, the fields and their replicates come first."""
+_UNCERTAIN = (*COMPARED[1:_FIELDS:2], *COMPARED[_FIELDS:])
 _STDERR = ("hidden_rms_stderr", "output_rms_stderr")
 _ENDING = ("status", "diverged_step")
 _GRAPH_BLOCKS = 128
@@ -88,8 +93,8 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
         raise ValueError("the limit and the networks have no seed in common")
     names, gram = wanted[kept], _gram(embedding[kept])
     place = _Place(_positions(limit, "seed", names), slice(None))
-    arrays = [_array(limit, name, place) for name in _REPLICATES]
-    stderr = _joined([_standard_errors(output, hidden, gram) for output, hidden in _pieces(arrays)])
+    arrays = [_array(limit, name, place) for name in _UNCERTAIN]
+    stderr = _joined([_standard_errors(gram, *piece) for piece in _pieces(arrays)])
     kept_fields = limit[["output", "hidden_coef"]]
     return (
         (kept_fields.sel(seed=names) if seeded else kept_fields)
@@ -199,7 +204,8 @@ def limit_distances(
     ]
     nodes = [limit.variables["node"].values for limit in (first, second)]
     parts = [
-        _differences(piece[:4], piece[4:], nodes, depths, rows, gram) for piece in _pieces(arrays)
+        _differences(piece[: len(COMPARED)], piece[len(COMPARED) :], nodes, depths, rows, gram)
+        for piece in _pieces(arrays)
     ]
     endings = [_status(limit, at, len(seeds)) for limit, at in ((first, one), (second, two))]
     ending = np.where(endings[0] == OK, endings[1], endings[0])
@@ -230,7 +236,15 @@ def _differences(
         "hidden_rms": np.sqrt(_mean_square(difference(np.ones(1)), gram)),
         "hidden_max_mean_abs": _max_mean_abs(np.moveaxis(difference(depths), -2, 2), rows),
         "output_rms": _for_seeds(_rms(one[0] - two[0]), gram),
-        **_standard_errors(one[1] - two[1], one[3] - two[3], gram),
+        **_standard_errors(
+            gram,
+            one[1] - two[1],
+            one[3] - two[3],
+            # Both depth grids are off in nearly the same way; rounding errors are their own.
+            one[4] - two[4],
+            one[5] - two[5],
+            np.hypot(one[6], two[6]),
+        ),
     }
 
 
@@ -355,15 +369,28 @@ def _mean_square(coefs: Array, gram: Array) -> Array:
     return np.maximum((moments * gram[:, None]).sum(axis=(-2, -1)), 0.0)
 
 
-def _standard_errors(output: Array, hidden: Array, gram: Array) -> dict[str, Array]:
-    """RMS standard errors of a limit, or of a difference of limits, from its scramblings."""
+def _standard_errors(
+    gram: Array,
+    output: Array,
+    hidden: Array,
+    output_change: Array,
+    hidden_change: Array,
+    rounding: Array,
+) -> dict[str, Array]:
+    """RMS standard errors of a limit, or of a difference of limits.
+
+    The scatter over scramblings, what more depth nodes would change, and rounding, in quadrature.
+    """
     # A single replicate is an exact cubature, and its deviation from itself is zero.
     share = 1.0 / max(1, hidden.shape[2] - 1)
     squares = _mean_square(hidden - hidden.mean(axis=2, keepdims=True), gram)
     spread = output - output.mean(axis=2, keepdims=True)
+    floor = rounding**2
+    hidden_square = share * squares + _mean_square(hidden_change, gram) + floor
+    output_square = share * _rms(spread) ** 2 + _rms(output_change) ** 2 + floor
     return {
-        "hidden_rms_stderr": np.sqrt(share * squares),
-        "output_rms_stderr": _for_seeds(share**0.5 * _rms(spread), gram),
+        "hidden_rms_stderr": np.sqrt(hidden_square),
+        "output_rms_stderr": _for_seeds(np.sqrt(output_square), gram),
     }
 
 

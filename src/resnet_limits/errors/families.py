@@ -1,9 +1,8 @@
 """How the error falls with P = L M D along families of shapes.
 
 Along a family depth and embedding dimension are powers of P, so that every term of a law is one
-too, and the slowest of them is the theory. Per shape the error is the root mean square over its
-seeds; the exponent is the slope of its log on the log of the actual P, by weighted least squares,
-and its interval comes from a bootstrap over whole seeds (`samples`).
+too, and the slowest of them is the theory. Per shape the mean square over its seeds is taken; the
+exponent is that of a power of the actual P, fitted like all others (`likelihood`), with weights.
 """
 
 from __future__ import annotations
@@ -11,29 +10,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from resnet_limits.errors.rates import Fit, json_values
-from resnet_limits.errors.samples import (
-    MIN_SEEDS,
-    OBSERVABLES,
-    Array,
-    Draws,
-    Study,
-    interval_method,
-    make_study,
-    regress,
-    resample,
-)
+from resnet_limits.cells import Study, make_study
+from resnet_limits.errors.intervals import MIN_SEEDS, Draws, interval_method, resample, strata
+from resnet_limits.errors.likelihood import fit_power
+from resnet_limits.errors.rates import Fit, exponentiated, json_values
+from resnet_limits.errors.resolution import outstanding, warning
 from resnet_limits.kinds import SIZES, Shape
-from resnet_limits.laws import POWERS, Law, law_of
+from resnet_limits.laws import OBSERVABLES, POWERS, Law, law_of
 
 logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float64]
 
 RANGES = (0.0, 1e4)
 """Smallest nominal P of each fit: small shapes need not be where the law holds yet."""
@@ -128,7 +122,7 @@ def fit_family(
         One group of an errors store.
     family : Family
     pair, observable : str
-        Keys of `LAWS` and `OBSERVABLES`.
+        Keys of `LAWS`, and one of `OBSERVABLES`.
     step : int
         Number of gradient steps.
     root_seed : int
@@ -151,11 +145,12 @@ def fit_family(
     study, members = _along(dataset, family, law, observable, step)
     parameters = np.array([shape.parameters for _, shape in members], dtype=float)
     nominal = np.array([value for value, _ in members])
-    draws = resample(study.strata, root_seed) if study.seeds else None
+    draws = resample(strata(study.exists), root_seed) if study.seeds else None
     result: Fit = {
         "theory": max(terms.values()),
         "terms": terms,
         "fits": [_fit(study, draws, parameters, nominal >= least, least) for least in ranges],
+        "warning": warning(study, None),
         "points": [] if draws is None else _points(study, draws, members),
         "slopes": [] if draws is None else _slopes(study, draws, parameters),
         "cells": study.cells,
@@ -183,42 +178,36 @@ def _along(
     same = (wanted[:, None] == study.sizes[None]).all(axis=2)
     there = np.flatnonzero(same.any(axis=1))
     rows = same[there].argmax(axis=1) if len(there) else there
-    return _rows(study, rows), [(unique[shapes[k]], shapes[k]) for k in there]
-
-
-def _rows(study: Study, rows: NDArray[np.intp]) -> Study:
-    return replace(
-        study, sizes=study.sizes[rows], squares=study.squares[rows], used=study.used[rows]
-    )
+    return study.rows(rows), [(unique[shapes[k]], shapes[k]) for k in there]
 
 
 def _seed_variance(study: Study) -> Array:
-    """Variance of each shape's log error, from the scatter that all have in common.
+    """Variance of each shape's log squared error, from the scatter that all have in common.
 
     Of shapes with few seeds the scatter would not be known well enough one by one.
     """
-    counts = study.used.sum(axis=1)
-    ratio = np.where(study.used, study.squares / np.exp(2 * study.log_errors)[:, None] - 1.0, 0.0)
-    degrees = (counts - 1).sum()
+    ratio = np.where(study.used, study.squares / study.mean_squares[:, None] - 1.0, 0.0)
+    degrees = (study.counts - 1).sum()
     pooled = (ratio**2).sum() / degrees if degrees else 0.0
-    # An error is the root of a mean of squares.
-    variance: Array = 0.25 * pooled / counts
+    variance: Array = pooled / study.counts
     return variance
 
 
-def _misfit(logs: Array, X: Array, variance: Array) -> float:
+def _misfit(residuals: Array, X: Array, variance: Array) -> float:
     """Estimate the variance about a line beyond that of the seeds (DerSimonian and Laird).
 
     Parameters
     ----------
-    logs : ndarray, shape (shapes,)
+    residuals : ndarray, shape (shapes,)
+        Log squared errors, less any line.
     X : ndarray, shape (shapes, 2)
+        What the line is made of.
     variance : ndarray, shape (shapes,)
         Of the logs, by seeds.
     """
     W = 1.0 / variance
     inverse = np.linalg.pinv(X.T @ (W[:, None] * X), hermitian=True)
-    residuals = logs - X @ (inverse @ (X.T @ (W * logs)))
+    residuals = residuals - X @ (inverse @ (X.T @ (W * residuals)))
     excess = (W * residuals**2).sum() - (len(X) - X.shape[1])
     scale = W.sum() - np.trace(inverse @ (X.T @ ((W**2)[:, None] * X)))
     return max(0.0, float(excess / scale))
@@ -241,37 +230,40 @@ def _fit(
         "shapes": len(inside),
     }
     logs = np.log(parameters[inside])
-    if draws is None or len(np.unique(logs)) < _MIN_SHAPES:
-        count = len(np.unique(logs))
+    seen = outstanding(study)[inside]
+    count = len(np.unique(logs[seen]))
+    if draws is None or count < _MIN_SHAPES:
         return {**found, "reason": f"needs {_MIN_SHAPES} values of P with an error, has {count}"}
-    part = _rows(study, inside)
+    part = study.rows(inside)
     variance = _seed_variance(part)
-    misfit = 0.0
+    misfit, precision = 0.0, None
+    # Without any scatter all shapes are known equally well.
     if (variance > 0).all():
-        X = np.column_stack([logs, np.ones(len(logs))])
-        misfit = _misfit(part.log_errors, X, variance)
+        even = fit_power(part, draws, logs[:, None])
+        # How far each shape's error follows the law, and not the noise beside it.
+        law = np.exp(np.log(part.mean_squares) - even.residuals) - even.noise * part.mean_noise
+        share = law * np.exp(even.residuals) / part.mean_squares
+        X = share[:, None] * np.column_stack([logs, np.ones(len(logs))])
+        misfit = _misfit(even.residuals, X, variance)
         precision = 1.0 / (variance + misfit)
-    else:
-        # Without any scatter all shapes are known equally well.
-        precision = np.ones(len(logs))
-    line = regress(part, draws, logs[:, None], precision=precision)
-    amplitude = line.interval(1)
+    line = fit_power(part, draws, logs[:, None], precision=precision)
     return {
         **found,
-        "exponent": line.values[0, 0],
+        "exponent": line.values[0],
         "exponent_interval": line.interval(0),
-        "amplitude": math.exp(line.values[0, 1]),
-        "amplitude_interval": None if amplitude is None else [math.exp(end) for end in amplitude],
-        "misfit": math.sqrt(misfit),
+        "amplitude": math.exp(line.values[1]),
+        "amplitude_interval": exponentiated(line.interval(1)),
+        # Of the error; what was estimated is of its square.
+        "misfit": 0.5 * math.sqrt(misfit),
         "residual": line.residual,
     }
 
 
 def _resampled_logs(study: Study, draws: Draws) -> Array:
-    """Log errors (rows, shapes) of all resamples; NaN where one holds no cell of a shape."""
+    """Give the changes of the log errors (rows, shapes) of all resamples."""
     logs = np.empty((len(draws.weights), len(study.sizes)))
-    for rows, values, valid in study.resampled(draws.weights):
-        logs[rows] = np.where(valid, values, np.nan)
+    for rows, changes in draws.changes(study):
+        logs[rows] = 0.5 * changes
     return logs
 
 
@@ -279,18 +271,28 @@ def _points(
     study: Study, draws: Draws, members: Sequence[tuple[float, Shape]]
 ) -> list[dict[str, Any]]:
     """Give the error of every shape with its interval and its number of seeds."""
-    counts = study.used.sum(axis=1)
+    spread = draws.spread(_resampled_logs(study, draws))
+    half = spread.half_widths()
+    resolved = np.asarray(study.resolved.any(axis=1))
     points = []
-    for k, logs in enumerate(_resampled_logs(study, draws).T):
-        interval = draws.interval(logs) if counts[k] >= MIN_SEEDS else None
+    for k, (nominal, shape) in enumerate(members):
+        noise = study.mean_noise[k]
+        error, interval = math.sqrt(max(0.0, study.mean_squares[k] - noise)), None
+        if study.counts[k] >= MIN_SEEDS:
+            centre = 0.5 * math.log(study.mean_squares[k]) - spread.bias[k]
+            low, high = (math.exp(min(centre + side * half[k], 300.0)) for side in (-1, 1))
+            # The square of the limits' error may be nothing or twice as much as is expected.
+            low = math.sqrt(max(0.0, low**2 - 2 * noise))
+            interval = [min(low, error), max(high, error)]
         points.append(
             {
-                "nominal": members[k][0],
-                "parameters": members[k][1].parameters,
-                **members[k][1]._asdict(),
-                "error": math.exp(logs[0]),
-                "error_interval": None if interval is None else [math.exp(end) for end in interval],
-                "seeds": counts[k],
+                "nominal": nominal,
+                "parameters": shape.parameters,
+                **shape._asdict(),
+                "error": error,
+                "error_interval": interval,
+                "resolved": bool(resolved[k]),
+                "seeds": study.counts[k],
             }
         )
     return points
@@ -298,21 +300,27 @@ def _points(
 
 def _slopes(study: Study, draws: Draws, parameters: Array) -> list[dict[str, Any]]:
     """Give the slopes between neighbours in P, which drift where the law does not hold yet."""
-    counts = study.used.sum(axis=1)
-    logs = _resampled_logs(study, draws)
+    changes = _resampled_logs(study, draws)
+    seen = outstanding(study).tolist()
+    squares = study.mean_squares - study.mean_noise
     slopes = []
     for k in range(len(parameters) - 1):
         distance = math.log(parameters[k + 1] / parameters[k])
-        if not distance:
+        if not distance or not (seen[k] and seen[k + 1]):
             continue
-        values = (logs[:, k + 1] - logs[:, k]) / distance
+        first, second = 0.5 * np.log(squares[k : k + 2])
+        slope, interval = (second - first) / distance, None
+        if study.counts[k : k + 2].min() >= MIN_SEEDS:
+            share = study.mean_squares[k : k + 2] / squares[k : k + 2]
+            values = (share[1] * changes[:, k + 1] - share[0] * changes[:, k]) / distance
+            spread = draws.spread(values)
+            half, centre = float(spread.half_widths()), slope - float(spread.bias)
+            interval = [min(centre - half, slope), max(centre + half, slope)]
         slopes.append(
             {
                 "parameters": [parameters[k], parameters[k + 1]],
-                "exponent": values[0],
-                "exponent_interval": (
-                    draws.interval(values) if counts[k : k + 2].min() >= MIN_SEEDS else None
-                ),
+                "exponent": slope,
+                "exponent_interval": interval,
             }
         )
     return slopes

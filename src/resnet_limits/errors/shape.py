@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_limits.config import InputError
-from resnet_limits.kinds import SIZES
+from resnet_limits.kinds import SIZES, SYMBOLS
 from resnet_limits.laws import ALONE, in_quadrature, law_of, variable_values
 
 PAIR = "finite-dmft"
@@ -19,7 +19,6 @@ PAIR = "finite-dmft"
 MAX_BUDGET = 1e18
 """Largest number of parameters that sizes are sought for."""
 
-_SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
 _EXTRA_WIDTHS = 16
 _LITTLE = 0.01
 _NEARBY = 2000
@@ -197,7 +196,7 @@ def _extrapolation(fit: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str
             notes.append(f"the range of {name} that was measured is not known")
         elif not measured[0] <= size <= measured[1]:
             notes.append(
-                f"extrapolated: {_SYMBOLS[name]} = {size} lies outside the measured "
+                f"extrapolated: {SYMBOLS[name]} = {size} lies outside the measured "
                 f"{measured[0]} to {measured[1]}"
             )
     return notes or ["all sizes lie within the measured ranges"]

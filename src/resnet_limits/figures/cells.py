@@ -1,23 +1,16 @@
-"""From the errors of single cells to one point per shape, with its spread over seeds."""
+"""The errors of one pair as figures show them: one point per shape, with its spread over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from resnet_limits.kinds import DIVERGED, NOT_RUN, OK, SIZES
-
-VARIABLES = {"hidden": "hidden_rms", "output": "output_rms"}
-"""Name of a distance in rates.json to its variable in the errors store."""
-
-RESOLUTION = 10.0
-"""An error is resolved if its shape's RMS exceeds this many of its own standard errors."""
-
-_ROUNDING = 1e-12
+from resnet_limits.cells import VARIABLES, make_study
+from resnet_limits.kinds import SIZES
 
 Errors = Mapping[str, xr.Dataset]
 
@@ -26,19 +19,22 @@ Errors = Mapping[str, xr.Dataset]
 class ShapeErrors:
     """The errors of one pair at one step, one entry per shape.
 
+    The limits' error adds its square to that of an error; it is taken off what is shown, as in the
+    fits.
+
     Attributes
     ----------
     sizes : ndarray of int, (shapes, 3)
         Depth, width and embedding dimension; 0 where the pair does not depend on one.
     error, low, high : ndarray, (shapes,)
-        Root mean square, smallest and largest over the seeds that enter the fits; over all good
-        seeds where none is resolved.
+        Root mean square, smallest and largest over the good seeds, each without the limits' error;
+        where that leaves nothing, as measured.
     stderr : ndarray, (shapes,)
-        Root mean square over those seeds of the standard error of the limits' quadrature.
+        Root mean square over seeds of the standard error of the limits' quadrature.
     resolved : ndarray of bool, (shapes,)
-        Whether any seed stands out of the limits' own standard error, and so enters the fits.
-    total, diverged, not_run : int
-        Numbers of cells, that is of shapes times seeds.
+        Whether all seeds stand out of the limits' own standard error.
+    counts : mapping of str to int
+        Numbers of cells, that is of shapes times seeds, by what became of them.
     """
 
     sizes: np.ndarray
@@ -47,9 +43,7 @@ class ShapeErrors:
     high: np.ndarray
     stderr: np.ndarray
     resolved: np.ndarray
-    total: int
-    diverged: int
-    not_run: int
+    counts: Mapping[str, int]
 
     def __len__(self) -> int:
         """Count the shapes with at least one cell that is used."""
@@ -59,33 +53,48 @@ class ShapeErrors:
         """One of the sizes, ``depth``, ``width`` or ``embed_dim``, per shape."""
         return self.sizes[:, SIZES.index(name)]
 
+    def pick(self, mask: np.ndarray) -> ShapeErrors:
+        """Take some of the shapes; the counts stay."""
+        names = ("sizes", "error", "low", "high", "stderr", "resolved")
+        return replace(self, **{name: getattr(self, name)[mask] for name in names})
+
     @property
     def parameters(self) -> np.ndarray:
         """P = L M D per shape, as floats."""
         return self.sizes.astype(float).prod(axis=1)
 
     @property
-    def left_out(self) -> str:
-        """Say which cells are not drawn; empty if all are."""
-        parts = [
-            f"{count} of {self.total} cells {what}"
-            for count, what in ((self.diverged, "diverged"), (self.not_run, "not run"))
-            if count
-        ]
-        return f"{' and '.join(parts)}, left out." if parts else ""
+    def said(self) -> str:
+        """Say what became of the cells; empty if there are none."""
+        return said(self.counts)
 
     def why_empty(self, pair: str) -> str:
         """Say why there is nothing to draw."""
-        if not self.total:
+        total, diverged, missing = (
+            self.counts.get(name, 0) for name in ("total", "diverged", "missing")
+        )
+        if not total:
             return f"This experiment does not compare {pair}."
-        if self.diverged == self.total:
-            return f"All {self.total} cells diverged: there is nothing to draw."
-        if self.diverged + self.not_run == self.total:
+        if diverged == total:
+            return f"All {total} cells diverged: there is nothing to draw."
+        if diverged + missing == total:
             return (
-                f"{self.diverged} of {self.total} cells diverged and {self.not_run} did not run: "
+                f"{diverged} of {total} cells diverged and {missing} did not run: "
                 "there is nothing to draw."
             )
-        return "No cell has a finite error at this step."
+        return "No cell has a finite error above rounding at this step."
+
+
+def said(counts: Mapping[str, Any]) -> str:
+    """Say what became of cells: ``48 of 81 cells used, 33 of them below resolution``."""
+    if not counts.get("total"):
+        return ""
+    parts = [f"{counts['used']} of {counts['total']} cells used"]
+    if counts.get("below_resolution"):
+        parts.append(f"{counts['below_resolution']} below resolution")
+    words = (("diverged", "diverged"), ("missing", "not run"))
+    parts += [f"{counts[name]} {word}" for name, word in words if counts.get(name)]
+    return ", ".join(parts)
 
 
 def by_shape(errors: Errors, pair: str, quantity: str, step: int | None) -> ShapeErrors:
@@ -114,45 +123,26 @@ def by_shape(errors: Errors, pair: str, quantity: str, step: int | None) -> Shap
             np.empty((0, len(SIZES)), dtype=int),
             *(nothing, nothing, nothing, nothing),
             resolved=nothing.astype(bool),
-            total=0,
-            diverged=0,
-            not_run=0,
+            counts={},
         )
-    name = VARIABLES[quantity]
-    at_step = dataset[[name, f"{name}_stderr", "status"]].sel(step=step).load()
-    status = at_step["status"].values
-    error, stderr = at_step[name].values, np.nan_to_num(at_step[f"{name}_stderr"].values)
-    good = (status == OK) & np.isfinite(error)
-    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(int)
-    sizes, group = np.unique(all_sizes[good], axis=0, return_inverse=True)
-    group, error, stderr = group.reshape(-1), error[good], stderr[good]
-    shapes = len(sizes)
-    # The rule of the fits: the standard error of a cell is held against the RMS of its shape.
-    rms = _rms(error, group, shapes)
-    used = (rms[group] >= RESOLUTION * stderr) & (rms[group] > _ROUNDING)
-    resolved = np.bincount(group, used, minlength=shapes) > 0
-    shown = used | ~resolved[group]
-    group, error, stderr = group[shown], error[shown], stderr[shown]
-    low, high = np.full(shapes, np.inf), np.full(shapes, -np.inf)
-    np.minimum.at(low, group, error)
-    np.maximum.at(high, group, error)
+    study = make_study(dataset[[*VARIABLES[quantity], "status"]].load(), quantity, step)
+    if not study.seeds:
+        return replace(by_shape({}, pair, quantity, step), counts=study.cells)
+    noise = study.mean_noise[:, None]
+    left = np.where(study.squares > noise, study.squares - noise, study.squares)
+    mean = study.mean_squares
+    error = np.sqrt(np.where(mean > noise[:, 0], mean - noise[:, 0], mean))
+    low = np.sqrt(np.where(study.used, left, np.inf).min(axis=1))
+    high = np.sqrt(np.where(study.used, left, 0.0).max(axis=1))
     return ShapeErrors(
-        sizes,
-        _rms(error, group, shapes),
-        low,
-        high,
-        _rms(stderr, group, shapes),
-        resolved,
-        total=len(status),
-        diverged=int(np.sum(status == DIVERGED)),
-        not_run=int(np.sum(status == NOT_RUN)),
+        study.sizes,
+        error,
+        np.minimum(low, error),
+        np.maximum(high, error),
+        np.sqrt(noise[:, 0]),
+        np.asarray((study.resolved | ~study.used).all(axis=1)),
+        study.cells,
     )
-
-
-def _rms(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
-    """Root mean square of the values of each group, none of which is empty."""
-    count = np.bincount(group, minlength=groups)
-    return np.sqrt(np.bincount(group, values**2, minlength=groups) / count)
 
 
 def last_step(errors: Errors, rates: Mapping[str, Any]) -> int | None:

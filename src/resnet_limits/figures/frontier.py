@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnet_limits.figures import style
-from resnet_limits.figures.fits import Fit
+from resnet_limits.figures.cells import said
+from resnet_limits.fitted import Fit, power_of_ten
+from resnet_limits.kinds import SYMBOLS
 
 _QUANTITIES = ("hidden", "output")
 _ROW_HEIGHT = 3.1
@@ -47,7 +49,7 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
         style.missing(axes, "This experiment has no families of shapes.", 60)
         return figure
     panels = figure.subplots(len(families), 2, squeeze=False)
-    any_drawn, left_out = False, []
+    any_drawn, counted = False, []
     for row, (name, family) in zip(panels, families.items(), strict=True):
         for axes, quantity in zip(row, _QUANTITIES, strict=True):
             fits = {
@@ -61,20 +63,20 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
             if drawn and not any_drawn:
                 _name_pairs(axes, drawn)
             any_drawn = any_drawn or bool(drawn)
-            if quantity == "hidden":
-                left_out += [
-                    f"{name}, {style.pair_name(pair)}: {words}."
-                    for pair, fit in fits.items()
-                    if (words := _lost(fit))
-                ]
+            counted += [
+                f"{name}, {style.pair_name(pair)}, {quantity}: {words}."
+                for pair, fit in fits.items()
+                if (words := _lost(fit))
+            ]
     style.headline(figure, f"Error along families of shapes, step {step}")
     style.footnote(
         figure,
-        "Points: RMS over seeds; bars and brackets: 95 % over seeds; solid: fitted powers of P; "
-        "dashed: exponent of theory."
+        "Points: RMS over seeds, without the limits' own error, hollow if below ten of its "
+        "standard errors; bars and brackets: 95 %; solid: fitted powers of P; dashed: the slowest "
+        "term of theory, whose exponent is in the last column."
         if any_drawn
         else "",
-        *left_out,
+        *counted,
     )
     return figure
 
@@ -91,17 +93,16 @@ def _name_pairs(axes: Axes, pairs: Sequence[str]) -> None:
 def _powers(family: Mapping[str, Any]) -> str:
     """Write what a family is: ``D ~ P^(1/3), L ~ P^(1/6)``."""
     return ", ".join(
-        f"{style.SYMBOLS[size]} ~ P^({style.fraction(family.get(size))})"
+        f"{SYMBOLS[size]} ~ P^({style.fraction(family.get(size))})"
         for size in ("embed_dim", "depth")
     )
 
 
 def _lost(fit: Fit) -> str:
-    """Say which cells are not drawn; empty if all are."""
+    """Say what became of cells; empty if all are used and resolved."""
     cells = fit.get("cells") or {}
-    words = (("diverged", "diverged"), ("missing", "not run"), ("below_resolution", "unresolved"))
-    parts = [f"{cells[key]} {word}" for key, word in words if cells.get(key)]
-    return f"{' and '.join(parts)} of {cells['total']} cells left out" if parts else ""
+    whole = all(not cells.get(name) for name in ("diverged", "missing", "below_resolution"))
+    return "" if whole else said(cells)
 
 
 def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
@@ -119,6 +120,8 @@ def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
         ends = [point["error_interval"] or [point["error"]] * 2 for point in fit["points"]]
         bars = np.abs(np.array(ends).T - error)
         axes.errorbar(P, error, bars, fmt="o", ms=3.0, color=colour, elinewidth=0.8, zorder=3)
+        hollow = np.array([not point.get("resolved", True) for point in fit["points"]])
+        axes.plot(P[hollow], error[hollow], "o", ms=3.0, mfc="white", color=colour, zorder=4)
         # Intervals of few seeds may span decades; they must not flatten everything else.
         lowest = min(lowest, max(min(low for low, _ in ends), error.min() / 3))
         highest = max(highest, min(max(high for _, high in ends), error.max() * 3))
@@ -174,10 +177,10 @@ def _headings(fit: Fit) -> list[str]:
     starts = [found["least"] for found in fit["fits"]]
     return [
         *(
-            f"P \N{GREATER-THAN OR EQUAL TO} {style.power_of_ten(start)}" if start else "all P"
+            f"P \N{GREATER-THAN OR EQUAL TO} {power_of_ten(start)}" if start else "all P"
             for start in starts
         ),
-        "theory",
+        "slowest term",
     ]
 
 

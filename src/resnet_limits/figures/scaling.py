@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from resnet_limits.figures import style
 from resnet_limits.figures.cells import Errors, ShapeErrors, by_shape, last_step
-from resnet_limits.figures.fits import Fit, entry, fit_of, law
-from resnet_limits.kinds import SIZES
+from resnet_limits.fitted import Fit, entry, fit_of, law
+from resnet_limits.kinds import SIZES, SYMBOLS
+from resnet_limits.laws import BUDGET_EXPONENTS, variable_values
 
 _QUANTITIES = ("hidden", "output")
 _MOST_LINES = 5
@@ -51,18 +53,25 @@ def _points(axes: Axes, x: np.ndarray, cells: ShapeErrors, colour: str, size: fl
         )
 
 
-def _pick(cells: ShapeErrors, mask: np.ndarray) -> ShapeErrors:
-    return ShapeErrors(
-        cells.sizes[mask],
-        cells.error[mask],
-        cells.low[mask],
-        cells.high[mask],
-        cells.stderr[mask],
-        cells.resolved[mask],
-        cells.total,
-        cells.diverged,
-        cells.not_run,
-    )
+_POINTS = (
+    "Points: RMS over seeds, without the limits' own error, hollow if below ten of its standard "
+    "errors; bars: range over seeds"
+)
+
+
+def _counted(errors: Errors, pairs: Sequence[str], step: int | None) -> list[str]:
+    """Say of each pair and quantity what became of its cells."""
+    found = []
+    for pair in pairs:
+        words = {quantity: by_shape(errors, pair, quantity, step).said for quantity in _QUANTITIES}
+        if len(set(words.values())) == 1:
+            words = {"": words["hidden"]}
+        found += [
+            f"{style.pair_name(pair)}{quantity and f', {quantity}'}: {text}."
+            for quantity, text in words.items()
+            if text
+        ]
+    return found
 
 
 def _extend(cells: ShapeErrors, lowest: float, highest: float) -> tuple[float, float]:
@@ -114,7 +123,7 @@ def _choose_lines(cells: ShapeErrors, x: str) -> _Lines | None:
 def _why_no_lines(cells: ShapeErrors, x: str, pair: str) -> str:
     if not len(cells):
         return cells.why_empty(pair)
-    symbol, values = style.SYMBOLS[x], np.unique(cells.size(x))
+    symbol, values = SYMBOLS[x], np.unique(cells.size(x))
     if len(values) > 1:
         return f"No two shapes of this experiment differ in {symbol} alone."
     return f"All networks have {symbol} = {values[0]}: there is no dependence on it to show."
@@ -175,18 +184,15 @@ def error_vs_shape(errors: Errors, rates: Mapping[str, Any]) -> Figure:
         if chosen is not None:
             title = (
                 f"{style.SIZE_NAMES[chosen.colour]}, "
-                f"at {style.SYMBOLS[chosen.held]} = {chosen.held_value}"
+                f"at {SYMBOLS[chosen.held]} = {chosen.held_value}"
             )
             style.size_key(figure, panels[0][column], chosen.colour, chosen.colour_values, title)
     style.headline(figure, f"Error against shape: {style.pair_name(pair)}, step {step}")
     style.footnote(
         figure,
-        "Points: RMS over seeds, hollow if below ten times the limits' standard error; bars: range "
-        "over seeds; lines: fitted law."
-        if any(chosen is not None for chosen in lines)
-        else "",
+        f"{_POINTS}; lines: fitted law." if any(chosen is not None for chosen in lines) else "",
         *notes,
-        by_shape(errors, pair, "hidden", step).left_out,
+        *_counted(errors, [pair], step),
     )
     return figure
 
@@ -197,9 +203,9 @@ def _size_lines(
     """Draw the lines of one panel; return the shapes on them."""
     colours = style.size_colours(chosen.colour, len(chosen.colour_values))
     held = cells.size(chosen.held) == chosen.held_value
-    shown = _pick(cells, held & np.isin(cells.size(chosen.colour), chosen.colour_values))
+    shown = cells.pick(held & np.isin(cells.size(chosen.colour), chosen.colour_values))
     for value, colour in zip(chosen.colour_values, colours, strict=True):
-        line = _pick(shown, shown.size(chosen.colour) == value)
+        line = shown.pick(shown.size(chosen.colour) == value)
         sizes = line.size(x).astype(float)
         _points(axes, sizes, line, colour)
         if fit is None or not len(sizes):
@@ -219,8 +225,6 @@ def _size_lines(
 
 
 # --- error against the number of parameters -------------------------------------------------------
-
-_BUDGET_THEORY = {"hidden": -1 / 6, "output": -1 / 5}
 
 
 @style.styled
@@ -243,10 +247,9 @@ def error_vs_parameters(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     step = last_step(errors, rates)
     figure = style.new_figure(3.3)
     panels = figure.subplots(1, 2)
-    left_out, any_drawn = "", False
+    any_drawn = False
     for axes, quantity in zip(panels, _QUANTITIES, strict=True):
         cells = by_shape(errors, pair, quantity, step)
-        left_out = left_out or cells.left_out
         axes.set_xlabel("P = L M D")
         axes.set_ylabel(style.AXIS_NAMES[quantity])
         if not len(cells):
@@ -258,7 +261,12 @@ def error_vs_parameters(errors: Errors, rates: Mapping[str, Any]) -> Figure:
         figure, f"Error against number of parameters: {style.pair_name(pair)}, step {step}"
     )
     style.footnote(
-        figure, "Each point is one shape, RMS over its seeds." if any_drawn else "", left_out
+        figure,
+        "Points: shapes, RMS over seeds; large: those with the smallest error among shapes of "
+        "about the same P; solid: power of P through them; dashed: exponent of theory."
+        if any_drawn
+        else "",
+        *_counted(errors, [pair], step),
     )
     return figure
 
@@ -296,7 +304,7 @@ def _parameter_panel(
                 + style.with_interval(exponent, budget.get("exponent_interval"), style.fixed),
                 zorder=2,
             )
-        theory = budget.get("theory", _BUDGET_THEORY[quantity])
+        theory = budget.get("theory", BUDGET_EXPONENTS[quantity])
         axes.plot(
             ends,
             level * (ends / middle) ** theory,
@@ -352,14 +360,13 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     step = last_step(errors, rates)
     figure = style.new_figure(5.0)
     panels = figure.subplots(2, 3, sharex="col", squeeze=False)
-    left_out, any_drawn = [], False
+    any_drawn = False
     for row, quantity in enumerate(_QUANTITIES):
         drawn, lowest, highest, noises = [], np.inf, 0.0, []
         for axes, (pair, name, _) in zip(panels[row], _TERM_PANELS, strict=True):
             cells = by_shape(errors, pair, quantity, step)
             if row == 0:
                 axes.set_title(style.pair_name(pair), color=style.PAIR_COLOURS[pair], weight="bold")
-                left_out.append(f"{pair}: {cells.left_out}" if cells.left_out else "")
             if not len(cells):
                 style.missing(axes, cells.why_empty(pair), 24)
                 continue
@@ -378,15 +385,15 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
                     _small_noise(axes, noise)
         panels[row][0].set_ylabel(style.AXIS_NAMES[quantity])
     for axes, (_, _, label) in zip(panels[1], _TERM_PANELS, strict=True):
-        axes.set_xlabel("\n".join(filter(None, [label, axes.get_xlabel()])))
+        axes.set_xlabel(label)
     style.headline(figure, f"The three terms of the error, each alone, step {step}")
     style.footnote(
         figure,
-        "Points: RMS over seeds, hollow if below ten times the limits' own standard error "
-        "(shaded); bars: range over seeds; solid: fit; dashed: exponent of theory."
+        f"{_POINTS}; shaded: standard error of the limits; solid: fitted law; dashed: exponent of "
+        "theory, or one term alone."
         if any_drawn
         else "",
-        *left_out,
+        *_counted(errors, [pair for pair, _, _ in _TERM_PANELS], step),
     )
     return figure
 
@@ -417,35 +424,10 @@ def _term_panel(
         )
     fit, reason = fit_of(rates, pair, quantity, step)
     words = textwrap.wrap(reason, 32)
-    if fit is not None and fit.get("exponent") is not None:
-        # The fits are in D/(LM), 1/L and 1/D: their exponents are positive.
-        variable = x if name == "D/(LM)" else 1 / x
-        ends = np.array([variable.min() / 1.2, variable.max() * 1.2])
-        shown = ends if name == "D/(LM)" else 1 / ends
-        theory, at_theory = fit.get("theory"), fit.get("amplitude_at_theory")
-        terms = fit.get("terms") or {}
-        if name in terms:
-            at_theory = terms[name]["amplitude"]
-        if theory is not None and at_theory is not None:
-            axes.plot(
-                shown,
-                at_theory * ends**theory,
-                color=style.BLACK,
-                lw=1.1,
-                ls=(0, (4, 2)),
-                label="_theory",
-                zorder=2,
-            )
-        if fit.get("amplitude") is not None:
-            axes.plot(shown, fit["amplitude"] * ends ** fit["exponent"], color=colour, label="_fit")
-        exponent = style.with_interval(fit["exponent"], fit.get("exponent_interval"), style.fixed)
-        words = [
-            f"exponent {exponent}",
-            f"theory {style.fraction(theory)}, in {style.variable_name(fit['variable'])}",
-        ]
-        if terms:
-            # Below the axis, as points may be anywhere above it.
-            axes.set_xlabel(_terms_in_words(terms))
+    if fit is not None and fit.get("terms"):
+        words = _sum_lines(axes, cells, fit)
+    elif fit is not None and fit.get("exponent") is not None:
+        words = _power_lines(axes, x, name, fit, colour)
     # An error that grows along the axis leaves room on the left, one that falls on the right.
     left = name == "D/(LM)"
     axes.text(
@@ -465,13 +447,66 @@ def _term_panel(
         style.size_ticks(axes, list(x))
 
 
-def _terms_in_words(terms: Mapping[str, Any]) -> str:
-    """Write fitted terms with their amplitudes."""
-    parts = [
-        f"{style.number(term.get('amplitude'))} \N{MULTIPLICATION SIGN} {style.variable_name(name)}"
+def _power_lines(axes: Axes, x: np.ndarray, name: str, fit: Fit, colour: str) -> list[str]:
+    """Draw a fitted power, and that of theory; return what to say of them."""
+    # The fits are in D/(LM), 1/L and 1/D: their exponents are positive.
+    variable = x if name == "D/(LM)" else 1 / x
+    ends = np.array([variable.min() / 1.2, variable.max() * 1.2])
+    shown = ends if name == "D/(LM)" else 1 / ends
+    theory, at_theory = fit.get("theory"), fit.get("amplitude_at_theory")
+    if theory is not None and at_theory is not None:
+        _dashed(axes, shown, at_theory * ends**theory)
+    if fit.get("amplitude") is not None:
+        axes.plot(shown, fit["amplitude"] * ends ** fit["exponent"], color=colour, label="_fit")
+    return [
+        f"exponent {_exponent_words(fit)}",
+        f"theory {style.fraction(theory)}, in {style.variable_name(fit['variable'])}",
+    ]
+
+
+def _exponent_words(fit: Fit) -> str:
+    return style.with_interval(fit["exponent"], fit.get("exponent_interval"), style.fixed)
+
+
+def _dashed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    axes.plot(x, y, color=style.BLACK, lw=1.1, ls=(0, (4, 2)), label="_theory", zorder=2)
+
+
+def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit) -> list[str]:
+    """Draw a law of D/(LM) and 1/sqrt(LM); return what to say of it.
+
+    It is no function of D/(LM) alone: there is a line for the smallest and one for the largest D.
+    """
+    terms: Mapping[str, Any] = fit["terms"]
+    D_values = np.unique(cells.size("embed_dim"))
+    D_values = D_values[[0, -1]] if len(D_values) > 1 else D_values
+    colours = style.size_colours("embed_dim", len(D_values))
+    keys: list[Line2D] = []
+    for D, colour in zip(D_values, colours, strict=True):
+        own = cells.sizes[cells.size("embed_dim") == D].astype(float)
+        ratio = D / (own[:, 0] * own[:, 1])
+        x = np.geomspace(ratio.min() / 1.2, ratio.max() * 1.2, 60)
+        # Any depth and width of the right product will do.
+        curve = law(fit, D / x, 1.0, D)
+        if curve is not None:
+            axes.plot(x, curve, color=colour, label="_fit", zorder=2)
+            keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
+    amplitude = (terms.get("D/(LM)") or {}).get("amplitude")
+    if amplitude:
+        ratio = variable_values("D/(LM)", cells.sizes)
+        ends = np.array([ratio.min() / 1.2, ratio.max() * 1.2])
+        _dashed(axes, ends, amplitude * ends)
+    # Above what may be said of small noise at the lower edge.
+    axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
+    words = [
+        f"{style.number(term.get('amplitude'), 2)} \N{MULTIPLICATION SIGN} "
+        f"{style.variable_name(name)}"
         for name, term in terms.items()
     ]
-    return f"in quadrature: {', '.join(parts)}"
+    said = [f"{words[0]} and", f"{words[1]}, as squares"] if len(words) == 2 else words
+    if fit.get("exponent") is not None:
+        said.append(f"one power: {_exponent_words(fit)}")
+    return said
 
 
 def _small_noise(axes: Axes, noise: float) -> None:

@@ -79,7 +79,6 @@ LIMIT_COLOUR = BLACK
 COORDINATE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours that tell single coordinates apart."""
 
-SYMBOLS = {"depth": "L", "width": "M", "embed_dim": "D"}
 SIZE_NAMES = {
     "depth": "depth L",
     "width": "hidden width M",
@@ -183,12 +182,6 @@ def number(value: float | None, digits: int = 3) -> str:
         mantissa, power = f"{value:.{digits - 1}e}".split("e")
         text = f"{mantissa}e{int(power)}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def power_of_ten(value: float) -> str:
-    """Write a round number of parameters: 10000 as ``1e4``."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def fixed(value: float | None, places: int = 2) -> str:
@@ -306,13 +299,35 @@ def log_axis(axes: Axes, which: str) -> None:
 def size_ticks(axes: Axes, values: Sequence[float], most: int = 6) -> None:
     """Label a logarithmic x-axis at sizes that occur, thinned to what there is room for."""
     sizes = sorted(set(values))
-    picked = [sizes[k] for k in spread_indices(len(sizes), most)]
-    axes.xaxis.set_major_locator(mpl.ticker.FixedLocator(picked))
+    axes.xaxis.set_major_locator(mpl.ticker.FixedLocator(_apart(sizes, most)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(mpl.ticker.FixedLocator(sizes))
     axes.xaxis.set_minor_formatter(NullFormatter())
     margin = (sizes[-1] / sizes[0]) ** 0.05
     axes.set_xlim(sizes[0] / max(margin, 1.05), sizes[-1] * max(margin, 1.05))
+
+
+def _apart(sizes: Sequence[float], most: int) -> list[float]:
+    """Pick sizes whose labels do not touch on a logarithmic axis: the ends, and others between."""
+    span = math.log(sizes[-1] / sizes[0])
+    if not span:
+        return [sizes[0]]
+    # In parts of the axis: what half of a label takes, by its number of digits.
+    halves = [0.014 * (len(f"{size:g}") + 1) * 6 / most for size in sizes]
+    places = [math.log(size / sizes[0]) / span for size in sizes]
+
+    def touch(one: int, other: int) -> bool:
+        return abs(places[one] - places[other]) < halves[one] + halves[other]
+
+    last = len(sizes) - 1
+    if touch(0, last):
+        return [sizes[0]]
+    picked = [0]
+    for k in range(1, last):
+        if not touch(picked[-1], k) and not touch(k, last):
+            picked.append(k)
+    picked = [picked[k] for k in spread_indices(len(picked), most - 1)]
+    return [sizes[k] for k in (*picked, last)]
 
 
 def spread_indices(count: int, most: int) -> list[int]:

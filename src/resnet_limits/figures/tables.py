@@ -1,104 +1,17 @@
-"""All exponents and amplitudes in one table: as rows, as a web page, as a figure."""
+"""All exponents and amplitudes in one table: as a web page, as a figure."""
 
 from __future__ import annotations
 
 import html
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from resnet_limits.figures import style
-
-_COUNTS = ("total", "used", "diverged", "below_resolution", "missing")
-
-Row = dict[str, Any]
-
-
-def rates_table_rows(rates: Mapping[str, Any]) -> list[Row]:
-    """Flatten rates.json into one row per exponent or amplitude.
-
-    Parameters
-    ----------
-    rates : mapping
-        The contents of rates.json.
-
-    Returns
-    -------
-    list of dict
-        Keys ``pair``, ``quantity``, ``step`` (int); ``kind`` (``"fit"``: one power of a variable;
-        ``"term"``: one of several terms, with the exponent of theory; ``"floor"``: what
-        stands for terms that are the same for all shapes; ``"alone"``: the exponent in one
-        size with the others fixed; ``"budget"``: best shapes against P; ``"family"``: the
-        shapes of a family against P); ``variable``;
-        ``exponent``, ``exponent_low``, ``exponent_high``, ``theory``, ``amplitude``,
-        ``amplitude_low``, ``amplitude_high`` (float or None; the amplitude of a ``"fit"`` is that
-        at the exponent of theory); ``total``, ``used``, ``diverged``, ``below_resolution``,
-        ``missing`` (numbers of cells, or None); ``reason`` (why a fit is not there, else empty).
-    """
-    rows: list[Row] = []
-    for pair, quantities in (rates.get("pairs") or {}).items():
-        for quantity, steps in (quantities or {}).items():
-            for step, fit in (steps or {}).items():
-                head = {"pair": pair, "quantity": quantity, "step": int(step)}
-                rows += [{**head, **row} for row in _fit_rows(fit or {})]
-                for name, family in (rates.get("families") or {}).items():
-                    found = family["pairs"][pair][quantity][step]
-                    rows += [{**head, **row} for row in _family_rows(name, found)]
-    return rows
-
-
-def _family_rows(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
-    for fit in found["fits"]:
-        start = (
-            f" \N{GREATER-THAN OR EQUAL TO} {style.power_of_ten(fit['least'])}"
-            if fit["least"]
-            else ""
-        )
-        values = {**fit, "theory": found["theory"]}
-        yield _row("family", f"P{start}, {name}", values, found["cells"], "amplitude")
-
-
-def _row(
-    kind: str, variable: str, values: Mapping[str, Any], cells: Mapping[str, Any], amplitude: str
-) -> Row:
-    low, high = values.get("exponent_interval") or (None, None)
-    amplitude_low, amplitude_high = values.get(f"{amplitude}_interval") or (None, None)
-    return {
-        "kind": kind,
-        "variable": variable,
-        "exponent": values.get("exponent"),
-        "exponent_low": low,
-        "exponent_high": high,
-        "theory": values.get("theory"),
-        "amplitude": values.get(amplitude),
-        "amplitude_low": amplitude_low,
-        "amplitude_high": amplitude_high,
-        **{name: cells.get(name) for name in _COUNTS},
-        "reason": str(values.get("reason") or ""),
-    }
-
-
-def _fit_rows(fit: Mapping[str, Any]) -> Iterator[Row]:
-    cells = fit.get("cells") or {}
-    terms = fit.get("terms") or {}
-    single = fit.get("theory") is not None or fit.get("exponent") is not None
-    if single or not terms:
-        found = fit if single or fit.get("reason") else {**fit, "reason": "no fit was made"}
-        variable = str(fit.get("variable") or "") if single else "all terms"
-        yield _row("fit", variable, found, cells, "amplitude_at_theory")
-    for name, term in terms.items():
-        yield _row("term", name, term, cells, "amplitude")
-    if fit.get("floor"):
-        yield _row("floor", "floor", fit["floor"], cells, "amplitude")
-    for size, alone in (fit.get("individual") or {}).items():
-        if alone:
-            yield _row("alone", style.SYMBOLS.get(size, size), alone, cells, "amplitude")
-    if fit.get("fixed_budget"):
-        yield _row("budget", "P", fit["fixed_budget"], cells, "amplitude")
-
+from resnet_limits.fitted import Row, rates_table_rows
 
 # --- words ----------------------------------------------------------------------------------------
 
@@ -169,10 +82,10 @@ _HTML_COLUMNS = (
 
 _EXPLANATION = (
     "Exponents are slopes of log error against the log of the variable. Intervals cover 95 %, by "
-    "bootstrap over whole seeds, or from the residuals where there is one seed. Amplitudes of a "
+    "bootstrap over whole seeds, the limits' error and the misfit. Amplitudes of a "
     "single power are taken with the exponent of theory. Terms are fitted as a whole and add as "
-    "squares. Below resolution: under ten times the limits' own standard error. Diverged and "
-    "missing cells are left out of every fit."
+    "squares. Below resolution: under ten times the limits' own standard error; such cells are "
+    "used, with that error in the likelihood. Diverged and missing cells are left out of every fit."
 )
 
 
@@ -313,7 +226,8 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
     style.footnote(
         figure,
         "Intervals: 95 %, over seeds. Terms add as squares. Amplitudes of a single power: with the "
-        "exponent of theory. Below resolution: under ten times the limits' own standard error. "
+        "exponent of theory. Below resolution: under ten times the limits' own standard error; "
+        "these are used, with that error in the likelihood. "
         f"Cells: at step {steps[-1]}; those that diverged or are missing are left out of the fits.",
         characters=math.floor(sum(widths) * 17),
     )

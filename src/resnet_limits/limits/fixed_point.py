@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits.dynamics import GROWTH_LIMIT
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.ensemble import Units
 from resnet_limits.limits.quadrature import UnitSample
@@ -175,7 +174,13 @@ class Fields:
     """
 
     def __init__(
-        self, units: Units, sample: UnitSample, grid: DepthGrid, tolerance: float, name: str
+        self,
+        units: Units,
+        sample: UnitSample,
+        grid: DepthGrid,
+        tolerance: float,
+        largest: float,
+        name: str,
     ):
         device = units.chunks[0].incoming.device
 
@@ -185,6 +190,7 @@ class Fields:
         self.units = units
         self.group = sample.group
         self.tolerance = tolerance
+        self.largest = largest
         self.name = name
         self.hidden = _FixedPoint(put(grid.forward), tolerance, name)
         self.backward = _FixedPoint(put(grid.backward), tolerance, name)
@@ -242,7 +248,6 @@ class Fields:
         whole = self.part is self.units
         if whole:
             self._train()
-        limit = GROWTH_LIMIT * float(start.abs().max())
         zero = torch.zeros((), dtype=start.dtype, device=start.device)
         hidden_defect = zero if whole else zero + self.hidden_defect.next()
         backward_defect = zero if whole else zero + self.backward_defect.next()
@@ -257,7 +262,8 @@ class Fields:
 
         def onward(slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             end = start + torch.einsum("k,kbrn->brn", self.total, slope)
-            if float(end.abs().max()) > limit:
+            # The mean square over coordinates of h is the square of w (theory.md).
+            if float(end.square().sum(1).mean(1).max()) > self.largest**2:
                 raise UnboundedError
             return end, *read(end)
 

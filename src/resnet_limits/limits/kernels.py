@@ -50,7 +50,7 @@ def activation_code(unit: Unit) -> int | None:
     unit : Unit
         Any residual unit.
     """
-    # A subclass may compute anything.
+    # What is compiled is this class's own map; a subclass may have another.
     if type(unit) is not Perceptron or not enabled():
         return None
     known = (code for name, code in _CODES.items() if unit.activation is ACTIVATIONS[name])

@@ -3,14 +3,16 @@
 Each is :func:`resnet_limits.limits.solver.solve` with another Gram root and depth grid. The number
 of quadrature points and of depth nodes is found once, by :func:`make_plan` on the DMFT limit, and
 used by all: the same points and the symmetric roots couple the limits, so that their differences
-are far more accurate than each of them.
+are far more accurate than each of them. A limit whose depth error is larger than its share takes
+more nodes, and what is left of that error is part of its standard error.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -18,70 +20,103 @@ import torch
 
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.limits import depth, quadrature
+from resnet_limits.limits import plan as plans
+from resnet_limits.limits.causes import likely_cause
 from resnet_limits.limits.depth import Array, DepthGrid
+from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.quadrature import Directions, UnitSample
-from resnet_limits.limits.solver import TIGHT, LimitError, Trajectory, solve
+from resnet_limits.limits.solver import LimitError, Trajectory, accuracy, solve
+
+__all__ = [
+    "Arithmetic",
+    "DepthChange",
+    "LimitError",
+    "LimitSolution",
+    "Limits",
+    "Plan",
+    "standard_error",
+]
 
 logger = logging.getLogger(__name__)
 
-REPLICATES = 8
-MAX_POINTS = 1 << 22
-# Points are dealt out to the nodes, so that more nodes cost no more; a power of two keeps the runs
-# of a Sobol' sequence that the nodes get balanced.
-FIRST_NODES = 8
-MAX_NODES = 32
-_FIRST_POINTS = 1 << 12
 # Points that every node gets where the depth error is looked at.
 _DEPTH_POINTS = 1 << 10
-# Share of the tolerance that is left to the depth error, and the scramblings by which the pilot
-# estimates it (later solves look with one, which is enough to see that it has not grown).
-_DEPTH_SHARE = 0.1
+# Scramblings by which the depth error is estimated where it decides on the nodes, those of the plan
+# and those of one limit; one is enough to see that it is far below.
 _PILOT_REPLICATES = 4
-# Fixed points are iterated to this share of the tolerance, and no further than to rounding. It is
-# so small because the differences of coupled limits are far more accurate than the limits.
-_ITERATION_SHARE = 1e-4
-# The loosest tolerance that asks for the units' arithmetic in float64.
-_DOUBLE_TOLERANCE = 1e-5
+_DECIDING_REPLICATES = 2
+# More nodes that leave more than this share of the depth error do not help.
+_PROGRESS = 0.5
 # As many replicates are solved side by side as have their units' weights in so many bytes. Samples
 # of up to half of that are kept for the next limit.
 _STATE_BYTES = 1 << 29
 _KEPT_SAMPLES = 2
-# Singular values of the Gram root below this share of the largest are directions that D < r rows
-# of embedding do not span (the root of a rounding error is about 1e-8).
+# Directions in which the embedding's columns, each of length one, extend by less than this are
+# directions that D < r rows do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
 
 
+def _rms(values: Array, axis: tuple[int, ...] | None = None) -> Array:
+    root: Array = np.sqrt(np.mean(values**2, axis=axis))
+    return root
+
+
 @dataclass(frozen=True)
-class Plan:
-    """Numerical parameters shared by all limits of an experiment.
+class DepthChange:
+    """What half as many depth nodes more would change, seen on a part of the points.
+
+    NaN where it could not be seen, because one of the two grids has no bounded state.
 
     Attributes
     ----------
-    quadrature : str
-        ``cubature`` (exact, linear units) or ``sobol``.
-    points, replicates : int
-        Points of one scrambling, dealt out to the nodes, and independent scramblings.
-    nodes : int
-        Nodes in depth.
-    root_seed : int
-        Root of the scramblings' random streams.
-    precision : str
-        ``float64`` or ``float32``: arithmetic of the units. States and sums are in float64.
-    iteration_tolerance : float
-        Relative tolerance of the fixed points over depth.
+    output : ndarray, shape (K, rows, d_out)
+        Change of the outputs.
+    hidden : ndarray, shape (K, rows, r)
+        Change of the hidden state at s = 1, in reduced coordinates.
+    loss : ndarray, shape (K,)
+        Change of the loss.
+    size : float
+        RMS of the change of the outputs up to a common divergence; infinite where the grids do not
+        agree on the step of divergence.
     """
 
-    quadrature: str
-    points: int
-    replicates: int
-    nodes: int
-    root_seed: int
-    precision: str = "float64"
-    iteration_tolerance: float = TIGHT
+    output: Array
+    hidden: Array
+    loss: Array
+    size: float
 
-    def as_dict(self) -> dict[str, int | float | str]:
-        """Return the plan as plain values; ``Plan(**values)`` gives it back."""
-        return asdict(self)
+    @classmethod
+    def constant(
+        cls, value: float, size: float, steps: int, rows: int, targets: int, r: int
+    ) -> DepthChange:
+        """Return a change that is the same number everywhere."""
+        output, hidden = np.full((steps, rows, targets), value), np.full((steps, rows, r), value)
+        return cls(output, hidden, np.full(steps, value), size)
+
+    @classmethod
+    def between(cls, coarse: Trajectory, fine: Trajectory) -> DepthChange:
+        """Subtract means over the replicates."""
+        change = fine.output.mean(axis=0) - coarse.output.mean(axis=0)
+        ends = {coarse.diverged_step, fine.diverged_step}
+        sound = change[: max(ends)] if max(ends) >= 0 else change
+        return cls(
+            output=change,
+            hidden=fine.hidden[:, :, -1].mean(axis=0) - coarse.hidden[:, :, -1].mean(axis=0),
+            loss=fine.loss.mean(axis=0) - coarse.loss.mean(axis=0),
+            size=math.inf if len(ends) > 1 else float(_rms(sound)) if len(sound) else 0.0,
+        )
+
+    def filled(self, trajectory: Trajectory) -> DepthChange:
+        """Take the whole of a solution for its error where the change could not be seen."""
+        whole = (
+            trajectory.output.mean(axis=0),
+            trajectory.hidden[:, :, -1].mean(axis=0),
+            trajectory.loss.mean(axis=0),
+        )
+        lost = np.isnan(self.loss)
+        for change, state in zip((self.output, self.hidden, self.loss), whole, strict=True):
+            change[lost] = state[lost]
+        return self
 
 
 @dataclass(frozen=True)
@@ -96,9 +131,14 @@ class LimitSolution:
         Minimum-norm coordinates of h and b on the embedding's columns, ``c = R^+ w``.
     knots : ndarray, shape (knots,)
         Depth of the stored states.
-    depth_error : ndarray, shape (K,)
-        RMS over rows and targets of the change of the outputs when two depth nodes are added,
-        seen on a part of the points.
+    nodes : int
+        Depth nodes that it was solved with: those of the plan, or more.
+    depth_change : DepthChange
+        What half as many nodes more would change.
+    hidden_coef_change : ndarray, shape (K, rows, r)
+        The change of the hidden state in minimum-norm coordinates.
+    rounding : ndarray, shape (K,)
+        How far states may be off, by the tolerance of the fixed points and by rounding.
     plan : Plan
         What it was solved with.
     """
@@ -107,8 +147,31 @@ class LimitSolution:
     hidden_coef: Array
     backward_coef: Array
     knots: Array
-    depth_error: Array
+    nodes: int
+    depth_change: DepthChange
+    hidden_coef_change: Array
+    rounding: Array
     plan: Plan
+
+    @property
+    def depth_error(self) -> Array:
+        """RMS over rows and targets of the depth change of the outputs, shape (K,)."""
+        return _rms(self.depth_change.output, (1, 2))
+
+    @property
+    def output_stderr(self) -> Array:
+        """Standard error of the mean outputs, shape (K, rows, d_out), with all that is known."""
+        return self._with_depth(self.trajectory.output, self.depth_change.output)
+
+    @property
+    def loss_stderr(self) -> Array:
+        """Standard error of the mean loss, shape (K,)."""
+        return self._with_depth(self.trajectory.loss, self.depth_change.loss)
+
+    def _with_depth(self, replicates: Array, change: Array) -> Array:
+        floor = self.rounding.reshape(-1, *(1,) * (change.ndim - 1))
+        error: Array = np.sqrt(standard_error(replicates) ** 2 + change**2 + floor**2)
+        return error
 
 
 @dataclass(frozen=True)
@@ -218,28 +281,80 @@ class Limits:
         ]
         return Trajectory.joined(parts)
 
-    def _depth_error(
+    def _depth_change(
         self,
         root: Array,
         grid: Callable[[int], DepthGrid],
         plan: Plan,
         name: str,
         replicates: int = 1,
-    ) -> Array:
-        """RMS change of the outputs at each step when two nodes are added.
+        solved: dict[int, Trajectory] | None = None,
+    ) -> DepthChange:
+        """Compare a limit with that of half as many depth nodes more.
 
-        All nodes have the same few points here: dealt out anew, they would change more.
+        All nodes have the same few points here: dealt out anew, they would change more. The dict
+        `solved` keeps what was solved, by the number of nodes, for the next comparison.
         """
-        points = min(_DEPTH_POINTS, plan.points)
-        small = replace(plan, points=points, replicates=min(plan.replicates, replicates))
-        coarse, fine = (
-            self._trajectory(
-                root, grid, replace(small, nodes=nodes), name, shared=True
-            ).output.mean(axis=0)
-            for nodes in (plan.nodes, plan.nodes + 2)
+        coarse, fine = grid(plan.nodes).nodes, grid(plans.finer(plan.nodes)).nodes
+        if coarse == fine:
+            # All layers are nodes.
+            return self._constant_change(0.0, 0.0)
+        points, number = min(_DEPTH_POINTS, plan.points), min(plan.replicates, replicates)
+        small = replace(plan, points=points, replicates=number)
+        known = {} if solved is None else solved
+        for nodes in {coarse, fine} - known.keys():
+            few = replace(small, nodes=nodes)
+            known[nodes] = self._trajectory(root, grid, few, name, shared=True)
+        return DepthChange.between(known[coarse], known[fine])
+
+    def _constant_change(self, value: float, size: float) -> DepthChange:
+        rows, targets = self.dynamics.targets.shape
+        return DepthChange.constant(
+            value, size, self.dynamics.steps, rows, targets, len(self.limit_root)
         )
-        error: Array = np.sqrt(np.mean((fine - coarse) ** 2, axis=(1, 2)))
-        return error
+
+    def _seen_change(
+        self,
+        root: Array,
+        grid: Callable[[int], DepthGrid],
+        plan: Plan,
+        name: str,
+        replicates: int = 1,
+        solved: dict[int, Trajectory] | None = None,
+    ) -> DepthChange:
+        """Give the depth change, unseen where one of the two limits cannot be solved."""
+        try:
+            return self._depth_change(root, grid, plan, name, replicates, solved)
+        except LimitError as error:
+            logger.debug("%s", error)
+            return self._constant_change(math.nan, math.inf)
+
+    def _enough_nodes(
+        self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
+    ) -> tuple[Plan, DepthChange]:
+        """Find how many depth nodes a limit needs, and what they leave of the depth error.
+
+        Other nodes than the plan's are decided on for the Mean ODE of a root, so that its limits of
+        all depths have the same and stay coupled.
+        """
+        allowed = plans.OWN_DEPTH_SHARE * plan.tolerance
+        change = self._seen_change(root, grid, plan, name)
+        if change.size <= 0.5 * allowed:
+            return plan, change
+        best, left, tried = plan, math.inf, plan
+        solved: dict[int, Trajectory] = {}
+        while True:
+            size = self._seen_change(
+                root, depth.continuous, tried, name, _DECIDING_REPLICATES, solved
+            ).size
+            if size > _PROGRESS * left:
+                break
+            best, left = tried, size
+            if size <= allowed or tried.nodes >= plans.MAX_NODES:
+                break
+            tried = replace(tried, nodes=min(plans.MAX_NODES, plans.finer(tried.nodes)))
+        logger.info("%s: %d nodes: depth error %.1e", name, best.nodes, left)
+        return best, self._seen_change(root, grid, best, name, _DECIDING_REPLICATES)
 
     def _reference(self, plan: Plan, replicates: range | None = None) -> Trajectory:
         """Solve the DMFT limit, which everything else is measured against."""
@@ -248,28 +363,61 @@ class Limits:
         )
         if trajectory.diverged_step >= 0:
             raise LimitError(
-                f"dmft: the limit itself diverges at step {trajectory.diverged_step}: the "
-                "learning rate or the residual scale is too large for these data"
+                f"dmft: the limit itself diverges at step {trajectory.diverged_step}: "
+                + likely_cause(self.dynamics, self.limit_root)
             )
         return trajectory
 
     def _solve(
         self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
     ) -> LimitSolution:
-        trajectory = self._trajectory(root, grid, plan, name)
-        depth_error = self._depth_error(root, grid, plan, name)
-        return self._solution(trajectory, root, grid(plan.nodes).knots, depth_error, plan)
+        """Solve with as many depth nodes as are needed.
+
+        Too few nodes may have no bounded state where the limit has one, so that a divergence counts
+        only if half as many nodes more confirm it.
+        """
+        used, change = self._enough_nodes(root, grid, plan, name)
+        diverged: tuple[Plan, Trajectory] | None = None
+        while True:
+            last = used.nodes >= plans.MAX_NODES
+            trajectory: Trajectory | None = None
+            try:
+                trajectory = self._trajectory(root, grid, used, name)
+            except LimitError:
+                if last:
+                    raise
+            if trajectory is not None:
+                if trajectory.diverged_step < 0 or last:
+                    break
+                if diverged is not None and diverged[1].diverged_step == trajectory.diverged_step:
+                    used, trajectory = diverged
+                    break
+                diverged = used, trajectory
+            used = replace(used, nodes=min(plans.MAX_NODES, plans.finer(used.nodes)))
+            change = self._seen_change(root, grid, used, name)
+        return self._solution(trajectory, root, grid, change, used)
 
     def _solution(
-        self, trajectory: Trajectory, root: Array, knots: Array, depth_error: Array, plan: Plan
+        self,
+        trajectory: Trajectory,
+        root: Array,
+        grid: Callable[[int], DepthGrid],
+        change: DepthChange,
+        plan: Plan,
     ) -> LimitSolution:
-        inverse = np.linalg.pinv(root, rcond=_RANK_TOLERANCE, hermitian=True)
+        change = change.filled(trajectory)
+        to_coordinates = minimum_norm(root)
+        tolerance = accuracy(plan.iteration_tolerance, self._dtype(plan))
+        size = np.abs(trajectory.hidden[:, :, -1]).max(axis=(0, 2, 3))
         return LimitSolution(
             trajectory=trajectory,
-            hidden_coef=trajectory.hidden @ inverse,
-            backward_coef=trajectory.backward @ inverse,
-            knots=knots,
-            depth_error=depth_error,
+            hidden_coef=trajectory.hidden @ to_coordinates.T,
+            backward_coef=trajectory.backward @ to_coordinates.T,
+            knots=grid(plan.nodes).knots,
+            nodes=plan.nodes,
+            depth_change=change,
+            hidden_coef_change=change.hidden @ to_coordinates.T,
+            rounding=tolerance * np.maximum(1.0, size),
             plan=plan,
         )
 
@@ -279,12 +427,11 @@ class Limits:
         Raises
         ------
         LimitError
-            If it diverges; the message names the step.
+            If it diverges; the message names the step and the likely cause.
         """
         root, grid = self.limit_root, depth.continuous
-        depth_error = self._depth_error(root, grid, plan, "dmft")
-        knots = grid(plan.nodes).knots
-        return self._solution(self._reference(plan), root, knots, depth_error, plan)
+        change = self._depth_change(root, grid, plan, "dmft")
+        return self._solution(self._reference(plan), root, grid, change, plan)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
         """Solve the Mean ODE: L and M to infinity, with the Gram root of a sampled embedding."""
@@ -300,8 +447,8 @@ class Limits:
         Parameters
         ----------
         tolerance : float
-            Wanted RMS over (step, row, target) of the standard error of the outputs; absolute.
-            The depth error is held below a tenth of it.
+            Wanted RMS over (step, row, target) of the standard error of the outputs over
+            scramblings; absolute. The depth error is held below a tenth of it.
         root_seed : int
             Root of the scramblings' random streams.
 
@@ -318,47 +465,35 @@ class Limits:
             If the tolerance can't be met with MAX_POINTS points or MAX_NODES nodes; the message
             names the step at which the error passes the tolerance.
         """
-        root, grid, name = self.limit_root, depth.continuous, "dmft"
-        if self.dynamics.unit.is_linear:
-            plan = Plan(quadrature.CUBATURE, 0, 1, FIRST_NODES, root_seed, self._precision(0.0))
-            trajectory = self._reference(plan)
-        else:
-            plan, trajectory = self._enough_points(tolerance, root_seed)
+        root, grid = self.limit_root, depth.continuous
+        plan, trajectory = self._enough_points(tolerance, root_seed)
         first_nodes = plan.nodes
+        allowed = plans.DEPTH_SHARE * tolerance
+        solved: dict[int, Trajectory] = {}
         while True:
-            error = self._depth_error(root, grid, plan, name, _PILOT_REPLICATES)
-            worst = float(np.sqrt(np.mean(error**2)))
-            logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, worst)
-            if worst <= _DEPTH_SHARE * tolerance:
+            change = self._depth_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
+            logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
+            if change.size <= allowed:
                 if plan.nodes > first_nodes:
                     trajectory = self._reference(plan)
-                return plan, self._solution(trajectory, root, grid(plan.nodes).knots, error, plan)
-            if plan.nodes >= MAX_NODES:
+                return plan, self._solution(trajectory, root, grid, change, plan)
+            if plan.nodes >= plans.MAX_NODES:
+                by_step = _rms(change.output, (1, 2))
                 raise LimitError(
-                    f"dmft: the depth error is still {worst:.1e} with {plan.nodes} nodes, above "
-                    f"{_DEPTH_SHARE} of limit_tolerance {tolerance:.1e}, from step "
-                    f"{int(np.argmax(error > _DEPTH_SHARE * tolerance))} on"
+                    f"dmft: the depth error is still {change.size:.1e} with {plan.nodes} nodes, "
+                    f"above {plans.DEPTH_SHARE} of limit_tolerance {tolerance:.1e}, from step "
+                    f"{int(np.argmax(~(by_step <= allowed)))} on; allow a larger limit_tolerance, "
+                    "fewer steps or a smaller learning rate"
                 )
-            plan = replace(plan, nodes=plan.nodes + 2)
-
-    def _precision(self, tolerance: float) -> str:
-        single = tolerance > _DOUBLE_TOLERANCE or self.arithmetic.dtype == torch.float32
-        return "float32" if single else "float64"
+            plan = replace(plan, nodes=min(plans.MAX_NODES, plans.finer(plan.nodes)))
 
     def _enough_points(self, tolerance: float, root_seed: int) -> tuple[Plan, Trajectory]:
-        plan = Plan(
-            quadrature.SOBOL,
-            _FIRST_POINTS,
-            REPLICATES,
-            FIRST_NODES,
-            root_seed,
-            self._precision(tolerance),
-            max(TIGHT, _ITERATION_SHARE * tolerance),
-        )
+        linear = self.dynamics.unit.is_linear
+        plan = plans.first_plan(tolerance, root_seed, self.arithmetic.dtype, linear=linear)
         trajectory = self._reference(plan)
         while True:
             error = standard_error(trajectory.output)
-            worst = float(np.sqrt(np.mean(error**2)))
+            worst = float(_rms(error))
             logger.info(
                 "dmft: %d points x %d scramblings: standard error %.2e, wanted %.2e",
                 plan.points,
@@ -368,25 +503,45 @@ class Limits:
             )
             if worst <= tolerance:
                 return plan, trajectory
-            excess = worst / tolerance
-            # Close to the goal more scramblings cost less than twice the points.
-            replicates = int(np.ceil(plan.replicates * (1.05 * excess) ** 2))
-            if replicates < 2 * REPLICATES:
-                more = self._reference(plan, range(plan.replicates, replicates))
-                trajectory = Trajectory.joined([trajectory, more])
-                plan = replace(plan, replicates=replicates)
-            elif plan.points < MAX_POINTS:
-                # The error falls at least like points^(-1/2), here nearly like points^(-2/3).
-                factor = 2 ** max(1, round(1.5 * np.log2(excess)))
-                points = min(MAX_POINTS, plan.points * min(16, factor))
-                plan = replace(plan, points=points, replicates=REPLICATES)
-                trajectory = self._reference(plan)
-            else:
-                by_step = np.sqrt(np.mean(error**2, axis=(1, 2)))
+            more = plans.with_more_points(plan, worst / tolerance)
+            if more is None:
+                by_step = _rms(error, (1, 2))
                 step = int(np.argmax(by_step > tolerance))
                 raise LimitError(
-                    f"dmft: limit_tolerance {tolerance:.1e} is not met with {MAX_POINTS} points: "
-                    f"the standard error passes it at step {step} ({by_step[step]:.1e}) and is "
-                    f"{by_step[-1]:.1e} at the last; the training dynamics amplify errors, so "
-                    "allow a larger limit_tolerance, fewer steps or a smaller learning rate"
+                    f"dmft: limit_tolerance {tolerance:.1e} is not met with {plans.MAX_POINTS} "
+                    f"points: the standard error passes it at step {step} ({by_step[step]:.1e}) "
+                    f"and is {by_step[-1]:.1e} at the last; the training dynamics amplify errors, "
+                    "so allow a larger limit_tolerance, fewer steps or a smaller learning rate"
                 )
+            if more.points == plan.points:
+                new = self._reference(more, range(plan.replicates, more.replicates))
+                trajectory = Trajectory.joined([trajectory, new])
+            else:
+                trajectory = self._reference(more)
+            plan = more
+
+
+def minimum_norm(root: Array) -> Array:
+    """Give the matrix that turns a state w into minimum-norm coordinates c with ``R c = w``.
+
+    Parameters
+    ----------
+    root : ndarray, shape (r, r)
+        R, the symmetric root of the Gram matrix, which may be singular. Its columns may be of very
+        different length: what is independent is decided after they have been scaled to length one,
+        which makes their products those of the embedding's columns scaled likewise.
+
+    Returns
+    -------
+    ndarray, shape (r, r)
+        ``R^+``.
+    """
+    lengths = np.linalg.norm(root, axis=0)
+    scale = np.where(lengths > 0, lengths, 1.0)
+    left, values, right = np.linalg.svd(root / scale)
+    spans = values > _RANK_TOLERANCE
+    some = (right[spans].T / values[spans]) @ left[:, spans].T / scale[:, None]
+    # Coordinates that change no state, in the embedding's own scale.
+    idle = np.linalg.qr(right[~spans].T / scale[:, None])[0]
+    inverse: Array = some - idle @ (idle.T @ some)
+    return inverse

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import Dynamics, largest_size
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.ensemble import Units
 from resnet_limits.limits.fixed_point import Fields, LimitError, UnboundedError
 from resnet_limits.limits.quadrature import UnitSample
 from resnet_limits.threads import workers
 
-__all__ = ["TIGHT", "LimitError", "Trajectory", "solve"]
+__all__ = ["TIGHT", "LimitError", "Trajectory", "accuracy", "solve"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,11 @@ class Trajectory:
             values[:, min(diverged) :] = np.nan
         passes = max(part.passes for part in parts)
         return cls(**arrays, diverged_step=min(diverged, default=-1), passes=passes)
+
+
+def accuracy(tolerance: float, dtype: torch.dtype) -> float:
+    """Give the tolerance of the fixed points that the units' arithmetic allows."""
+    return tolerance if dtype == torch.float64 else max(tolerance, _SINGLE_TOLERANCE)
 
 
 def solve(
@@ -129,8 +134,9 @@ def solve(
     inputs, targets = put(dynamics.inputs.T), put(dynamics.targets)
     forward_knots, backward_knots = put(grid.forward_knots), put(grid.backward_knots)
     embedding_scale = dynamics.rate_embedding / (dynamics.residual_scale * rows)
-    if dtype != torch.float64:
-        tolerance = max(tolerance, _SINGLE_TOLERANCE)
+    tolerance = accuracy(tolerance, dtype)
+    start_size = float((embedding[0] @ inputs).square().sum(0).mean().sqrt())
+    largest = float(largest_size(dynamics, start_size))
 
     def read(end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = (unembedding.mT @ end).mT
@@ -141,7 +147,7 @@ def solve(
     diverged_step = -1
     with workers() if device == "cpu" else nullcontext() as pool:
         units = Units.of_sample(dynamics, sample, grid.total, dtype, device, pool)
-        fields = Fields(units, sample, grid, tolerance, name)
+        fields = Fields(units, sample, grid, tolerance, largest, name)
         for step in range(dynamics.steps):
             start = embedding @ inputs
             try:
@@ -161,18 +167,21 @@ def solve(
                     unembedding -= embedding_scale * found.end @ found.gradient
             logger.debug("%s: step %d of %d", name, step + 1, dynamics.steps)
 
-    def take(states: list[Tensor], *axes: int) -> Array:
-        lost = [torch.full_like(states[0], torch.nan)] * (dynamics.steps - len(states))
-        stacked: Array = torch.stack(states + lost).permute(*axes).cpu().numpy()
+    batch, states = sample.replicates, (len(forward_knots), sample.replicates, len(root), rows)
+
+    def take(found: list[Tensor], size: tuple[int, ...], *axes: int) -> Array:
+        # A limit that diverges at its first step has no state to go by.
+        lost = [torch.full(size, torch.nan, dtype=torch.float64)] * (dynamics.steps - len(found))
+        stacked: Array = torch.stack([x.cpu() for x in found] + lost).permute(*axes).numpy()
         # Trajectories of many rows are large: none is there twice while the next is stacked.
-        states.clear()
+        found.clear()
         return stacked
 
     return Trajectory(
-        output=take(outputs, 1, 0, 2, 3),
-        hidden=take(hiddens, 2, 0, 1, 4, 3),
-        backward=take(backwards, 2, 0, 1, 4, 3),
-        loss=take(losses, 1, 0),
+        output=take(outputs, (batch, *targets.shape), 1, 0, 2, 3),
+        hidden=take(hiddens, states, 2, 0, 1, 4, 3),
+        backward=take(backwards, states, 2, 0, 1, 4, 3),
+        loss=take(losses, (batch,), 1, 0),
         diverged_step=diverged_step,
         passes=fields.passes,
     )

@@ -151,7 +151,7 @@ class Noise:
             for block, start in enumerate(range(0, drawn.shape[2], _NOISE_BLOCK))
         ]
         # The generators release the interpreter's lock while they fill an array.
-        self.workers.run(lambda job: self._draw(*job, std), jobs, drawn.size)
+        self.workers.run(lambda job: self._draw(*job, std), jobs, drawn.size, on_host=True)
         drawn[~found] = 0
         if not on_cpu:
             target.copy_(torch.from_numpy(drawn))

@@ -113,6 +113,19 @@ def _combined(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
+_Raw = Callable[[_Chunk], tuple[Tensor, Tensor]]
+
+
+def _incoming(chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    """Raw vectors t and v of the incoming matrix."""
+    return chunk.p, chunk.dp
+
+
+def _outgoing(chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    """Raw vectors t and v of the outgoing matrix."""
+    return chunk.r, chunk.g
+
+
 class _Layer:
     """One layer of all seeds: two conditioned matrices and what its units have seen."""
 
@@ -189,68 +202,71 @@ class _Layer:
 
     def read(self, h: Tensor, step: int) -> Array:
         """``p = I^T h / D``; return the inner products of ``g(p)`` for :meth:`write`."""
-        matrix, at, stop = self.incoming, step * self.rows, (step + 1) * self.rows
-        new = matrix.ask_left(h)
-        noise = self.p[:, at : stop if new.count else at]
-        projected = None
-        if new.count:
-            matrix.noise_left.fill(noise, new.found, matrix.std)
-
-            def project(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
-                return (torch.bmm(chunk.dp, noise[:, :, p_at].double().mT),)
-
-            (projected,) = self._sweep(project, step, step)
-        coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
-        on_p, on_dp = coefficients[:, :at], coefficients[:, self.probes : self.probes + at]
-
-        def combine(chunk: _Chunk, p_at: slice, _: slice) -> Sequence[Tensor]:
-            p = _combined((on_p, chunk.p), (on_dp, chunk.dp), (mixing, noise[:, :, p_at].double()))
-            self.p[:, at:stop, p_at] = p
-            # What is stored is what all that follows must see.
-            g = chunk.append_p(self.p[:, :stop, p_at])
-            return torch.bmm(chunk.r, g.mT), torch.bmm(chunk.g, g.mT)
-
-        return self._laid_out(*self._sweep(combine, step, step))
+        sides = _incoming, _outgoing
+        return self._left(self.incoming, h, step, self.p, *sides, _Chunk.append_p, step)
 
     def write(self, inner: Array, step: int) -> Tensor:
         """``O g``, shape (S, N, D), after :meth:`read`."""
-        return self._right(self.outgoing, inner, step, lambda chunk: (chunk.r, chunk.g), step)
+        return self._right(self.outgoing, inner, step, _outgoing, step)
 
     def read_back(self, b: Tensor, step: int) -> Array:
         """``r = O^T b / D``; return the inner products of ``Dg(p)^T r`` for :meth:`write_back`."""
-        matrix, at, stop = self.outgoing, step * self.rows, (step + 1) * self.rows
-        new = matrix.ask_left(b)
-        noise = self.r[:, at : stop if new.count else at]
+        sides = _outgoing, _incoming
+        return self._left(self.outgoing, b, step, self.r, *sides, _Chunk.append_r, step + 1)
+
+    def write_back(self, inner: Array, step: int) -> Tensor:
+        """``I Dg(p)^T r``, shape (S, N, D), after :meth:`read_back`."""
+        return self._right(self.incoming, inner, step, _incoming, step + 1)
+
+    def _left(
+        self,
+        matrix: Conditioned,
+        u: Tensor,
+        step: int,
+        products: Tensor,
+        own: _Raw,
+        other: _Raw,
+        append: Callable[[_Chunk, Tensor], Tensor],
+        p_steps: int,
+    ) -> Array:
+        """Product with a block of left probes, kept with the `products` t of earlier steps.
+
+        `own` are the matrix's raw vectors t and v; `append` takes the new t and gives the new v of
+        the `other` matrix, whose inner products with that matrix's raw vectors are returned.
+        """
+        at, stop, asked = step * self.rows, (step + 1) * self.rows, matrix.right_probes
+        places = 0 if products is self.p else 1
+        new = matrix.ask_left(u)
+        noise = products[:, at : stop if new.count else at]
         projected = None
         if new.count:
             matrix.noise_left.fill(noise, new.found, matrix.std)
 
-            def project(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
-                return (torch.bmm(chunk.g, noise[:, :, r_at].double().mT),)
+            def project(chunk: _Chunk, *where: slice) -> Sequence[Tensor]:
+                _, v = own(chunk)
+                return (torch.bmm(v, noise[:, :, where[places]].double().mT),)
 
-            (projected,) = self._sweep(project, step + 1, step)
+            (projected,) = self._sweep(project, p_steps, step)
         coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
-        on_r = coefficients[:, :at]
-        on_g = coefficients[:, self.probes : self.probes + stop]
+        on_t, on_v = coefficients[:, :at], coefficients[:, self.probes : self.probes + asked]
 
-        def combine(chunk: _Chunk, _: slice, r_at: slice) -> Sequence[Tensor]:
-            r = _combined((on_r, chunk.r), (on_g, chunk.g), (mixing, noise[:, :, r_at].double()))
-            self.r[:, at:stop, r_at] = r
-            dp = chunk.append_r(self.r[:, :stop, r_at])
-            return torch.bmm(chunk.p, dp.mT), torch.bmm(chunk.dp, dp.mT)
+        def combine(chunk: _Chunk, *where: slice) -> Sequence[Tensor]:
+            (t, v), here = own(chunk), where[places]
+            fresh = _combined((on_t, t), (on_v, v), (mixing, noise[:, :, here].double()))
+            products[:, at:stop, here] = fresh
+            # What is stored is what all that follows must see.
+            probes = append(chunk, products[:, :stop, here])
+            t, v = other(chunk)
+            return torch.bmm(t, probes.mT), torch.bmm(v, probes.mT)
 
-        return self._laid_out(*self._sweep(combine, step + 1, step))
-
-    def write_back(self, inner: Array, step: int) -> Tensor:
-        """``I Dg(p)^T r``, shape (S, N, D), after :meth:`read_back`."""
-        return self._right(self.incoming, inner, step, lambda chunk: (chunk.p, chunk.dp), step + 1)
+        return self._laid_out(*self._sweep(combine, p_steps, step))
 
     def _right(
         self,
         matrix: Conditioned,
         inner: Array,
         step: int,
-        raw: Callable[[_Chunk], tuple[Tensor, Tensor]],
+        raw: _Raw,
         r_steps: int,
     ) -> Tensor:
         """Product with a block of right probes, whose remainder is formed where it is small."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_limits.config import InputError
-from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
+from resnet_limits.dynamics import Dynamics, largest_size
 from resnet_limits.kinds import DIVERGED, OK, Shape
 from resnet_limits.networks import cost, dense, implicit
 from resnet_limits.networks.base import Network
@@ -186,15 +186,15 @@ def _run(
     dynamics, depth = network.dynamics, network.shape.depth
     batch, rows, embed_dim = network.hidden.shape[1:]
     places = {step: index for index, step in enumerate(steps)}
-    size = (batch, len(steps), len(layers), rows, embed_dim)
-    hidden = np.full(size, np.nan, dtype=saved_dtype)
-    backward = np.full(size, np.nan, dtype=saved_dtype)
+    kept_shape = (batch, len(steps), len(layers), rows, embed_dim)
+    hidden = np.full(kept_shape, np.nan, dtype=saved_dtype)
+    backward = np.full(kept_shape, np.nan, dtype=saved_dtype)
     output = np.full((batch, len(steps), rows, dynamics.targets.shape[1]), np.nan)
     loss = np.full((batch, len(steps)), np.nan)
     diverged_step = np.full(batch, -1, dtype=np.int64)
     overflowed = np.zeros(batch, dtype=bool)
     alive = np.ones(batch, dtype=bool)
-    start = np.zeros(batch)
+    bound = np.zeros(batch)
     saved = getattr(torch, np.dtype(saved_dtype).name)
 
     def keep(states: Tensor) -> Tensor:
@@ -205,10 +205,11 @@ def _run(
         value = dynamics.loss.value(f, network.targets)
         # The largest RMS over the layers; NaN anywhere comes through.
         norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
-        growth = (norms.amax(0) / np.sqrt(rows * embed_dim)).cpu().numpy()
+        size = (norms / np.sqrt(rows * embed_dim)).cpu().numpy()
         if step == 0:
-            start = growth
-        sound = np.isfinite(growth) & (growth <= GROWTH_LIMIT * start)
+            bound = largest_size(dynamics, size[0])
+        growth = size.max(axis=0)
+        sound = np.isfinite(growth) & (growth <= bound)
         sound &= torch.isfinite(value).cpu().numpy()
         sound &= _finite(f[None])
         last = step + 1 == dynamics.steps

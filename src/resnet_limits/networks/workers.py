@@ -33,13 +33,23 @@ class Workers:
 
     def __init__(self, device: torch.device) -> None:
         self.on_cpu = device.type == "cpu"
-        self.pool = make_pool() if self.on_cpu else None
+        self.pool = make_pool()
 
     def run(
-        self, work: Callable[[_Job], _Result], jobs: Sequence[_Job], numbers: int
+        self,
+        work: Callable[[_Job], _Result],
+        jobs: Sequence[_Job],
+        numbers: int,
+        *,
+        on_host: bool = False,
     ) -> list[_Result]:
-        """Do all jobs, which go through so many numbers; return their results in order."""
-        if self.pool is None or len(jobs) == 1 or numbers < _SHARED_FROM:
+        """Do all jobs, which go through so many numbers; return their results in order.
+
+        What a GPU does needs one thread to ask for it; what is done `on_host`, such as drawing,
+        is shared whatever the device.
+        """
+        shared = self.on_cpu or on_host
+        if self.pool is None or not shared or len(jobs) == 1 or numbers < _SHARED_FROM:
             return [work(job) for job in jobs]
         return list(self.pool.map(work, jobs))
 

@@ -5,7 +5,14 @@
 """
 
 from resnet_limits.provenance.code import PACKAGE_DIRECTORY, code_hash, imported_modules
-from resnet_limits.provenance.keys import SEEDED, STAGES, cell_seeds, stage_key, stage_module
+from resnet_limits.provenance.keys import (
+    SEEDED,
+    STAGES,
+    cell_seeds,
+    stage_key,
+    stage_module,
+    values_read,
+)
 from resnet_limits.provenance.record import collect, git_state
 
 __all__ = [
@@ -19,4 +26,5 @@ __all__ = [
     "imported_modules",
     "stage_key",
     "stage_module",
+    "values_read",
 ]

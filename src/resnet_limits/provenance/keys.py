@@ -8,6 +8,7 @@ computed again.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -154,6 +155,40 @@ def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
     if stage in {"problem", "dmft"}:
         return range(0)
     return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
+
+
+def values_read(stage: str, experiment: Experiment) -> dict[str, Any]:
+    """Give the values that a stage and those before it read: all of its key that is not code.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment
+        The validated experiment.
+
+    Returns
+    -------
+    dict
+        JSON values by dotted key of the experiment, none of them a mapping. Data from a file stand
+        as the digest of their content.
+    """
+    values = experiment.model_dump(mode="json")
+    stages, keys = [stage], dict[str, Any]()
+    while stages:
+        description = _stage(stages.pop())
+        stages += description.after
+        for key in description.reads:
+            keys.update(_flat(key, _part(experiment, values, key)))
+    return dict(sorted(keys.items()))
+
+
+def _flat(key: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _flat(f"{key}.{name}", part)
+    else:
+        yield key, value
 
 
 def _named(kind: str, sizes: tuple[int, ...]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_limits import integrity, store
+from resnet_limits import integrity, onechunk, store
 from resnet_limits.integrity import StoreError, error_line
 
 _MANIFESTS = "manifests"
@@ -44,7 +44,7 @@ class Checked(NamedTuple):
 
 def is_store(path: Path) -> bool:
     """Whether a path is a store by its name, or by what it holds."""
-    return path.name.endswith((".zarr", ".zarr.zip")) or (path / "zarr.json").is_file()
+    return path.name.endswith((".zarr", ".zarr.zip")) or (path / onechunk.METADATA).is_file()
 
 
 def _manifest_places(path: Path) -> Iterator[Path]:
@@ -177,7 +177,7 @@ def _check(path: Path) -> Checked:
     if not path.exists():
         findings = ["gone, and its manifest is there"]
     elif is_store(path):
-        findings = store.check(path, manifest)
+        findings = store_findings(path)
     elif manifest is not None or path.name == _RATES:
         findings = _file_findings(path, manifest)
     else:
@@ -185,6 +185,17 @@ def _check(path: Path) -> Checked:
     within = list(Path(os.path.abspath(path)).parents)[:2]
     is_finished = manifest is not None or not any(map(_is_experiments, within))
     return Checked(path, tuple(findings), is_finished)
+
+
+def store_findings(path: Path) -> list[str]:
+    """Look for anything wrong with a store, and with its manifest if it has one."""
+    manifest = manifest_of(path)
+    findings = store.check(path, manifest)
+    if manifest is not None and not findings:
+        key = store.open_store(path).attrs.get("stage_key")
+        if integrity.read_manifest(manifest)["stage_key"] != key:
+            findings.append(f"stage_key: not the one in {manifest.name}")
+    return findings
 
 
 def _manifest_findings(manifest: Path) -> list[str]:

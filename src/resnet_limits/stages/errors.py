@@ -43,7 +43,9 @@ _KEPT_BYTES = 64 * 2**20
 _KEPT_STORES = 8
 
 
-def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Dataset]:
+def errors(
+    experiment: Experiment, open_store: OpenStore, made: Problem | None = None
+) -> dict[str, xr.Dataset]:
     """Measure the distances of all pairs that the experiment compares.
 
     Parameters
@@ -52,6 +54,8 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         The validated experiment.
     open_store : callable
         Gives the dataset of a kind and its cell; it is asked for what the pairs need.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         size that the pair does not depend on. Every cell of the experiment is there: a network
         that diverged or was not run has a status and NaN from there on.
     """
-    stores = _Stores(experiment, open_store)
+    stores = _Stores(experiment, open_store, made)
     found: dict[str, list[Compared]] = {pair: [] for pair in experiment.pairs}
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
         seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
@@ -74,13 +78,13 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
 class _Stores:
     """What the comparison reads, each limit and table of embedding rows once in a while."""
 
-    def __init__(self, experiment: Experiment, open_store: OpenStore) -> None:
+    def __init__(self, experiment: Experiment, open_store: OpenStore, made: Problem | None) -> None:
         self.experiment = experiment
         self.open_store = open_store
         self.opened = lru_cache(maxsize=_KEPT_STORES)(self._opened)
         self.rows = lru_cache(maxsize=1)(self._rows)
         self.prepared = lru_cache(maxsize=_KEPT_STORES)(self._prepared)
-        self._problem: Problem | None = None
+        self._problem = made
 
     def limit(self, kind: str, **sizes: int) -> xr.Dataset:
         """Open a limit; sizes that it does not depend on are ignored."""

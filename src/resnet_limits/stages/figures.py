@@ -15,7 +15,7 @@ from resnet_limits.figures.frontier import frontier
 from resnet_limits.figures.style import save
 from resnet_limits.kept import saved_steps
 from resnet_limits.kinds import Shape
-from resnet_limits.problem import Loss, Problem, embedding_rows
+from resnet_limits.problem import embedding_rows, problem_from
 from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
 
@@ -215,21 +215,6 @@ def _loss_curves(experiment: Experiment, open_store: OpenStore) -> Figure:
     return training.loss_curves(curves, limit, networks.notes)
 
 
-def _problem(experiment: Experiment, open_store: OpenStore) -> Problem:
-    """Take the problem from its store, since a data file may be gone or changed by now."""
-    dataset = open_store("problem", {})
-    rotation = dataset["input_rotation"].values if "input_rotation" in dataset else None
-    init_std = experiment.model.init_std
-    return Problem(
-        dataset["x"].values,
-        dataset["y"].values,
-        Loss(experiment.problem.loss),
-        rotation,
-        init_std.embedding,
-        init_std.unembedding,
-    )
-
-
 def _first_token(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.isel(token=0) if "token" in dataset.dims else dataset
 
@@ -243,7 +228,8 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
     if not chosen:
         return training.trajectories([], networks.why_empty)
     try:
-        problem = _problem(experiment, open_store)
+        # From its store, since a data file may be gone or changed by now.
+        problem = problem_from(experiment, open_store("problem", {}))
     except (StoreError, OSError, KeyError):
         return training.trajectories([], "The data of this experiment could not be opened.")
     step = saved_steps(experiment)[-1]

@@ -12,13 +12,15 @@ import xarray as xr
 from resnet_limits import devices
 from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
+from resnet_limits.interpolation import interpolation_matrix
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.limits import cost, kernels
 from resnet_limits.limits.models import (
     Arithmetic,
+    LimitError,
     Limits,
     LimitSolution,
     Plan,
-    standard_error,
 )
 from resnet_limits.problem import (
     Problem,
@@ -38,15 +40,15 @@ _MEMORY_SHARE = 0.9
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
 @lru_cache(maxsize=1)
-def _prepare(experiment: Experiment) -> tuple[Problem, Limits, str]:
-    problem = make_problem(experiment)
+def _prepare(experiment: Experiment, made: Problem | None) -> tuple[Problem, Limits, str]:
+    problem = make_problem(experiment) if made is None else made
     device = devices.choose(experiment.numerics.device)
     arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), device)
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
     return problem, limits, devices.describe(device)
 
 
-def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Dataset:
+def _dataset(problem: Problem, solution: LimitSolution, plan: Plan, device: str) -> xr.Dataset:
     """Lay one solution out with the dimensions of the stores."""
     trajectory = solution.trajectory
     token = () if problem.tokens is None else ("token",)
@@ -56,9 +58,9 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
     output, loss = trajectory.output, trajectory.loss
     variables = {
         "output": (("step", *rows, "target"), problem.by_sample(output.mean(axis=0))),
-        "output_stderr": (("step", *rows, "target"), problem.by_sample(standard_error(output))),
+        "output_stderr": (("step", *rows, "target"), problem.by_sample(solution.output_stderr)),
         "loss": (("step",), loss.mean(axis=0)),
-        "loss_stderr": (("step",), standard_error(loss)),
+        "loss_stderr": (("step",), solution.loss_stderr),
         "hidden_coef": (
             ("step", "node", *rows, "embedding_direction"),
             problem.by_sample(hidden.mean(axis=0)),
@@ -74,8 +76,16 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
             problem.by_sample(hidden[:, :, -1].copy()),
         ),
         "depth_error": (("step",), solution.depth_error),
+        "output_depth_change": (
+            ("step", *rows, "target"),
+            problem.by_sample(solution.depth_change.output),
+        ),
+        "hidden_coef_depth_change": (
+            ("step", *rows, "embedding_direction"),
+            problem.by_sample(solution.hidden_coef_change),
+        ),
+        "rounding": (("step",), solution.rounding),
     }
-    plan = solution.plan
     return xr.Dataset(
         variables,
         coords={
@@ -90,6 +100,21 @@ def _dataset(problem: Problem, solution: LimitSolution, device: str) -> xr.Datas
             **{_PLAN + name: value for name, value in plan.as_dict().items()},
         },
     )
+
+
+def _at_knots(part: xr.Dataset, knots: np.ndarray) -> xr.Dataset:
+    """Give the states at other knots: polynomials in depth, which as many or more hold whole."""
+    if np.array_equal(part.node, knots):
+        return part
+    matrix = interpolation_matrix(part.node.values, knots)
+    variables = {}
+    for name, variable in part.data_vars.items():
+        values = variable.values
+        if "node" in variable.dims:
+            values = np.einsum("kj,sj...->sk...", matrix, values)
+        variables[name] = (variable.dims, values)
+    coords = {**{name: part[name].values for name in part.coords}, "node": knots}
+    return xr.Dataset(variables, coords=coords, attrs=part.attrs)
 
 
 def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
@@ -132,8 +157,15 @@ def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int
         )
 
 
-def dmft(experiment: Experiment) -> xr.Dataset:
+def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     """Solve the DMFT limit, with a pilot that fixes the numerics of all limits.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -147,10 +179,10 @@ def dmft(experiment: Experiment) -> xr.Dataset:
     MemoryRefusedError
         If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     _admit(limits, None, 0, "dmft")
-    _, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
-    dataset = _with_rotation(problem, _dataset(problem, solution, device))
+    plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
+    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
     return dataset
 
@@ -158,31 +190,50 @@ def dmft(experiment: Experiment) -> xr.Dataset:
 def _each_seed(
     experiment: Experiment,
     problem: Problem,
+    plan: Plan,
     embed_dim: int,
     seeds: Sequence[int],
     solve: Callable[..., LimitSolution],
     device: str,
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
-    parts, first = [], []
+    # A seed's solution is large, what is kept of it small.
+    solved: dict[int, xr.Dataset] = {}
+    ends: dict[int, int] = {}
+    failures: list[LimitError] = []
     for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
-        solution = solve(root, seed)
-        parts.append(_dataset(problem, solution, device))
-        first.append(solution.trajectory.diverged_step)
-    joined = xr.concat(parts, dim="seed", combine_attrs="identical").assign_coords(seed=seeds)
-    diverged = np.array(first) >= 0
+        try:
+            solution = solve(root, seed)
+        except LimitError as error:
+            logger.warning("%s: this seed's limit is not there (not_run)", error)
+            failures.append(error)
+            continue
+        solved[seed] = _dataset(problem, solution, plan, device)
+        ends[seed] = solution.trajectory.diverged_step
+    if not solved:
+        raise failures[0]
+    knots = max((part.node.values for part in solved.values()), key=len)
+    parts = {seed: _at_knots(part, knots) for seed, part in solved.items()}
+    absent = xr.full_like(next(iter(parts.values())), np.nan)
+    joined = xr.concat(
+        [parts.get(seed, absent) for seed in seeds], dim="seed", combine_attrs="identical"
+    ).assign_coords(seed=list(seeds))
+    first = np.array([ends.get(seed, -1) for seed in seeds])
+    diverged = first >= 0
     if diverged.any():
         logger.warning(
             "D=%d: the limit of %d of %d seeds diverges, the first at step %d; NaN from there on",
             embed_dim,
             diverged.sum(),
             len(seeds),
-            np.array(first)[diverged].min(),
+            first[diverged].min(),
         )
+    status = np.where(diverged, DIVERGED, OK)
+    status[[seed not in solved for seed in seeds]] = NOT_RUN
     # Added here and not to the parts, where joining would repeat it for every seed.
     return _with_rotation(problem, joined).assign(
-        status=("seed", diverged.astype(np.int8)), diverged_step=("seed", np.array(first))
+        status=("seed", status.astype(np.int8)), diverged_step=("seed", first)
     )
 
 
@@ -191,6 +242,7 @@ def mean_ode(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the Mean ODE of the first `embed_dim` embedding rows of each seed.
 
@@ -204,13 +256,15 @@ def mean_ode(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Raises
     ------
     MemoryRefusedError
         If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
@@ -218,7 +272,7 @@ def mean_ode(
 
     used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
     _admit(limits, plan, len(used), f"mean_ode D={embed_dim}")
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs["embed_dim"] = embed_dim
     logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
     return dataset
@@ -230,6 +284,7 @@ def wide(
     embed_dim: int,
     dmft: xr.Dataset,
     seeds: Sequence[int] | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Solve the infinite-width limit at finite depth and embedding dimension, for each seed.
 
@@ -243,13 +298,15 @@ def wide(
         The DMFT limit, whose plan is used.
     seeds : sequence of int, optional
         By default those of the networks that are compared with it.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Raises
     ------
     MemoryRefusedError
         If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment)
+    problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
 
     def solve(root: np.ndarray, seed: int) -> LimitSolution:
@@ -257,7 +314,7 @@ def wide(
 
     used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
     _admit(limits, plan, len(used), f"wide L={depth} D={embed_dim}", depth)
-    dataset = _each_seed(experiment, problem, embed_dim, list(used), solve, device)
+    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
     dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
     logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
     return dataset

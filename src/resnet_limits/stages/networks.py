@@ -14,7 +14,7 @@ from resnet_limits.dynamics import make_dynamics
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, STATUS_ATTRS, Shape
 from resnet_limits.networks.train import choose_engine, train
-from resnet_limits.problem import embedding_rows, make_problem
+from resnet_limits.problem import Problem, embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def finite(
     shape: Shape,
     seeds: Sequence[int] | None = None,
     engine: str | None = None,
+    made: Problem | None = None,
 ) -> xr.Dataset:
     """Train the networks of one shape.
 
@@ -40,6 +41,8 @@ def finite(
         Those of the shape in the experiment by default.
     engine : str, optional
         In place of the experiment's ``sweep.engine``.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
 
     Returns
     -------
@@ -53,7 +56,7 @@ def finite(
     MemoryRefusedError
         If the weights of one network do not fit.
     """
-    problem = make_problem(experiment)
+    problem = make_problem(experiment) if made is None else made
     dynamics = make_dynamics(experiment, problem)
     used = list(experiment.seeds_of(shape)) if seeds is None else list(seeds)
     dtype = devices.dtype(experiment.numerics.precision)

@@ -156,6 +156,11 @@ class Paths:
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
     @property
+    def plan(self) -> Path:
+        """What the last run has planned, for its jobs."""
+        return self.folder / ".plan"
+
+    @property
     def running(self) -> Path:
         """The folder of the records of running jobs."""
         return self.folder / "running"

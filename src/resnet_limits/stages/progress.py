@@ -14,12 +14,11 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment
-from resnet_limits.kinds import CELL_KEYS, KINDS
+from resnet_limits.kinds import CELL_KEYS, COMPUTED, KINDS
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import Paths, cell_name, cells
 
@@ -33,8 +32,6 @@ _SILENT_SECONDS = 10 * HEARTBEAT_SECONDS
 _TELLING_SECONDS = 0.2
 # About what a job computes before the next begins.
 _SECONDS_OF_JOB = 120.0
-# What takes nearly all of the time, and may be computed on a GPU.
-_COMPUTED = frozenset({"dmft", "mean_ode", "wide", "finite"})
 
 
 class Record:
@@ -182,7 +179,7 @@ class Survey:
 
     def gpu_seconds(self, gpu: str) -> float:
         """Time on one GPU for the networks and limits that are not done; from nominal figures."""
-        rest = sum(count.rest_seconds for kind, count in self.counts.items() if kind in _COMPUTED)
+        rest = sum(count.rest_seconds for kind, count in self.counts.items() if kind in COMPUTED)
         return estimates.gpu_seconds(gpu, rest)
 
 
@@ -211,18 +208,19 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             key = provenance.stage_key(kind, experiment, **cell)
-            cost = estimates.seconds(kind, experiment, dmft=dmft, **cell)
+            cost = estimates.seconds(kind, experiment, dmft, **cell)
             count.results += 1
             facts = integrity.matching_manifest(manifest, key)
             if facts is not None:
                 count.done += 1
                 count.diverged += (facts.get("status") or {}).get("diverged", 0)
-                tells = kind in _COMPUTED and facts.get("device") == "cpu"
+                tells = kind in COMPUTED and facts.get("device") == "cpu"
                 if tells and cost > _TELLING_SECONDS:
                     took, thought = took + facts["wall_time_s"], thought + cost
                     telling += 1
                 continue
-            if not manifest.exists() and _key(paths.store(kind, **cell)) == key:
+            saved = integrity.attributes(paths.store(kind, **cell)).get("stage_key")
+            if not manifest.exists() and saved == key:
                 count.saved += 1
                 continue
             count.rest_seconds += cost
@@ -245,15 +243,5 @@ def _start_seconds(kind: str, count: Count) -> float:
         return 0.0
     jobs = min(rest, max(1, math.ceil(count.rest_seconds / _SECONDS_OF_JOB)))
     compiling = estimates.is_cold() and not count.done
-    return estimates.start_seconds(kind, cold=compiling) + (jobs - 1) * estimates.start_seconds(
-        kind
-    )
-
-
-def _key(path: Path) -> str | None:
-    """Stage key of a store without opening it; None if there is none."""
-    try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-        return str(attributes["stage_key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    further = (jobs - 1) * estimates.start_seconds(kind)
+    return estimates.start_seconds(kind, cold=compiling) + further

@@ -5,6 +5,7 @@ The one way in which the command line and the workflow's scripts write results.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import xarray as xr
 
 from resnet_limits import integrity, provenance, store
-from resnet_limits.kinds import SIZES
+from resnet_limits.kinds import COMPUTED, SIZES
 
 if TYPE_CHECKING:
     from resnet_limits.config import Experiment
@@ -102,6 +103,10 @@ def publish(
         started=started,
         cell={name: own[name] for name in SIZES if name in own},
     )
+    if kind in COMPUTED:
+        # By which a run that would replace it can say what has changed.
+        read = provenance.values_read(kind, experiment)
+        attrs["values_read"] = json.dumps(read, separators=(",", ":"))
     if manifest is not None:
         Path(manifest).unlink(missing_ok=True)
     if kind == "rates":

@@ -47,6 +47,6 @@ def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str,
     return {
         "experiment": experiment.experiment,
         "steps": steps,
-        "pairs": fit_rates(tables, steps, experiment.seed),
+        "pairs": fit_rates(tables, steps, experiment.seed, experiment.numerics.limit_tolerance),
         "families": fit_families(tables, families, steps, experiment.seed),
     }

@@ -174,7 +174,7 @@ def describe(path: Path | str) -> str:
         counts = status_counts(part)
         if counts:
             lines.append("  status: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    explained = {"title", "summary", "kind", "experiment_file"}
+    explained = {"title", "summary", "kind", "experiment_file", "values_read"}
     rest = {name: value for name, value in attrs.items() if name not in explained}
     if rest:
         lines += ["", "attributes", *(f"  {name}: {value}" for name, value in rest.items())]

@@ -126,11 +126,11 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
         {
             "output": variable(("step", *out), "output of the limit network, f_k"),
             "output_stderr": variable(
-                ("step", *out), "standard error of output over independent scramblings"
+                ("step", *out), "standard error of output: scramblings, depth grid, rounding"
             ),
             "loss": variable(("step",), "loss, averaged over samples (and tokens)"),
             "loss_stderr": variable(
-                ("step",), "standard error of loss over independent scramblings"
+                ("step",), "standard error of loss: scramblings, depth grid, rounding"
             ),
             "hidden_coef": variable(
                 ("step", "node", *coefficients),
@@ -149,6 +149,17 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
             ),
             "depth_error": variable(
                 ("step",), "estimated error of the output that comes from the depth grid"
+            ),
+            "output_depth_change": variable(
+                ("step", *out), "change of output with half as many depth nodes more"
+            ),
+            "hidden_coef_depth_change": variable(
+                ("step", *coefficients),
+                "change of hidden_coef at depth s = 1 with half as many depth nodes more",
+            ),
+            "rounding": variable(
+                ("step",),
+                "error of states by rounding and the tolerance of fixed points",
             ),
             "input_rotation": _ROTATION,
             **(_ENDING if seeded else {}),

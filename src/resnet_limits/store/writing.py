@@ -22,6 +22,7 @@ from resnet_limits.integrity import StoreError, store_files, temporary
 from resnet_limits.store import packing
 from resnet_limits.store.reading import ZARR_FORMAT, is_zip
 from resnet_limits.store.schema import SCHEMA_VERSION, SCHEMAS, Variable, as_parts, kind_findings
+from resnet_limits.store.soundness import value_findings
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
@@ -185,10 +186,20 @@ def check_target(path: Path | str) -> None:
         raise StoreError(f"{path}: a store's name must end in .zarr or .zarr.zip")
     if not path.exists():
         return
-    is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / "zarr.json").is_file()
+    is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / onechunk.METADATA).is_file()
     is_empty = path.is_dir() and not any(path.iterdir())
     if not (is_store or is_empty):
         raise StoreError(f"{path}: exists and is not a store; choose another name")
+
+
+def _wrong_values(parts: Mapping[str, xr.Dataset]) -> list[str]:
+    """Find what `check` would, in values that are in memory: computing others twice is dear."""
+    return [
+        f"{group}/{finding}" if group else finding
+        for group, part in parts.items()
+        if all(variable.chunks is None for variable in part.variables.values())
+        for finding in value_findings(part)
+    ]
 
 
 def write(
@@ -220,7 +231,8 @@ def write(
     Raises
     ------
     StoreError
-        If the dataset is not what its kind must be, or the name may not be used.
+        If the dataset is not what its kind must be, its values are not what ``status`` says of
+        them, or the name may not be used.
     ValueError
         If the kind is unknown.
     """
@@ -236,7 +248,7 @@ def write(
     if kind is not None:
         schema = SCHEMAS[kind]
         variables = schema.all
-        findings = kind_findings(kind, root, parts)
+        findings = kind_findings(kind, root, parts) or _wrong_values(parts)
         if findings:
             raise StoreError(f"{path}: not a {kind} store: {'; '.join(findings)}")
         root = {
