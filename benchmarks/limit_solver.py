@@ -29,7 +29,7 @@ from resnet_limits import devices
 from resnet_limits.config import Experiment, experiment_from_dict, load_experiment
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.limits import depth
-from resnet_limits.limits.models import Limits, standard_error
+from resnet_limits.limits.models import LimitError, Limits, standard_error
 from resnet_limits.problem import limit_gram_root, make_problem
 
 
@@ -64,7 +64,10 @@ def main() -> None:
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem))
 
     start, busy = time.perf_counter(), time.process_time()
-    plan, solution = limits.make_plan(arguments.tolerance, experiment.seed)
+    try:
+        plan, solution = limits.make_plan(arguments.tolerance, experiment.seed)
+    except LimitError as error:
+        raise SystemExit(f"limit_solver: {error}") from None
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     start = time.perf_counter()
     limits.mean_ode(limits.limit_root, plan)

@@ -44,7 +44,7 @@ def case():
 def test_a_limit_is_as_near_to_its_value_with_many_nodes_as_its_error_says(monkeypatch, case):
     monkeypatch.setattr(models, "_DEPTH_POINTS", 256)
     limits, root, plan = case
-    finer = replace(plan, points=1 << 14, nodes=24, iteration_tolerance=1e-7)
+    finer = replace(plan, points=1 << 13, nodes=24, iteration_tolerance=1e-7)
     exact = limits._trajectory(root(2, 3), depth.continuous, finer, "").output.mean(axis=0)
     found = limits.mean_ode(root(2, 3), plan)
     assert found.nodes > plan.nodes
@@ -64,9 +64,10 @@ def test_what_nodes_cannot_mend_is_in_the_standard_error(monkeypatch, case):
     assert rms(change) > rms(scatter)
     expected = np.hypot(np.hypot(scatter, change), found.rounding[:, None, None])
     np.testing.assert_allclose(found.output_stderr, expected)
-    # What a finer grid gives at s = 1 is the state plus its change.
+    # Two rows do not span four directions; what noise there is outside of them is left out.
+    spanned = np.linalg.pinv(root(2, 3), rcond=1e-6) @ root(2, 3)
     np.testing.assert_allclose(
-        found.hidden_coef_change @ root(2, 3), found.depth_change.hidden, atol=1e-6
+        found.hidden_coef_change @ root(2, 3), found.depth_change.hidden @ spanned, atol=1e-6
     )
 
 
@@ -101,7 +102,7 @@ def test_all_depths_of_a_root_have_the_same_nodes(monkeypatch, case):
         return [limits._enough_nodes(root(2, 0), grid, plan, "")[0].nodes for grid in grids]
 
     assert nodes(1e-4, 1e-4) == [8, 8]
-    assert nodes(3e-3, 2e-3) == [18, 18] or nodes(3e-3, 2e-3) == [8, 8]
+    assert nodes(3e-3, 2e-3) == [18, 18]
     assert nodes(1e-4, 3e-3) == [8, 8]
 
 

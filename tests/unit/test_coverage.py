@@ -1,8 +1,8 @@
 """Intervals hold the truth as often as they say, also where half of the cells are below resolution.
 
 Of 300 studies, whose errors have common causes and whose limits have an error that is known from
-eight scramblings, 92 to 98 per cent must cover: with 95 per cent each, more or fewer happen once in
-60. The whole table is made by ``benchmarks/coverage.py``.
+eight scramblings, 92 to 98 per cent must cover; with 95 per cent each, 60 such tests see more or
+fewer once. The whole table is made by ``benchmarks/coverage.py``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def program() -> Any:
     ("name", "seeds"),
     [
         ("power", 3),
+        ("scattered power", 4),
         ("depth power", 4),
         ("nested power", 16),
         ("terms", 4),
@@ -52,16 +53,13 @@ def test_intervals_cover_what_they_claim(program: Any, name: str, seeds: int) ->
     coverage, below, _ = program.hits(program.SETTINGS[name], seeds, 0.5, DRAWS)
     assert 0.4 < below < 0.6
     low, high = program.BAND
-    # What may be zero has an interval that ends there, so that it holds too much, never too little.
-    assert min(coverage.values()) >= low, coverage
-    if name != "terms":
-        assert max(coverage.values()) <= high, coverage
+    assert low <= min(coverage.values()) <= max(coverage.values()) <= high, coverage
 
 
-@pytest.mark.parametrize("name", ["power", "output terms"])
-def test_leaving_out_what_is_below_resolution_does_not_cover(program: Any, name: str) -> None:
+def test_leaving_out_what_is_below_resolution_does_not_cover(program: Any) -> None:
     """Negative control: the rule of before, a cut at ten standard errors."""
-    coverage, _, _ = program.hits(program.SETTINGS[name], 4, 0.5, DRAWS, old=True)
+    setting = program.SETTINGS["scattered power"]
+    coverage, _, _ = program.hits(setting, 4, 0.5, DRAWS, old=True)
     assert min(coverage.values()) < program.BAND[0], coverage
 
 

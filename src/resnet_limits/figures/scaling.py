@@ -379,7 +379,8 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
             # The limits' own error is shown where that does not flatten everything else.
             near = [noise for noise in noises if noise > lowest / 30]
             bottom = min([lowest, *near]) / 2
-            _common_y(drawn, bottom, highest * 4)
+            # A quarter of the height above is for words.
+            _common_y(drawn, bottom, highest * max(4.0, (highest / bottom) ** (1 / 3)))
             for axes, noise in zip(drawn, noises, strict=True):
                 if noise <= bottom:
                     _small_noise(axes, noise)

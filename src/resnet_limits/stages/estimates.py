@@ -19,6 +19,7 @@ from pathlib import Path
 from resnet_limits import datashape, provenance, speeds
 from resnet_limits.config import Experiment
 from resnet_limits.kept import depth_layers, saved_steps
+from resnet_limits.kinds import COMPUTED
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
@@ -49,7 +50,6 @@ _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
 _BRANCHES = {"perceptron": Branch()}
-_COMPUTED = ("dmft", "mean_ode", "wide", "finite")
 
 
 # --- what there is to compute ---------------------------------------------------------------------
@@ -183,7 +183,7 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
     float
         Seconds on one core of the machine that the constants are from.
     """
-    if kind not in _COMPUTED:
+    if kind not in COMPUTED:
         compared = len(experiment.shapes) * len(experiment.seeds) * len(experiment.pairs)
         return _JOB_SECONDS[kind] + _COMPARED_SECONDS[kind] * compared
     wanted = work(kind, experiment, **cell)
@@ -208,7 +208,7 @@ def start_seconds(kind: str, *, cold: bool = False) -> float:
     cold : bool
         Nothing has been compiled on this machine yet.
     """
-    if kind not in _COMPUTED:
+    if kind not in COMPUTED:
         return speeds.START_LIGHT
     return speeds.START + (speeds.COMPILE[kind] if cold else 0.0)
 
@@ -262,7 +262,7 @@ def megabytes(kind: str, experiment: Experiment, dmft: Path | None = None, /, **
     base = _BASE_MB[kind]
     if experiment.problem.data.kind == "digits" and kind not in _WITHOUT_DATA:
         base += _DIGITS_MB
-    if kind not in _COMPUTED:
+    if kind not in COMPUTED:
         return base
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
