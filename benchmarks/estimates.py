@@ -177,9 +177,9 @@ def run_cells(arguments: argparse.Namespace, folder: Path) -> int:
         dmft = Paths(folder / "results", experiment.experiment).store("dmft")
         known = dmft if dmft.exists() else None
         cache = folder / f"cold{number}" if arguments.cold else warm
-        told = estimates.seconds(kind, experiment, dmft=known, **cell)
+        told = estimates.seconds(kind, experiment, known, **cell)
         told += estimates.start_seconds(kind, cold=arguments.cold)
-        planned = estimates.megabytes(kind, experiment, dmft=known, **cell)
+        planned = estimates.megabytes(kind, experiment, known, **cell)
         sizes = [w for n, v in cell.items() for w in (f"--{n.replace('_', '-')}", str(v))]
         words = [
             _program("resnet-limits"),

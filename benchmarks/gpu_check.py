@@ -34,10 +34,10 @@ from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics, make_dynamics
 from resnet_limits.limits.models import Arithmetic, Limits, Plan, standard_error
 from resnet_limits.networks import cost
-from resnet_limits.networks.cost import Work
 from resnet_limits.networks.train import ENGINES, train
 from resnet_limits.problem import Loss, limit_gram_root, make_problem
 from resnet_limits.units import ACTIVATIONS, Perceptron
+from resnet_limits.work import Work
 
 PRECISIONS = {"float64": 1e-10, "float32": 1e-4}
 """Names, and how far GPU and CPU may differ, relative to the largest number."""

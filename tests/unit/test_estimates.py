@@ -14,7 +14,7 @@ from resnet_limits import devices
 from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.limits import cost as limit_cost
-from resnet_limits.limits import ensemble, models, quadrature
+from resnet_limits.limits import ensemble, models, plan, quadrature
 from resnet_limits.networks import cost, implicit
 from resnet_limits.stages import estimates
 from resnet_limits.work import INFINITE, Branch, Work
@@ -161,14 +161,17 @@ def test_vectors_of_a_unit_that_only_units_knows_count(
 
 
 def test_the_pilots_numbers_are_the_solvers() -> None:
-    assert limit_cost.FIRST_POINTS == models._FIRST_POINTS
-    assert limit_cost.MAX_POINTS == models.MAX_POINTS
-    assert limit_cost.REPLICATES == models.REPLICATES
-    assert limit_cost.FIRST_NODES == models.FIRST_NODES
+    assert limit_cost.FIRST_POINTS == plan.FIRST_POINTS
+    assert limit_cost.MAX_POINTS == plan.MAX_POINTS
+    assert limit_cost.REPLICATES == plan.REPLICATES
+    assert limit_cost.FIRST_NODES == plan.FIRST_NODES
     assert limit_cost.DEPTH_POINTS == models._DEPTH_POINTS
     assert limit_cost.PILOT_REPLICATES == models._PILOT_REPLICATES
     assert limit_cost.STATE_BYTES == models._STATE_BYTES
-    assert limit_cost.DOUBLE_TOLERANCE == models._DOUBLE_TOLERANCE
+    assert limit_cost.DOUBLE_TOLERANCE == plan._DOUBLE_TOLERANCE
+    assert [limit_cost.finer(nodes) for nodes in (8, 12, 32)] == [
+        plan.finer(nodes) for nodes in (8, 12, 32)
+    ]
     assert limit_cost.KEPT_ELEMENTS == ensemble._KEPT_ELEMENTS
     assert limit_cost.DRAWN_BLOCK == quadrature._BLOCK
     assert cost.IMPLICIT_KEPT == implicit._KEPT_ELEMENTS
@@ -186,7 +189,7 @@ def test_the_first_guess_is_what_the_pilot_begins_with(
 ) -> None:
     experiment = tiny_experiment(model={"unit": {"kind": "perceptron", "activation": activation}})
     first = estimates._quadratures(experiment, None)[0]
-    assert first.points == (0 if activation == "linear" else models._FIRST_POINTS)
+    assert first.points == (0 if activation == "linear" else plan.FIRST_POINTS)
     assert first.compiled == (activation == "tanh")
 
 

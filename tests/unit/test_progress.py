@@ -143,7 +143,7 @@ def test_rest_is_scaled_by_what_finished_results_took(
     finish: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(estimates, "seconds", lambda kind, experiment, **cell: 10.0)
+    monkeypatch.setattr(estimates, "seconds", lambda *_, **cell: 10.0)
     plain = progress.survey(experiment, paths)
     assert plain.pace is None
     finish(cells("finite", experiment)[0], took=30.0)

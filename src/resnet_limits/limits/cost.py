@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from resnet_limits import speeds
 from resnet_limits.work import Work
 
-# The pilot's numbers, those of ``limits/models.py`` and ``limits/solver.py``; a test keeps them in
-# step.
+# The pilot's numbers, those of ``limits/plan.py``, ``models.py`` and ``ensemble.py``; a test keeps
+# them in step.
 FIRST_POINTS, MAX_POINTS, REPLICATES, FIRST_NODES = 1 << 12, 1 << 22, 8, 8
 DEPTH_POINTS, PILOT_REPLICATES = 1 << 10, 4
 STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 27, 1 << 15
@@ -132,6 +132,11 @@ def _nodes(work: Work, nodes: int) -> int:
     return min(nodes, work.shape.depth) if work.shape.depth else nodes
 
 
+def finer(nodes: int) -> int:
+    """Give half as many nodes more, those of ``limits/plan.py``."""
+    return nodes + max(2, nodes // 4 * 2)
+
+
 def _units(work: Work, quadrature: Quadrature) -> int:
     """Points of all replicates at all nodes."""
     if quadrature.points:
@@ -142,7 +147,7 @@ def _units(work: Work, quadrature: Quadrature) -> int:
 def _depth_units(work: Work, quadrature: Quadrature, replicates: int) -> int:
     """Points of both solutions whose difference is the depth error."""
     each = min(DEPTH_POINTS, quadrature.points) or 2 * work.vectors * work.directions
-    nodes = _nodes(work, quadrature.nodes) + _nodes(work, quadrature.nodes + 2)
+    nodes = _nodes(work, quadrature.nodes) + _nodes(work, finer(quadrature.nodes))
     return each * nodes * min(replicates, quadrature.replicates)
 
 

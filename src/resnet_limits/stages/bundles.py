@@ -101,7 +101,7 @@ def _split(kind: str, experiment: Experiment, some_cells: Sequence[Cell]) -> lis
 
     Dear ones keep together because a job's memory is that of its largest cell.
     """
-    costs = [(estimates.seconds(kind, experiment, dmft=None, **cell), cell) for cell in some_cells]
+    costs = [(estimates.seconds(kind, experiment, **cell), cell) for cell in some_cells]
     total = sum(cost for cost, _ in costs)
     count = max(math.ceil(total / _BUNDLE_SECONDS), 2 if total > _TWO_SECONDS else 1)
     count = min(count, MOST_BUNDLES, len(some_cells))

@@ -164,7 +164,7 @@ def _planned(store: str, _modified_ns: int) -> Quadrature | None:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def seconds(kind: str, experiment: Experiment, *, dmft: Path | None = None, **cell: int) -> float:
+def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **cell: int) -> float:
     """Estimate the time of one result with all its seeds, in a job that has started.
 
     Parameters
@@ -254,7 +254,7 @@ def gpu_seconds(gpu: str, cpu_seconds: float) -> float:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def megabytes(kind: str, experiment: Experiment, *, dmft: Path | None = None, **cell: int) -> int:
+def megabytes(kind: str, experiment: Experiment, dmft: Path | None = None, /, **cell: int) -> int:
     """Estimate the peak memory of the job of one result, in MiB; arguments as for `seconds`.
 
     Rather too much than too little, as a job that takes more than it has asked for is killed.

@@ -48,20 +48,13 @@ def _prepare(experiment: Experiment, made: Problem | None) -> tuple[Problem, Lim
     return problem, limits, devices.describe(device)
 
 
-def _dataset(
-    problem: Problem, solution: LimitSolution, plan: Plan, device: str, knots: np.ndarray
-) -> xr.Dataset:
-    """Lay one solution out with the dimensions of the stores, its states at the given knots."""
+def _dataset(problem: Problem, solution: LimitSolution, plan: Plan, device: str) -> xr.Dataset:
+    """Lay one solution out with the dimensions of the stores."""
     trajectory = solution.trajectory
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
-    # The states are polynomials in depth, which as many knots or more hold without a loss.
-    matrix = interpolation_matrix(solution.knots, knots)
-    hidden, backward = (
-        np.einsum("kj,bsjnr->bsknr", matrix, states)
-        for states in (solution.hidden_coef, solution.backward_coef)
-    )
+    hidden, backward = solution.hidden_coef, solution.backward_coef
     output, loss = trajectory.output, trajectory.loss
     variables = {
         "output": (("step", *rows, "target"), problem.by_sample(output.mean(axis=0))),
@@ -97,7 +90,7 @@ def _dataset(
         variables,
         coords={
             "step": np.arange(len(solution.depth_error)),
-            "node": knots,
+            "node": solution.knots,
             "replicate": np.arange(len(output)),
         },
         attrs={
@@ -107,6 +100,21 @@ def _dataset(
             **{_PLAN + name: value for name, value in plan.as_dict().items()},
         },
     )
+
+
+def _at_knots(part: xr.Dataset, knots: np.ndarray) -> xr.Dataset:
+    """Give the states at other knots: polynomials in depth, which as many or more hold whole."""
+    if np.array_equal(part.node, knots):
+        return part
+    matrix = interpolation_matrix(part.node.values, knots)
+    variables = {}
+    for name, variable in part.data_vars.items():
+        values = variable.values
+        if "node" in variable.dims:
+            values = np.einsum("kj,sj...->sk...", matrix, values)
+        variables[name] = (variable.dims, values)
+    coords = {**{name: part[name].values for name in part.coords}, "node": knots}
+    return xr.Dataset(variables, coords=coords, attrs=part.attrs)
 
 
 def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
@@ -174,7 +182,7 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     problem, limits, device = _prepare(experiment, made)
     _admit(limits, None, 0, "dmft")
     plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
-    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device, solution.knots))
+    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device))
     dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
     return dataset
 
@@ -189,26 +197,29 @@ def _each_seed(
     device: str,
 ) -> xr.Dataset:
     """Solve a limit for the embedding of every seed and join the datasets."""
-    solved: dict[int, LimitSolution] = {}
+    # A seed's solution is large, what is kept of it small.
+    solved: dict[int, xr.Dataset] = {}
+    ends: dict[int, int] = {}
     failures: list[LimitError] = []
     for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
         try:
-            solved[seed] = solve(root, seed)
+            solution = solve(root, seed)
         except LimitError as error:
             logger.warning("%s: this seed's limit is not there (not_run)", error)
             failures.append(error)
+            continue
+        solved[seed] = _dataset(problem, solution, plan, device)
+        ends[seed] = solution.trajectory.diverged_step
     if not solved:
         raise failures[0]
-    knots = max((solution.knots for solution in solved.values()), key=len)
-    parts = {
-        seed: _dataset(problem, solution, plan, device, knots) for seed, solution in solved.items()
-    }
+    knots = max((part.node.values for part in solved.values()), key=len)
+    parts = {seed: _at_knots(part, knots) for seed, part in solved.items()}
     absent = xr.full_like(next(iter(parts.values())), np.nan)
     joined = xr.concat(
         [parts.get(seed, absent) for seed in seeds], dim="seed", combine_attrs="identical"
     ).assign_coords(seed=list(seeds))
-    first = np.array([solved[s].trajectory.diverged_step if s in solved else -1 for s in seeds])
+    first = np.array([ends.get(seed, -1) for seed in seeds])
     diverged = first >= 0
     if diverged.any():
         logger.warning(

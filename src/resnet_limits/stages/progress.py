@@ -208,7 +208,7 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             key = provenance.stage_key(kind, experiment, **cell)
-            cost = estimates.seconds(kind, experiment, dmft=dmft, **cell)
+            cost = estimates.seconds(kind, experiment, dmft, **cell)
             count.results += 1
             facts = integrity.matching_manifest(manifest, key)
             if facts is not None:
@@ -243,6 +243,5 @@ def _start_seconds(kind: str, count: Count) -> float:
         return 0.0
     jobs = min(rest, max(1, math.ceil(count.rest_seconds / _SECONDS_OF_JOB)))
     compiling = estimates.is_cold() and not count.done
-    return estimates.start_seconds(kind, cold=compiling) + (jobs - 1) * estimates.start_seconds(
-        kind
-    )
+    further = (jobs - 1) * estimates.start_seconds(kind)
+    return estimates.start_seconds(kind, cold=compiling) + further

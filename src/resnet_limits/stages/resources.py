@@ -23,12 +23,12 @@ _GPU_SITE = "gpu_"
 
 
 def _seconds(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> float:
-    return sum(estimates.seconds(kind, experiment, dmft=None, **cell) for cell in cells)
+    return sum(estimates.seconds(kind, experiment, **cell) for cell in cells)
 
 
 def mem_mb(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
     """Memory of a job, in MiB: that of its largest cell."""
-    return max(estimates.megabytes(kind, experiment, dmft=None, **cell) for cell in cells)
+    return max(estimates.megabytes(kind, experiment, **cell) for cell in cells)
 
 
 def minutes(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
