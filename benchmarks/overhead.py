@@ -34,7 +34,7 @@ from machine import describe
 from resnet_limits import provenance, store
 from resnet_limits.config import Experiment, Shape, experiment_from_dict, load_experiment
 from resnet_limits.problem import make_problem
-from resnet_limits.stages import errors, limits, networks, problem
+from resnet_limits.stages import errors, limits, networks, problem, rates
 from resnet_limits.stages.paths import KINDS, Paths, cells
 from resnet_limits.stages.publish import publish
 
@@ -43,7 +43,8 @@ STARTS = {
     "problem": "resnet_limits.stages.problem",
     "dmft, mean_ode, wide": "resnet_limits.stages.limits",
     "finite": "resnet_limits.stages.networks",
-    "errors, rates": "resnet_limits.stages.errors",
+    "errors": "resnet_limits.stages.errors",
+    "rates": "resnet_limits.stages.rates",
     "figures": "resnet_limits.stages.figures",
     "Snakefile": "resnet_limits.provenance",
 }
@@ -153,7 +154,7 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
         "wide": lambda depth, embed_dim: limits.wide(experiment, depth, embed_dim, dmft()),
         "finite": finite,
         "errors": lambda: errors.errors(experiment, load),
-        "rates": lambda: errors.rates(experiment, distances()),
+        "rates": lambda: rates.rates(experiment, distances()),
     }
 
     def run(kind: str, cell: dict[str, int]) -> None:

@@ -28,7 +28,7 @@ from scipy.optimize import nnls
 from scipy.stats import t as student
 
 from resnet_limits import store
-from resnet_limits.errors.rates import variable_values
+from resnet_limits.laws import variable_values
 from resnet_limits.stages.paths import Paths
 
 Array = NDArray[np.float64]
@@ -123,7 +123,7 @@ def fit(cells: Cells, terms: Sequence[str], *, zeros: bool = False) -> Array:
     cells : Cells
         Shapes without a seed that is there are left out.
     terms : sequence of str
-        Keys of ``errors.rates.POWERS``.
+        Keys of ``laws.POWERS``.
     zeros : bool
         Whether diverged runs count as zero in the average.
 

@@ -224,7 +224,7 @@ def not_a_number(tree: Tree, values: Mapping[str, Any]) -> None:
     for command in ("validate", "dmft"):
         more = () if command == "validate" else ("--out", "dmft.zarr")
         done = subprocess.run(
-            [sys.executable, "-m", "resnet_limits.cli", command, "experiment.yaml", *more],
+            [sys.executable, "-m", "resnet_limits", command, "experiment.yaml", *more],
             cwd=tree.path,
             env=tree.environment(),
             capture_output=True,

@@ -11,7 +11,7 @@ from test_networks import by_weights, make, run, table
 
 from resnet_limits.config import Shape
 from resnet_limits.kinds import DIVERGED, OK
-from resnet_limits.networks import cost, implicit
+from resnet_limits.networks import conditioned, cost, implicit
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import choose_engine, train
 
@@ -165,7 +165,7 @@ def test_chunks_streams_and_kept_vectors_change_nothing_but_rounding(monkeypatch
     _, *chunked = trajectory(make(), shape, [0, 1])
     for one, other in zip(whole, chunked, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
-    monkeypatch.setattr(implicit, "_NOISE_BLOCK", 32)
+    monkeypatch.setattr(conditioned, "_NOISE_BLOCK", 32)
     _, *other_draws = trajectory(make(), shape, [0, 1])
     assert np.abs(other_draws[0] - whole[0]).max() > 1e-3
 
@@ -253,27 +253,27 @@ def test_the_law_of_all_states_is_that_of_the_dense_engine(dense_law, shape):
 
 def _independent(monkeypatch):
     """Every new direction gets noise that knows nothing of earlier products."""
-    right = implicit._Conditioned.ask_right
+    right = conditioned.Conditioned.ask_right
 
     def ask_right(self, inner):
         new, gamma, toward, certain = right(self, inner)
         return new, gamma, 0 * toward, certain
 
-    monkeypatch.setattr(implicit._Conditioned, "ask_right", ask_right)
+    monkeypatch.setattr(conditioned.Conditioned, "ask_right", ask_right)
 
 
 def _half_noise(monkeypatch):
     """The noise of new directions is ten per cent too small."""
-    fill = implicit._Noise.fill
+    fill = conditioned.Noise.fill
     monkeypatch.setattr(
-        implicit._Noise, "fill", lambda self, t, found, std: fill(self, t, found, 0.9 * std)
+        conditioned.Noise, "fill", lambda self, t, found, std: fill(self, t, found, 0.9 * std)
     )
 
 
 def _untrained(monkeypatch):
     """Training terms of the in-vectors are left out of the products."""
     monkeypatch.setattr(
-        implicit._Conditioned, "rate", property(lambda _: 0.0, lambda _s, _v: None), raising=False
+        conditioned.Conditioned, "rate", property(lambda _: 0.0, lambda _s, _v: None), raising=False
     )
 
 

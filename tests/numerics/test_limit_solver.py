@@ -9,7 +9,7 @@ import torch
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
-from resnet_limits.limits import depth, kernels, models, quadrature, solver
+from resnet_limits.limits import depth, ensemble, fixed_point, kernels, models, quadrature
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.quadrature import Directions
 from resnet_limits.limits.solver import LimitError
@@ -112,9 +112,9 @@ PROBLEMS = [
 def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, changes, way):
     """The oracle shares nothing with the solver but the units' map: gradients by autograd."""
     if way != "all":
-        monkeypatch.setattr(solver, "_PART_POINTS", 16)
+        monkeypatch.setattr(fixed_point, "_PART_POINTS", 16)
     if way == "given up":
-        monkeypatch.setattr(solver, "MAX_PASSES", 1)
+        monkeypatch.setattr(fixed_point, "MAX_PASSES", 1)
     dynamics = make(activation, **changes)
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
@@ -190,7 +190,7 @@ def test_compiled_activation_is_that_of_the_unit():
 @pytest.mark.parametrize("part", [16, 1024])
 def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     """A unit that the kernels do not know is left to torch."""
-    monkeypatch.setattr(solver, "_PART_POINTS", part)
+    monkeypatch.setattr(fixed_point, "_PART_POINTS", part)
     limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
     plan = Plan("sobol", 1000, 3, 6, 0, precision="float32", iteration_tolerance=1e-7)
     compiled = limits.dmft(plan).trajectory
@@ -206,7 +206,7 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch, precision):
-    monkeypatch.setattr(solver, "_PART_POINTS", 64)
+    monkeypatch.setattr(fixed_point, "_PART_POINTS", 64)
     atol = {"float64": 1e-9, "float32": 2e-5}[precision]
     plan = Plan("sobol", 2048, 4, 8, 0, precision)
 
@@ -223,7 +223,7 @@ def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch,
     finally:
         torch.set_num_threads(threads)
     assert base.passes > 0
-    monkeypatch.setattr(solver, "_CHUNK_ELEMENTS", {"cpu": 1 << 8, "compiled": 1 << 8})
+    monkeypatch.setattr(ensemble, "_CHUNK_ELEMENTS", {"cpu": 1 << 8, "compiled": 1 << 8})
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
     monkeypatch.setattr(models, "_STATE_BYTES", 1 << 18)
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
@@ -446,6 +446,6 @@ def test_stiff_depth_is_solved_where_plain_iteration_is_lost(monkeypatch):
     solved = limits.mean_ode(root, plan).trajectory
     assert solved.diverged_step == -1
     assert np.isfinite(solved.output).all()
-    monkeypatch.setattr("resnet_limits.limits.solver.PICARD_ITERATIONS", 10_000)
+    monkeypatch.setattr(fixed_point, "PICARD_ITERATIONS", 10_000)
     with pytest.raises(LimitError, match=r"did not converge at step \d+"):
         limits.mean_ode(root, plan)

@@ -10,6 +10,7 @@ import pytest
 from resnet_limits.config import Shape, experiment_from_dict
 from resnet_limits.stages import errors as errors_stage
 from resnet_limits.stages import limits, networks
+from resnet_limits.stages import rates as rates_stage
 
 THEORY = {"finite-wide": 0.5, "wide-mean_ode": 1.0, "mean_ode-dmft": 0.5}
 SHAPES = [
@@ -55,7 +56,7 @@ def measure(experiment, finite):
         return stores[key]
 
     errors = errors_stage.errors(experiment, open_store)
-    return open_store, errors_stage.rates(experiment, errors)
+    return open_store, rates_stage.rates(experiment, errors)
 
 
 @pytest.fixture(scope="module")
@@ -109,5 +110,5 @@ def test_fan_in_initialisation_fails_the_same_check(networks_study):
         return finite(Shape(**cell)) if kind == "finite" else limit_stores(kind, cell)
 
     errors = errors_stage.errors(experiment, open_store)
-    fit = errors_stage.rates(experiment, errors)["pairs"]["finite-wide"]["hidden"]["5"]
+    fit = rates_stage.rates(experiment, errors)["pairs"]["finite-wide"]["hidden"]["5"]
     assert fit is None or fit["exponent"] is None or not agrees(fit, THEORY["finite-wide"])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_limits import cli, provenance, stages, store
-from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main
+from resnet_limits import provenance, stages, store
+from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main, session
 from resnet_limits.config import ENGINES, InputError
 
 SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
@@ -73,16 +73,16 @@ def fake(monkeypatch, make_dataset):
         "networks": {"finite": finite},
         "errors": {
             "errors": errors,
-            "rates": lambda experiment, errors: dict(RATES),
             "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
         },
+        "rates": {"rates": lambda experiment, errors: dict(RATES)},
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")
         vars(module).update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(stages, name, module, raising=False)
-    monkeypatch.setattr(provenance, "code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr(provenance.code, "code_hash", lambda *_: "0" * 32)
     return calls
 
 
@@ -484,7 +484,7 @@ def test_stopped_before_anything_was_saved(fake, config, capsys, monkeypatch, na
     assert run(f"dmft {config} --out a.zarr", capsys) == (
         FAILED,
         [],
-        [f"error: stopped by {name}; nothing was saved"],
+        [f"error: stopped by {name}; nothing was saved: run the same command again"],
     )
     assert written() == []
 
@@ -493,18 +493,20 @@ def test_stopped_in_the_middle_of_writing(fake, config, capsys, monkeypatch):
     def stop(*_args, **_options):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(store.onechunk, "encode", stop)
+    monkeypatch.setattr(store.writing.onechunk, "encode", stop)
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == FAILED
-    assert complaint == ["error: stopped by SIGTERM; nothing was saved"]
+    assert complaint == ["error: stopped by SIGTERM; nothing was saved: run the same command again"]
     assert written() == []
 
 
 def test_stopped_after_work_was_saved(fake, config, capsys, monkeypatch):
-    monkeypatch.setattr(cli._LOG, "info", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(session.LOG, "info", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == STOPPED
-    assert complaint == ["error: stopped by SIGTERM; finished work is saved, run again"]
+    assert complaint == [
+        "error: stopped by SIGTERM after its result was saved: run the same command again"
+    ]
     assert store.check("a.zarr") == []
 
 
@@ -522,7 +524,7 @@ def test_the_caller_gets_its_handlers_back(fake, config, capsys):
 )
 def test_the_program_exits_with_the_code(arguments, code):
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_limits.cli", *arguments],
+        [sys.executable, "-m", "resnet_limits", *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -20,6 +20,7 @@ from resnet_limits.errors import distances
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages import errors as stage
+from resnet_limits.stages import rates as rates_stage
 
 S, K, P, N, D, R, T = 3, 4, 5, 2, 7, 4, 2
 NODES = np.array([0.0, 0.2, 0.7, 1.0])
@@ -612,7 +613,7 @@ def test_kept_steps_only(tiny_experiment: Callable[..., Experiment]) -> None:
     tables = stage.errors(experiment, Results(experiment))
     np.testing.assert_array_equal(tables["finite-dmft"]["step"], [0, 2])
     np.testing.assert_array_equal(tables["wide-mean_ode"]["step"], [0, 1, 2])
-    assert stage.rates(experiment, tables)["steps"] == [2]
+    assert rates_stage.rates(experiment, tables)["steps"] == [2]
 
 
 @pytest.mark.parametrize(
@@ -627,7 +628,7 @@ def test_steps_of_the_rates(
         save={"steps": saved},
         sweep={"pairs": ["mean_ode-dmft"], "grid": {"embed_dim": [4, 8, 16]}},
     )
-    found = stage.rates(experiment, stage.errors(experiment, Results(experiment)))
+    found = rates_stage.rates(experiment, stage.errors(experiment, Results(experiment)))
     assert found["steps"] == expected
     assert list(found["pairs"]["mean_ode-dmft"]["output"]) == [str(k) for k in expected]
     assert found["experiment"] == "tiny"

@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from resnet_limits import store
-from resnet_limits.cli import app
+from resnet_limits.cli.running import app
 from resnet_limits.config import experiment_from_dict, json_schema
 
 ROOT = Path(__file__).parents[2]

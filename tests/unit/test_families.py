@@ -14,9 +14,9 @@ from synthetic import STEP, inside, table
 from resnet_limits.config import Shape
 from resnet_limits.errors import samples
 from resnet_limits.errors.families import Family, fit_families, fit_family, theory
-from resnet_limits.errors.rates import LAWS
 from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.kinds import DIVERGED
+from resnet_limits.laws import LAWS
 
 Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

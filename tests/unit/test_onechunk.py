@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from resnet_limits import onechunk, store
-from resnet_limits.store import SCHEMAS, StoreError
+from resnet_limits.store import SCHEMAS, StoreError, packing
 
 KINDS = tuple(SCHEMAS)
 PROVENANCE = {**dict.fromkeys(store.PROVENANCE, "ä"), "seeds": [0, 1], "wall_time_s": 0.5}
@@ -127,8 +127,8 @@ def test_large_sharded_grouped_and_zipped_stores_are_left_to_zarr(
     assert onechunk.read(small, ["hidden"], 100) is None
     zipped = write(content("finite"), tmp_path / "a.zarr.zip", "finite")
     grouped = write(content("errors"), tmp_path / "errors.zarr", "errors")
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 256)
-    monkeypatch.setattr(store, "_SHARD_BYTES", 600)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 600)
     sharded = write(content("finite"), tmp_path / "sharded.zarr", "finite")
     assert [onechunk.read(path) for path in (zipped, grouped, sharded)] == [None] * 3
     for path in (zipped, sharded):

@@ -69,7 +69,9 @@ SOURCES = {
         "if TYPE_CHECKING:\n    from resnet_limits.figures import panels\n"
     ),
     "stages/networks.py": "import resnet_limits.networks.train\n",
+    "errors/rates.py": "def fit(a):\n    return a\n",
     "stages/errors.py": "import resnet_limits.errors\n",
+    "stages/rates.py": "from resnet_limits.errors.rates import fit\n",
     "stages/figures.py": "from resnet_limits.figures.panels import draw\n",
 }
 
@@ -93,7 +95,7 @@ def package(tmp_path, monkeypatch):
             assert old in text
             (folder / name).write_text(text.replace(old, new))
         assert not edits
-        monkeypatch.setattr(provenance, "PACKAGE_DIRECTORY", folder)
+        monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", folder)
 
     use()
     return use
@@ -135,6 +137,8 @@ def changed(before, after):
         (("randomness.py", "return 4", "return 5"), ALL),
         (("problem.py", "return draw()", "return -draw()"), ALL),
         (("errors/distances.py", "abs(a)", "-abs(a)"), AFTER),
+        # editing a fit measures no distance again
+        (("errors/rates.py", "return a", "return 2 * a"), {"rates", "figures"}),
         (("figures/panels.py", "'panel'", "'other'"), {"figures"}),
         (("stages/figures.py", "import draw", "import draw as paint"), {"figures"}),
     ],
@@ -248,6 +252,17 @@ def test_imports_are_found_wherever_they_stand(package):
     assert found("errors") == {"stages.errors", "errors", "errors.distances"}
 
 
+def test_distances_know_nothing_of_fits():
+    """Of the real sources: so that editing a law, a fit or an interval measures nothing again."""
+    names = {
+        name.removeprefix("resnet_limits.") for name in imported_modules(stage_module("errors"))
+    }
+    mine = {name for name in names if name.startswith("errors.")} | names & {"laws", "cells"}
+    assert mine == {"errors.distances"}
+    fits = imported_modules(stage_module("rates"))
+    assert {"resnet_limits.laws", "resnet_limits.errors.rates"} <= set(fits)
+
+
 def test_a_moved_package_has_the_same_hash(package):
     before = code_hash("resnet_limits.stages.limits")
     package()
@@ -267,12 +282,12 @@ def test_an_absent_module_is_named(package):
 def test_hashes_do_not_depend_on_empty_fields():
     """Later Python versions add fields to the tree, empty where the feature is not used."""
     tree = ast.parse("def f(a):\n    return a\n")
-    before = provenance._syntax(tree)
+    before = provenance.code._syntax(tree)
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
     function._fields = (*function._fields, "new_feature")
     function.new_feature = []
-    assert provenance._syntax(tree) == before
+    assert provenance.code._syntax(tree) == before
 
 
 def test_the_real_stages_can_be_hashed_or_are_absent():
@@ -487,7 +502,7 @@ def git_state(monkeypatch):
 
     def state(folder):
         provenance.git_state.cache_clear()
-        monkeypatch.setattr(provenance, "PACKAGE_DIRECTORY", folder)
+        monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", folder)
         return provenance.git_state()
 
     yield state

@@ -156,7 +156,7 @@ def test_the_table(published, tmp_path, monkeypatch, capsys):
 
 def test_every_plot_is_of_an_experiment_that_keeps_its_step(published):
     from resnet_limits.config import load_experiment
-    from resnet_limits.errors.rates import LAWS
+    from resnet_limits.laws import LAWS
 
     for plot in published.PLOTS:
         experiment = load_experiment(ROOT / "config" / f"{plot.experiment}.yaml")

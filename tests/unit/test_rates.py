@@ -17,9 +17,10 @@ from synthetic import STEP, inside, table
 
 from resnet_limits.config import PAIRS
 from resnet_limits.errors import samples
-from resnet_limits.errors.rates import LAWS, POWERS, fit, fit_rates, variable_values
+from resnet_limits.errors.rates import fit, fit_rates
 from resnet_limits.errors.samples import OBSERVABLES
 from resnet_limits.kinds import DIVERGED, NOT_RUN, SIZES
+from resnet_limits.laws import LAWS, POWERS, variable_values
 
 Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from resnet_limits.config import InputError
-from resnet_limits.errors.rates import POWERS, variable_values
 from resnet_limits.errors.shape import MAX_BUDGET, PAIR, best_shape
+from resnet_limits.laws import POWERS, variable_values
 
 HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
 OUTPUT = {"1/L": 0.3, "D/(LM)": 0.15, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.9}

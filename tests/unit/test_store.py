@@ -36,8 +36,10 @@ from resnet_limits.store import (
     groups,
     open_groups,
     open_store,
+    packing,
     status_counts,
     write,
+    writing,
 )
 
 KINDS = tuple(SCHEMAS)
@@ -47,8 +49,8 @@ PROVENANCE = dict.fromkeys(store.PROVENANCE, "x")
 @pytest.fixture
 def small_files(monkeypatch):
     """Cut even small variables into several chunks and shards."""
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 256)
-    monkeypatch.setattr(store, "_SHARD_BYTES", 600)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 600)
 
 
 @pytest.fixture(params=["whole", "sharded"])
@@ -204,22 +206,22 @@ def test_a_small_store_has_few_files(tmp_path, make_dataset):
 )
 def test_chunks_and_shards_are_bounded(sizes):
     dims, shape = tuple(sizes), tuple(sizes.values())
-    chunks, shards = store._packing(dims, shape, 4)
+    chunks, shards = packing.pack(dims, shape, 4)
     total = 4 * np.prod(shape, dtype=float)
-    assert 4 * np.prod(chunks) <= store._CHUNK_BYTES
+    assert 4 * np.prod(chunks) <= packing.CHUNK_BYTES
     if shards is None:
         assert chunks == shape
         return
-    assert 4 * np.prod(shards) <= store._SHARD_BYTES
+    assert 4 * np.prod(shards) <= packing.SHARD_BYTES
     assert all(shard % chunk == 0 for chunk, shard in zip(chunks, shards, strict=True))
     files = np.prod([-(-n // piece) for n, piece in zip(shape, shards, strict=True)])
-    assert files <= 4 + 2 * total / store._SHARD_BYTES
-    assert 4 * np.prod(chunks) > store._CHUNK_BYTES / 4
+    assert files <= 4 + 2 * total / packing.SHARD_BYTES
+    assert 4 * np.prod(chunks) > packing.CHUNK_BYTES / 4
 
 
 def test_a_step_of_one_layer_does_not_need_the_whole_file():
     dims = ("seed", "step", "depth_point", "sample", "coordinate")
-    chunks, _ = store._packing(dims, (5, 15, 17, 10, 2000), 4)
+    chunks, _ = packing.pack(dims, (5, 15, 17, 10, 2000), 4)
     assert chunks[1] == 1
     assert chunks[3:] == (10, 2000)
 
@@ -232,8 +234,8 @@ def test_empty_dimensions_are_written(tmp_path, make_dataset):
 
 def test_large_dask_arrays_are_written_piece_by_piece(tmp_path, monkeypatch):
     """No task may hold much more than a shard, whatever the Dask chunks were."""
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 2**14)
-    monkeypatch.setattr(store, "_SHARD_BYTES", 2**16)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 2**16)
     largest = []
 
     def make(block_info=None):
@@ -242,7 +244,7 @@ def test_large_dask_arrays_are_written_piece_by_piece(tmp_path, monkeypatch):
 
     array = da.map_blocks(make, chunks=((1,) * 64, (1024,)), dtype="f8")
     dataset = xr.Dataset({"a": (("step", "coordinate"), array, {"long_name": "a"})})
-    encoding = store._prepared(dataset, {})[0]
+    encoding = writing._prepared(dataset, {})[0]
     largest = max(np.prod(block) for block in encoding["a"].data.chunksize)
     assert 8 * largest <= 2**16
     write(dataset, tmp_path / "a.zarr")
@@ -557,7 +559,7 @@ def test_a_failed_write_leaves_the_old_store_and_nothing_else(
 
     with monkeypatch.context() as patch:
         if either_packing == "whole":
-            patch.setattr(store.onechunk, "encode", fail)
+            patch.setattr(writing.onechunk, "encode", fail)
         else:
             patch.setattr(zarr, "consolidate_metadata", fail)
         with pytest.raises(type(error)):
@@ -734,7 +736,7 @@ def published(tmp_path, tiny_experiment):
 @pytest.fixture(autouse=True)
 def any_code(monkeypatch):
     """The stages' own code is no matter of these tests."""
-    monkeypatch.setattr("resnet_limits.provenance.code_hash", lambda *_: "0" * 32)
+    monkeypatch.setattr("resnet_limits.provenance.code.code_hash", lambda *_: "0" * 32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

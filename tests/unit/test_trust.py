@@ -171,7 +171,7 @@ def test_a_process_of_its_own_answers_alike(data_file, tmp_path):
 
     def run(name: str, content: bytes) -> subprocess.CompletedProcess[str]:
         (tmp_path / name).write_bytes(content)
-        command = [sys.executable, "-m", "resnet_limits.cli", "--quiet", "validate", name]
+        command = [sys.executable, "-m", "resnet_limits", "--quiet", "validate", name]
         return subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
         )

@@ -6,8 +6,8 @@ from _job import running
 
 with running(snakemake, "rates") as job:
     from resnet_limits import store
-    from resnet_limits.stages import errors
+    from resnet_limits.stages import rates
 
     started = time.monotonic()
     distances = store.open_groups(job.path_of("errors"))
-    job.publish(errors.rates(job.experiment, distances), started, {})
+    job.publish(rates.rates(job.experiment, distances), started, {})

@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from resnet_limits.config import Shape
-from resnet_limits.errors.rates import LAWS, POWERS, Fit, Law, json_values
+from resnet_limits.errors.rates import Fit, json_values
 from resnet_limits.errors.samples import (
     MIN_SEEDS,
     OBSERVABLES,
@@ -32,6 +32,7 @@ from resnet_limits.errors.samples import (
     resample,
 )
 from resnet_limits.kinds import SIZES
+from resnet_limits.laws import POWERS, Law, law_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def fit_family(
         ``points`` with the error of every shape; ``slopes`` between neighbours in P; ``cells`` by
         what became of them. What could not be found is None, never NaN.
     """
-    law = LAWS[pair]["output" if observable == "output" else "hidden"]
+    law = law_of(pair, observable)
     terms = theory(family, law)
     study, members = _along(dataset, family, law, observable, step)
     parameters = np.array([shape.parameters for _, shape in members], dtype=float)

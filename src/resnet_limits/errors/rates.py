@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -33,66 +32,11 @@ from resnet_limits.errors.samples import (
     wider,
 )
 from resnet_limits.kinds import SIZES
+from resnet_limits.laws import POWERS, Law, law_of, variable_values
 
 logger = logging.getLogger(__name__)
 
 Fit = dict[str, Any]
-
-POWERS: dict[str, tuple[float, float, float]] = {
-    "1/L": (-1.0, 0.0, 0.0),
-    "1/D": (0.0, 0.0, -1.0),
-    "1/sqrt(D)": (0.0, 0.0, -0.5),
-    "D/(LM)": (-1.0, -1.0, 1.0),
-    "sqrt(D/(LM))": (-0.5, -0.5, 0.5),
-    "1/sqrt(LM)": (-0.5, -0.5, 0.0),
-}
-"""Powers of L, M and D in each variable of a law."""
-
-
-@dataclass(frozen=True)
-class Law:
-    """What theory says of one distance.
-
-    Attributes
-    ----------
-    variable : str or None
-        The single variable of a power law; None if the law has several terms only.
-    theory : float or None
-        Its exponent.
-    terms : tuple of str
-        Variables that enter linearly and add in quadrature.
-    depends : tuple of str
-        The sizes the distance depends on.
-    budget : float or None
-        Exponent in P = L M D of the best shapes.
-    """
-
-    variable: str | None
-    theory: float | None
-    terms: tuple[str, ...]
-    depends: tuple[str, ...]
-    budget: float | None = None
-
-
-LAWS: dict[str, dict[str, Law]] = {
-    "finite-wide": {
-        "hidden": Law("D/(LM)", 0.5, (), SIZES),
-        "output": Law("D/(LM)", 1.0, ("D/(LM)", "1/sqrt(LM)"), SIZES),
-    },
-    "wide-mean_ode": dict.fromkeys(
-        ("hidden", "output"), Law("1/L", 1.0, (), ("depth", "embed_dim"))
-    ),
-    "mean_ode-dmft": dict.fromkeys(("hidden", "output"), Law("1/D", 0.5, (), ("embed_dim",))),
-    "finite-mean_ode": {
-        "hidden": Law(None, None, ("1/L", "sqrt(D/(LM))"), SIZES),
-        "output": Law(None, None, ("1/L", "D/(LM)", "1/sqrt(LM)"), SIZES),
-    },
-    "finite-dmft": {
-        "hidden": Law(None, None, ("1/L", "sqrt(D/(LM))", "1/sqrt(D)"), SIZES, -1 / 6),
-        "output": Law(None, None, ("1/L", "D/(LM)", "1/sqrt(LM)", "1/sqrt(D)"), SIZES, -1 / 5),
-    },
-}
-"""Law of each pair for ``hidden`` (both metrics) and ``output``."""
 
 _MIN_VALUES = 3
 """A power through fewer distinct values is not tested by anything."""
@@ -104,27 +48,6 @@ _WIDER = (
     "of the {}"
 )
 _MAX_ITERATIONS = 200
-
-
-def variable_values(name: str, sizes: NDArray[Any]) -> Array:
-    """Evaluate a variable such as ``D/(LM)``.
-
-    Parameters
-    ----------
-    name : str
-        A key of `POWERS`.
-    sizes : ndarray, shape (..., 3)
-        Depth, width, embedding dimension; a size with power zero may be zero (infinite).
-
-    Returns
-    -------
-    ndarray, shape (...)
-    """
-    values = np.ones(sizes.shape[:-1])
-    for axis, power in enumerate(POWERS[name]):
-        if power:
-            values = values * sizes[..., axis].astype(float) ** power
-    return values
 
 
 def fit_rates(
@@ -182,10 +105,10 @@ def fit(dataset: xr.Dataset, pair: str, observable: str, step: int, root_seed: i
         size; ``fixed_budget`` for finite-dmft; ``cells`` by what became of them; ``reason`` where
         there is no fit. What could not be found is None, never NaN.
     """
-    law = LAWS[pair]["output" if observable == "output" else "hidden"]
+    law = law_of(pair, observable)
     result: Fit = {
-        "variable": law.variable or " + ".join(law.terms),
-        "model": _model(law),
+        "variable": law.name,
+        "model": law.model,
         "exponent": None,
         "exponent_interval": None,
         "theory": law.theory,
@@ -232,13 +155,6 @@ def fit(dataset: xr.Dataset, pair: str, observable: str, step: int, root_seed: i
 
 def _range(values: NDArray[Any]) -> list[Any] | None:
     return [values.min(), values.max()] if len(values) else None
-
-
-def _model(law: Law) -> str:
-    if not law.terms:
-        return "A x^b"
-    squares = " + ".join(f"(A_{k} {name})^2" for k, name in enumerate(law.terms, start=1))
-    return f"error^2 = {squares}"
 
 
 def json_values(value: Any) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_limits.config import InputError
-from resnet_limits.errors.rates import LAWS, variable_values
 from resnet_limits.kinds import SIZES
+from resnet_limits.laws import ALONE, in_quadrature, law_of, variable_values
 
 PAIR = "finite-dmft"
 """The distance that is made small."""
@@ -19,12 +19,6 @@ PAIR = "finite-dmft"
 MAX_BUDGET = 1e18
 """Largest number of parameters that sizes are sought for."""
 
-# Where a term can be measured alone: more precisely than as a small part of a sum.
-_ALONE = {
-    "1/L": ("wide-mean_ode", 1.0),
-    "sqrt(D/(LM))": ("finite-wide", 0.5),
-    "1/sqrt(D)": ("mean_ode-dmft", 0.5),
-}
 _SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
 _EXTRA_WIDTHS = 16
 _LITTLE = 0.01
@@ -76,7 +70,7 @@ def best_shape(
             f"allowed: {smallest} to {MAX_BUDGET:g}"
         )
     shapes = _candidates(amplitudes, parameters, smallest)
-    errors = _law(amplitudes, shapes)
+    errors = in_quadrature(amplitudes, shapes)
     place = int(np.argmin(errors))
     best, error = shapes[place], float(errors[place])
     sizes, shallower = _named(best), None
@@ -101,13 +95,6 @@ def best_shape(
 
 def _named(shape: NDArray[np.int64]) -> dict[str, int]:
     return {name: int(size) for name, size in zip(SIZES, shape, strict=True)}
-
-
-def _law(amplitudes: Mapping[str, float], shapes: NDArray[Any]) -> NDArray[np.float64]:
-    """Predicted error of shapes (n, 3): the terms in quadrature."""
-    parts = [a * variable_values(name, shapes) for name, a in amplitudes.items()]
-    error: NDArray[np.float64] = np.sqrt(np.square(parts).sum(axis=0))
-    return error
 
 
 # --- what was measured ----------------------------------------------------------------------------
@@ -161,14 +148,14 @@ def _amplitudes(
     rates: Mapping[str, Any], fit: Mapping[str, Any], observable: str, at: str, notes: list[str]
 ) -> dict[str, float]:
     """Amplitudes of all terms; one that the sum does not show is taken from its own pair."""
-    law = LAWS[PAIR]["output" if observable == "output" else "hidden"]
+    law = law_of(PAIR, observable)
     joint = _mapping(fit["terms"])
     found = {}
     for name in law.terms:
         term = _mapping(joint.get(name))
         amplitude = _number(term.get("amplitude"))
         if amplitude is None or amplitude == 0 or term.get("detected") is False:
-            pair, theory = _ALONE.get(name, ("", 0.0))
+            pair, theory = ALONE.get(name, ("", 0.0))
             steps = _mapping(_mapping(_mapping(rates.get("pairs")).get(pair)).get(observable))
             alone = _mapping(steps.get(at))
             measured = _number(alone.get("amplitude_at_theory"))
@@ -243,7 +230,9 @@ def _candidates(amplitudes: Mapping[str, float], budget: int, smallest: int) -> 
         else:
             width = np.maximum(smallest, np.sqrt(budget / fine))
         depth = np.maximum(1.0, budget / (fine * width))
-        middle = int(fine[np.argmin(_law(amplitudes, np.stack([depth, width, fine], axis=1)))])
+        middle = int(
+            fine[np.argmin(in_quadrature(amplitudes, np.stack([depth, width, fine], axis=1)))]
+        )
         # The grid above is finer than one per cent, and rounding L to an integer matters less.
         reach = max(_NEARBY // 2, middle // 50)
         near = np.linspace(max(1, middle - reach), min(largest, middle + reach), 2 * _NEARBY)
@@ -272,7 +261,7 @@ def _shallower(
     L = np.unique(np.geomspace(1, depth, 4096).astype(np.int64))
     M = budget // embed_dim // L
     shapes = np.stack([L, M, np.full_like(L, embed_dim)], axis=1)[smallest <= M]
-    errors = _law(amplitudes, shapes)
+    errors = in_quadrature(amplitudes, shapes)
     # The best shape itself is among them, so there is a first one.
     first = int(np.argmax(errors <= (1 + _LITTLE) * error))
     return {**_named(shapes[first]), "predicted_error": float(errors[first])}

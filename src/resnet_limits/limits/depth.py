@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_limits.interpolation import interpolation_matrix
+
 Array = NDArray[np.float64]
 
 
@@ -54,27 +56,6 @@ class DepthGrid:
         return len(self.s)
 
 
-def _barycentric_weights(nodes: Array) -> Array:
-    differences = nodes[:, None] - nodes[None, :]
-    np.fill_diagonal(differences, 1.0)
-    # Logarithms keep products over many nodes from underflowing.
-    log_size = -np.log(np.abs(differences)).sum(axis=1)
-    sign = np.prod(np.sign(differences), axis=1)
-    weights: Array = sign * np.exp(log_size - log_size.max())
-    return weights
-
-
-def _lagrange(nodes: Array, points: Array) -> Array:
-    """Matrix (points, nodes) that evaluates the interpolating polynomial."""
-    weights = _barycentric_weights(nodes)
-    differences = points[:, None] - nodes[None, :]
-    hit = np.isclose(differences, 0.0, atol=1e-14, rtol=0.0)
-    on_node = hit.any(axis=1, keepdims=True)
-    terms = np.where(on_node, hit, weights / np.where(hit, 1.0, differences))
-    matrix: Array = terms / terms.sum(axis=1, keepdims=True)
-    return matrix
-
-
 def continuous(nodes: int) -> DepthGrid:
     """Gauss-Legendre collocation on [0, 1]: the grid of the Mean ODE and of its DMFT limit.
 
@@ -87,7 +68,9 @@ def continuous(nodes: int) -> DepthGrid:
     s = (x + 1.0) / 2.0
     knots = np.concatenate([[0.0], s, [1.0]])
     # Integrals from 0 of the Lagrange polynomials, through a Gauss rule exact for their degree.
-    forward_knots = np.stack([knot * (weights / 2.0) @ _lagrange(s, knot * s) for knot in knots])
+    forward_knots = np.stack(
+        [knot * (weights / 2.0) @ interpolation_matrix(s, knot * s) for knot in knots]
+    )
     total = forward_knots[-1]
     backward_knots = total - forward_knots
     return DepthGrid(
@@ -123,14 +106,14 @@ def layered(depth: int, nodes: int) -> DepthGrid:
         t = np.arange(depth, dtype=np.float64)
     layers = np.arange(depth, dtype=np.float64)
     running = np.zeros((depth + 1, n))
-    np.cumsum(_lagrange(t, layers) / depth, axis=0, out=running[1:])
+    np.cumsum(interpolation_matrix(t, layers) / depth, axis=0, out=running[1:])
     # The running sum is a polynomial of degree n in the layer; n + 1 spread integers fix it.
     angles = np.pi * (np.arange(n + 1) + 0.5) / (n + 1)
     anchors = _distinct_integers((1.0 - np.cos(angles)) * depth / 2.0, depth)
     coefficients = running[anchors]
 
     def sums(where: Array) -> Array:
-        return _lagrange(anchors.astype(np.float64), where) @ coefficients
+        return interpolation_matrix(anchors.astype(np.float64), where) @ coefficients
 
     total = running[-1]
     ends = np.array([0.0]), np.array([float(depth)])

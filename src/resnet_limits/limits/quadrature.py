@@ -18,7 +18,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from resnet_limits import randomness
-from resnet_limits.limits.threads import workers
+from resnet_limits.threads import workers
 
 Array = NDArray[np.float64]
 
@@ -210,7 +210,7 @@ def sobol(
                 target[index, start:stop] = images.flatten(0, 1)
 
     with workers() as pool:
-        for _ in (pool.executor.map if pool else map)(draw, range(len(replicates))):
+        for _ in (pool.map if pool else map)(draw, range(len(replicates))):
             pass
     ins, outs = drawn
     return UnitSample(ins, outs, group=len(signs))

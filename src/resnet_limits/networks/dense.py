@@ -20,6 +20,7 @@ from resnet_limits import randomness
 from resnet_limits.config import Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.networks import cost
+from resnet_limits.networks.base import NUMPY, Network, zeros
 
 # From this many weights of a layer on, all seeds together, threads share the work on them.
 _SHARED_FROM = 1 << 17
@@ -27,7 +28,6 @@ _SHARED_FROM = 1 << 17
 # same place of two pages wait for each other.
 _OFF_PAGE = 384
 _PAGE = 4096
-_NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Scales:
-    """Constants of the products: 1 / D, alpha / (L M), and the two factors of gradient steps."""
+    """Constants of the products: 1 / D, alpha / (L M), and the two factors of gradient steps.
+
+    numpy's numbers of the weights' type; what is beyond its range is infinite.
+    """
 
     read: Any
     write: Any
@@ -106,7 +109,8 @@ class _Batched:
     """
 
     def __init__(self, arrays: _Arrays, scales: _Scales) -> None:
-        self.at, self.scales = arrays, scales
+        self.at = arrays
+        self.scales = _Scales(**{name: value.item() for name, value in vars(scales).items()})
 
     def _project(self, weights: Tensor, states: Tensor, out: Tensor) -> None:
         scale = self.scales.read
@@ -145,6 +149,7 @@ class _Compiled:
         from resnet_limits.networks import kernels
 
         self.at = _Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
+        self.scales = scales
         at = self.at
         _, seeds, width, embed_dim = at.incoming.shape
         weights = seeds * embed_dim * max(width, at.outgoing.shape[2])
@@ -153,7 +158,6 @@ class _Compiled:
         self.project: Callable[..., None] = kernels.project_shared if shared else kernels.project
         self.expand: Callable[..., None] = kernels.expand_shared if shared else kernels.expand
         dtype = at.h.dtype
-        self.scales = _Scales(**{name: dtype.type(value) for name, value in vars(scales).items()})
         rows, room = at.h.shape[2], at.past_h.shape[2]
         self.overlaps = np.empty((seeds, rows, room), dtype=dtype)
         row = embed_dim * dtype.itemsize
@@ -192,7 +196,7 @@ def _add_product(weights: Tensor, coefficients: Tensor, states: Tensor, step: fl
     w.baddbmm_(c.transpose(1, 2), x, alpha=step)
 
 
-class DenseNetwork:
+class DenseNetwork(Network):
     """A batch of residual networks of one shape, one for each seed.
 
     Parameters
@@ -216,13 +220,6 @@ class DenseNetwork:
         Batched matrix products in place of the CPU's kernels; always on a GPU.
     graphs : bool
         Whether a GPU's passes are recorded once and replayed. Turn off to debug.
-
-    Attributes
-    ----------
-    hidden : Tensor, shape (L + 1, S, rows, D)
-        ``h^0 .. h^L`` of the last forward pass.
-    backward : Tensor, shape (L + 1, S, rows, D)
-        ``b^0 .. b^L`` of the last backward pass.
     """
 
     def __init__(
@@ -239,10 +236,8 @@ class DenseNetwork:
         batched: bool | None = None,
         graphs: bool = True,
     ) -> None:
-        self.dynamics = dynamics
-        self.shape = shape
-        self.unit = dynamics.unit
-        rows, r_in = dynamics.inputs.shape
+        super().__init__(dynamics, shape, embedding, dtype, device)
+        rows = len(dynamics.inputs)
         depth, width, embed_dim = shape
         a, c, batch = self.unit.in_vectors, self.unit.out_vectors, len(seeds)
         on_cpu = torch.device(device).type == "cpu"
@@ -254,16 +249,9 @@ class DenseNetwork:
             kept = cost.kept_steps(cost.Work.of(dynamics, shape, batch, dtype.itemsize))
         self.kept, self.used = kept * rows, 0
 
-        def put(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
-
         def room(*size: int) -> Tensor:
-            # numpy asks the system for large pages, which are read faster.
-            return torch.from_numpy(np.zeros(size, dtype=_NUMPY[dtype])).to(device)
+            return zeros(size, dtype).to(device)
 
-        self.embedding = put(embedding[:, :, :r_in])
-        self.unembedding = put(embedding[:, :, r_in:])
-        self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
         std = float(np.sqrt(embed_dim))
         self.incoming = _block_weights(
             "block_in", root_seed, seeds, shape, a, std * dynamics.input_std, dtype
@@ -271,8 +259,6 @@ class DenseNetwork:
         self.outgoing = _block_weights(
             "block_out", root_seed, seeds, shape, c, std * dynamics.output_std, dtype
         ).to(device)
-        self.hidden = room(depth + 1, batch, rows, embed_dim)
-        self.backward = room(depth + 1, batch, rows, embed_dim)
         arrays = _Arrays(
             incoming=self.incoming,
             outgoing=self.outgoing,
@@ -290,11 +276,12 @@ class DenseNetwork:
             past_g=room(depth, batch, self.kept, width * c),
         )
         step = -1.0 / (dynamics.residual_scale * rows)
+        number = NUMPY[dtype]
         scales = _Scales(
-            read=1.0 / embed_dim,
-            write=dynamics.residual_scale / (depth * width),
-            step_in=step * dynamics.rate_in,
-            step_out=step * dynamics.rate_out,
+            read=number(1.0 / embed_dim),
+            write=number(self.gain),
+            step_in=number(step * dynamics.rate_in),
+            step_out=number(step * dynamics.rate_out),
         )
         self._arrays, self._scales = arrays, scales
         self._products: _Products = (_Batched if batched else _Compiled)(arrays, scales)
@@ -318,13 +305,6 @@ class DenseNetwork:
     def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
         """Compute all backward states and take the gradient step.
 
-        Parameters
-        ----------
-        gradient : Tensor, shape (S, rows, d_out)
-            Gradient of each row's loss with respect to its output.
-        update : bool
-            Whether to update the weights.
-
         Raises
         ------
         ValueError
@@ -338,11 +318,7 @@ class DenseNetwork:
         if not update:
             return
         self._learn()
-        dynamics, rows = self.dynamics, gradient.shape[1]
-        if dynamics.rate_embedding:
-            scale = -dynamics.rate_embedding / (dynamics.residual_scale * rows)
-            self.embedding += scale * (self.backward[0].transpose(1, 2) @ self.inputs)
-            self.unembedding += scale * (self.hidden[-1].transpose(1, 2) @ self._gradient)
+        self._learn_embedding(self._gradient)
 
     def _learn(self) -> None:
         """Take the gradient step as far as the backward pass has not."""
@@ -421,7 +397,7 @@ def _block_weights(
     """Draw weights (L, S, M x vectors, D), one stream for each seed and layer."""
     depth, width, embed_dim = shape
     size = (depth, len(seeds), width * vectors, embed_dim)
-    weights = torch.from_numpy(np.empty(size, dtype=_NUMPY[dtype]))
+    weights = torch.from_numpy(np.empty(size, dtype=NUMPY[dtype]))
 
     def draw(place: tuple[int, int]) -> None:
         layer, index = place

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,28 +19,13 @@ from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import GROWTH_LIMIT, Dynamics
 from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import cost, dense, implicit
+from resnet_limits.networks.base import Network
 
 logger = logging.getLogger(__name__)
 
 # Memory of the seeds that are trained side by side; one seed may be larger. Fixed, because the size
 # of a batch decides how sums are rounded.
 BATCH_BYTES = 2 << 30
-
-
-class Network(Protocol):
-    """What an engine offers: a batch of networks of one shape."""
-
-    dynamics: Dynamics
-    shape: Shape
-    hidden: Tensor
-    backward: Tensor
-    targets: Tensor
-
-    def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step."""
 
 
 ENGINES: dict[str, Callable[..., Network]] = {
@@ -70,7 +54,10 @@ class Training:
     status : ndarray of int8, shape (S,)
         0 ok, 1 diverged.
     diverged_step : ndarray of int64, shape (S,)
-        First step without a finite state of bounded size; -1 if there is none.
+        First step without a finite state of bounded size, or with a kept one that `saved_dtype`
+        cannot hold; -1 if there is none.
+    overflowed : ndarray of bool, shape (S,)
+        Whether a run has diverged only because `saved_dtype` cannot hold its states.
     """
 
     output: NDArray[np.float64]
@@ -79,6 +66,7 @@ class Training:
     backward: NDArray[np.floating]
     status: NDArray[np.int8]
     diverged_step: NDArray[np.int64]
+    overflowed: NDArray[np.bool_]
 
 
 def choose_engine(
@@ -113,6 +101,8 @@ def choose_engine(
     return cost.Choice(engine, "asked for")
 
 
+# Numbers that grow beyond all bounds are divergence, which is looked out for.
+@np.errstate(over="ignore", invalid="ignore")
 def train(
     dynamics: Dynamics,
     shape: Shape,
@@ -207,12 +197,13 @@ def _run(
     output = np.full((batch, len(steps), rows, dynamics.targets.shape[1]), np.nan)
     loss = np.full((batch, len(steps)), np.nan)
     diverged_step = np.full(batch, -1, dtype=np.int64)
+    overflowed = np.zeros(batch, dtype=bool)
     alive = np.ones(batch, dtype=bool)
     start = np.zeros(batch)
+    saved = getattr(torch, np.dtype(saved_dtype).name)
 
-    def keep(states: Tensor) -> NDArray[np.floating]:
-        kept: NDArray[np.floating] = states[list(layers)].transpose(0, 1).cpu().numpy()
-        return kept[alive]
+    def keep(states: Tensor) -> Tensor:
+        return states[list(layers)].to(saved)
 
     for step in range(dynamics.steps):
         f = network.forward_pass()
@@ -224,20 +215,26 @@ def _run(
             start = growth
         sound = np.isfinite(growth) & (growth <= GROWTH_LIMIT * start)
         sound &= torch.isfinite(value).cpu().numpy()
-        lost = alive & ~sound
-        diverged_step[lost] = step
+        sound &= _finite(f[None])
+        last = step + 1 == dynamics.steps
+        place = places.get(step)
+        if (alive & sound).any() and (not last or place is not None):
+            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
+            sound &= _finite(network.backward)
+        if place is not None:
+            states = keep(network.hidden), keep(network.backward)
+            held = _finite(states[0]) & _finite(states[1])
+            overflowed |= alive & sound & ~held
+            sound &= held
+        diverged_step[alive & ~sound] = step
         alive &= sound
         if not alive.any():
             break
-        last = step + 1 == dynamics.steps
-        place = places.get(step)
-        if not last or place is not None:
-            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
         if place is not None:
             output[alive, place] = f.double().cpu().numpy()[alive]
             loss[alive, place] = value.double().cpu().numpy()[alive]
-            hidden[alive, place] = keep(network.hidden)
-            backward[alive, place] = keep(network.backward)
+            for kept, new in zip((hidden, backward), states, strict=True):
+                kept[alive, place] = new.transpose(0, 1).cpu().numpy()[alive]
         logger.debug("L=%d: step %d of %d", depth, step + 1, dynamics.steps)
     return Training(
         output=output,
@@ -246,4 +243,13 @@ def _run(
         backward=backward,
         status=np.where(diverged_step >= 0, DIVERGED, OK).astype(np.int8),
         diverged_step=diverged_step,
+        overflowed=overflowed,
     )
+
+
+def _finite(states: Tensor) -> NDArray[np.bool_]:
+    """Whether all numbers of a seed are finite, in states ``(n, S, rows, size)``; shape (S,)."""
+    # The ends of the range are NaN where any number is, and cost a fraction of a look at each.
+    ends = torch.stack([states.amax((0, 2, 3)), states.amin((0, 2, 3))])
+    found: NDArray[np.bool_] = torch.isfinite(ends).all(0).cpu().numpy()
+    return found

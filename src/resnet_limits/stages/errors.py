@@ -1,4 +1,4 @@
-"""Stages ``errors`` and ``rates``: distances of all cells, and the laws fitted to them."""
+"""Stage ``errors``: the distances of all cells."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from resnet_limits.errors.distances import (
     limit_distances,
     prepare,
 )
-from resnet_limits.errors.families import Family, fit_families
-from resnet_limits.errors.rates import fit_rates
 from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
 from resnet_limits.problem import Problem, embedding_rows, make_problem
 
@@ -29,9 +27,6 @@ logger = logging.getLogger(__name__)
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 """Opens the store of a kind and cell, such as ``("wide", {"depth": 8, "embed_dim": 32})``."""
-
-EARLY_STEP = 5
-"""Rates are fitted at this step, where it is kept, and at the last."""
 
 READ = {
     "dmft": COMPARED,
@@ -70,42 +65,6 @@ def errors(experiment: Experiment, open_store: OpenStore) -> dict[str, xr.Datase
         seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
         found[pair].append((sizes, seeds, distances))
     return {pair: _table(parts) for pair, parts in found.items()}
-
-
-def rates(experiment: Experiment, errors: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """Fit exponents and amplitudes to the distances.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The validated experiment.
-    errors : mapping of str to Dataset
-        What `errors` returned, or the groups of its store.
-
-    Returns
-    -------
-    dict
-        JSON values: ``experiment``, ``steps``, for each pair, observable and step the fit of
-        ``errors.rates.fit``, and for each family what ``errors.families.fit_family`` finds.
-    """
-    last = experiment.saved_steps[-1]
-    steps = sorted({EARLY_STEP, last}) if EARLY_STEP in experiment.saved_steps else [last]
-    tables = {pair: errors[pair] for pair in experiment.pairs}
-    configured = experiment.sweep.families or {}
-    families = {
-        name: Family(
-            tuple(members),
-            configured[name].depth.exponent,
-            configured[name].embed_dim.exponent,
-        )
-        for name, members in experiment.families.items()
-    }
-    return {
-        "experiment": experiment.experiment,
-        "steps": steps,
-        "pairs": fit_rates(tables, steps, experiment.seed),
-        "families": fit_families(tables, families, steps, experiment.seed),
-    }
 
 
 # --- stores ---------------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""From single cells of an errors store to the shapes of a study, and which errors are resolved.
+
+Fits and figures count and average the same way, because both start here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from resnet_limits.kinds import DIVERGED, OK, SIZES
+
+Array = NDArray[np.float64]
+
+VARIABLES = {
+    "hidden": ("hidden_rms", "hidden_rms_stderr"),
+    "hidden_max_mean_abs": ("hidden_max_mean_abs", "hidden_rms_stderr"),
+    "output": ("output_rms", "output_rms_stderr"),
+}
+"""For each observable its distance and standard error in the errors store."""
+
+RESOLUTION = 10.0
+"""An error is resolved if its shape's RMS exceeds this many of its own standard errors."""
+
+ROUNDING = 1e-12
+"""Distances below this are rounding errors, whatever their standard error."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The errors of one distance at one step, shapes by seeds.
+
+    Attributes
+    ----------
+    sizes : ndarray of int, shape (shapes, 3)
+        Shapes with at least one cell that is used.
+    squares : ndarray, shape (shapes, seeds)
+        Squared errors as measured; 0 where not used.
+    noise : ndarray, shape (shapes, seeds)
+        Squared standard errors; 0 where not used.
+    used : ndarray of bool, shape (shapes, seeds)
+    resolved : ndarray of bool, shape (shapes, seeds)
+        Cells that are used and stand out of their standard error.
+    cells : dict
+        Counts of all cells.
+    exists : ndarray of bool, shape (shapes, seeds)
+        Cells that were asked for.
+    """
+
+    sizes: NDArray[np.int64]
+    squares: Array
+    noise: Array
+    used: NDArray[np.bool_]
+    resolved: NDArray[np.bool_]
+    cells: dict[str, int]
+    exists: NDArray[np.bool_]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds with at least one cell that is used."""
+        return self.used.shape[1]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of seeds of each shape that are used."""
+        counts: NDArray[np.int64] = self.used.sum(axis=1)
+        return counts
+
+    @property
+    def mean_squares(self) -> Array:
+        """Mean over seeds of the squared errors of each shape, as measured."""
+        means: Array = self.squares.sum(axis=1) / self.counts
+        return means
+
+    @property
+    def mean_noise(self) -> Array:
+        """Mean over seeds of the squared standard errors of each shape."""
+        means: Array = self.noise.sum(axis=1) / self.counts
+        return means
+
+    def rows(self, rows: NDArray[np.intp]) -> Study:
+        """Take some shapes, in an order."""
+        return Study(
+            self.sizes[rows],
+            self.squares[rows],
+            self.noise[rows],
+            self.used[rows],
+            self.resolved[rows],
+            self.cells,
+            self.exists[rows],
+        )
+
+
+def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
+    """Sort the cells at a step into shapes by seeds, and count what became of them.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        One group of an errors store.
+    observable : str
+        A key of `VARIABLES`.
+    step : int
+        Number of gradient steps.
+
+    Returns
+    -------
+    Study
+        ``cells`` has ``total``; ``used``, all that ended well and exceed rounding;
+        ``below_resolution``, those of the used that lie below `RESOLUTION` of their own standard
+        errors, and cells of nothing but rounding; ``diverged``; ``missing``, not run or without
+        the step.
+    """
+    name, stderr_name = VARIABLES[observable]
+    if step in dataset["step"].values:
+        at_step = dataset[[name, stderr_name]].sel(step=step)
+        error, stderr = at_step[name].values, np.nan_to_num(at_step[stderr_name].values)
+    else:
+        error = np.full(dataset.sizes["cell"], np.nan)
+        stderr = np.zeros_like(error)
+    status = dataset["status"].values
+    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(np.int64)
+    sizes, shape = np.unique(all_sizes, axis=0, return_inverse=True)
+    seeds, seed = np.unique(dataset["seed"].values, return_inverse=True)
+    shape = shape.reshape(-1)
+    table = (len(sizes), len(seeds))
+    exists, present = np.zeros(table, bool), np.zeros(table, bool)
+    exists[shape, seed] = True
+    sound = (status == OK) & np.isfinite(error)
+    place = shape[sound], seed[sound]
+    squares, noise = np.zeros(table), np.zeros(table)
+    squares[place], noise[place], present[place] = error[sound] ** 2, stderr[sound] ** 2, True
+    # A cell's standard error is held against its shape's RMS, not against its own error: leaving
+    # out the smallest errors of a shape alone would make the others look larger than they are.
+    mean = (squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
+    used = present & (mean > ROUNDING**2)
+    resolved = used & (mean >= RESOLUTION**2 * noise)
+    diverged = int((status == DIVERGED).sum())
+    cells = {
+        "total": int(exists.sum()),
+        "used": int(used.sum()),
+        "diverged": diverged,
+        "below_resolution": int((present & ~resolved).sum()),
+        "missing": int(exists.sum()) - diverged - int(present.sum()),
+    }
+    kept = np.ix_(used.any(axis=1), used.any(axis=0))
+    return Study(
+        sizes[used.any(axis=1)],
+        np.where(used, squares, 0.0)[kept],
+        np.where(used, noise, 0.0)[kept],
+        used[kept],
+        resolved[kept],
+        cells,
+        exists[kept],
+    )

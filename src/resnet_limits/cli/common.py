@@ -1,0 +1,127 @@
+"""What commands share: their arguments, tables, and writing a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_limits.cli.session import LOG, Session
+from resnet_limits.config import (
+    Experiment,
+    InputError,
+    experiment_from_dict,
+    load_experiment,
+    one_line,
+)
+
+COMMANDS = {"dmft": "dmft", "mean_ode": "mean-ode", "wide": "wide", "finite": "train"}
+"""The command that computes each kind of result, upstream first."""
+
+RESULTS = Path("results")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment file (YAML).")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="STORE", help="Store to write: .zarr or .zarr.zip.")
+]
+Results = Annotated[
+    Path, typer.Option("--results", metavar="FOLDER", help="Folder of all results.")
+]
+Depth = Annotated[int, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")]
+Width = Annotated[
+    int, typer.Option("--width", metavar="M", min=1, help="Hidden units of each block.")
+]
+EmbedDim = Annotated[
+    int, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds", metavar="N", min=1, help="Seeds 0 to N-1; the experiment's if left out."
+    ),
+]
+
+
+def experiment_for(config: Path, **sweep: Any) -> Experiment:
+    """Load an experiment, with keys of its sweep replaced by what the command line gives.
+
+    The changed experiment is what is computed and what the store records, so that its stage key
+    is that of an experiment file with the same values.
+    """
+    experiment = load_experiment(config)
+    changes = {name: value for name, value in sweep.items() if value is not None}
+    if not changes:
+        return experiment
+    values = experiment.model_dump(mode="json")
+    values["sweep"] = {**values["sweep"], **changes}
+    return experiment_from_dict(values, where="command line")
+
+
+@contextmanager
+def naming(config: Path) -> Iterator[None]:
+    """Let complaints about data, which know nothing of the experiment file, begin with its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(one_line(f"{config}: {error}")) from None
+
+
+def check_out(path: Path) -> None:
+    """Refuse a place that a store must not take, before anything is computed."""
+    from resnet_limits import store
+
+    try:
+        store.check_target(path)
+    except store.StoreError as error:
+        raise InputError(f"--out: {error}") from None
+
+
+def pipeline_manifest(path: Path, experiment: Experiment, kind: str, **cell: int) -> Path | None:
+    """Manifest of a store that is written to its own place among the results, else None."""
+    from resnet_limits.stages.paths import Paths
+
+    path = path.resolve()
+    place = Paths(Path(), experiment.experiment).store(kind, **cell)
+    if path.parts[-len(place.parts) :] != place.parts:
+        return None
+    root = Path(*path.parts[: -len(place.parts)])
+    return Paths(root, experiment.experiment).manifest(kind, **cell)
+
+
+def save(
+    dataset: Any,
+    path: Path,
+    kind: str,
+    experiment: Experiment,
+    *,
+    started: float,
+    manifest: Path | None,
+    **cell: int,
+) -> None:
+    """Publish a result, and say so."""
+    from resnet_limits import provenance
+    from resnet_limits.stages.publish import publish
+
+    publish(
+        dataset,
+        path,
+        kind=kind,
+        experiment=experiment,
+        key=provenance.stage_key(kind, experiment, **cell),
+        device="cpu",
+        seeds=provenance.cell_seeds(kind, experiment, **cell),
+        started=started,
+        manifest=manifest,
+    )
+    Session.saved = True
+    LOG.info("wrote %s", path)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lay out a table of words, a line for each row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

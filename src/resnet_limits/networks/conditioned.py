@@ -1,0 +1,384 @@
+"""A Gaussian matrix that is drawn only as far as products with it have seen it.
+
+A block weight matrix ``W`` (D x m) is only ever seen through products ``W^T u`` and ``W v`` with
+vectors that depend on earlier products. Given those, a product with a new direction is a known
+combination of them plus fresh Gaussian noise orthogonal to all that is known (theory.md,
+"Exact-in-law finite networks without their weights"). With orthonormal bases A of the left probes
+u and C of the right probes v, and ``X = W^T A``, ``Y = W C``:
+
+    W^T q = C Y^T q + (1 - C C^T) g        q a unit vector orthogonal to A, g ~ N(0, D s^2 I_m)
+    W q   = A X^T q + (1 - A A^T) g        q a unit vector orthogonal to C, g ~ N(0, D s^2 I_D)
+
+Trained weights are ``W - c sum_j u_j v_j^T`` with the same probes, ``c = eta / (alpha N)``, so that
+training terms are coefficients on the bases.
+
+In embedding space A and Y are held as they are. In unit space nothing is held but what the units
+themselves have seen: the products ``t = (1/D) (trained W)^T u``, which are p for the in-vectors
+and r for the out-vectors, and the probes v, which are functions of these (``Dg(p)^T r`` and
+``g(p)``) and are computed again when they are needed. X and C are coefficients on these "raw"
+vectors. One layer costs memory for ``2 K N`` vectors of unit space and ``4 K N`` of embedding
+space, K states and N rows; a step costs a few products of such vectors with N others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_limits import randomness
+from resnet_limits.networks import cost
+from resnet_limits.networks.workers import Workers
+
+Array = NDArray[np.float64]
+
+# A probe's part outside the span of the earlier ones counts as rounding below this share of the
+# probe's size. What is left out changes products by that share.
+_DEPENDENT = {torch.float64: 1e-7, torch.float32: 1e-5}
+# Inner products alone tell a remainder well down to this share; smaller ones are formed explicitly.
+_EXPLICIT = 1e-3
+# Numbers that one stream of noise fills, so that several threads may draw.
+_NOISE_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """Orthonormal directions of what a block of probes has outside a span, for each seed.
+
+    Attributes
+    ----------
+    places : ndarray, shape (S, count)
+        The probes, of N, that have brought the new directions; a seed with fewer directions than
+        the others is filled up with probes that have brought none.
+    mixing : ndarray, shape (S, N, N)
+        Coordinates of the probes (columns) in the new directions, by the probe that brought them;
+        zero rows for those that brought none.
+    inverse : ndarray, shape (S, N, count)
+        Coordinates of the new directions in the remainders; zero columns to fill up.
+    smallest : ndarray, shape (S,)
+        The smallest squared length that any probe has outside the span and the probes before it.
+    """
+
+    places: NDArray[np.int64]
+    mixing: Array
+    inverse: Array
+    smallest: Array
+
+    @property
+    def count(self) -> int:
+        """The largest number of new directions of a seed."""
+        return self.places.shape[1]
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Whether a seed has any new direction, shape (S,)."""
+        return np.asarray(self.inverse.any(axis=(1, 2)))
+
+    def compact(self, by_probe: Array) -> Array:
+        """Choose the new directions' rows of an array ``(S, N, ...)`` that has one a probe."""
+        if by_probe.shape[1] == 1:
+            return by_probe[:, : self.count]
+        return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
+
+
+def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remainder:
+    """Find the directions of remainders with inner products `gram` (S, N, N).
+
+    Gram and Schmidt's, probe by probe, so that directions depend on the numbers continuously: a
+    decomposition into eigenvectors may turn signs for a rounding error, and with them the meaning
+    of the noise. Directions of a squared length below ``tolerance^2 scale`` are none. A seed whose
+    numbers have become infinite or NaN gets no direction; its coordinates in the old ones carry the
+    NaN on.
+    """
+    seeds, rows, _ = gram.shape
+    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale)
+    rest = np.where(sound[:, None, None], gram, 0.0)
+    bound = np.where(sound, tolerance**2 * scale, np.inf)
+    mixing = np.zeros_like(gram)
+    kept = np.zeros((seeds, rows), dtype=bool)
+    lengths = np.zeros((seeds, rows))
+    for row in range(rows):
+        lengths[:, row] = length = rest[:, row, row]
+        kept[:, row] = new = length > bound
+        if room < rows:
+            new &= kept[:, :row].sum(axis=1) < room
+            kept[:, row] = new
+        root = np.sqrt(np.where(new, length, np.inf))
+        mixing[:, row, row:] = rest[:, row, row:] / root[:, None]
+        if row + 1 < rows:
+            rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
+    smallest = lengths.min(axis=1)
+    if rows == 1:
+        places = np.zeros((seeds, int(kept.any())), dtype=np.int64)
+        inverse = kept[:, :, None] / np.where(kept[:, :, None], mixing, 1.0)
+        return Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest)
+    # The triangle of the kept probes alone; ones in the place of the others make it invertible.
+    both = kept[:, :, None] & kept[:, None, :]
+    inverse = np.where(both, np.linalg.inv(np.where(both, mixing, np.eye(rows))), 0.0)
+    places = np.argsort(~kept, axis=1, kind="stable")[:, : int(kept.sum(axis=1).max())]
+    inverse = np.take_along_axis(inverse, places[:, None, :], axis=2)
+    return Remainder(places, mixing, inverse, smallest)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.double().cpu().numpy()
+    return array
+
+
+class Noise:
+    """Fresh normal vectors for one kind of product, a stream for each seed and block of entries."""
+
+    def __init__(
+        self, root_seed: int, name: Sequence[int | str], seeds: Sequence[int], workers: Workers
+    ) -> None:
+        self.root_seed, self.name, self.seeds = root_seed, tuple(name), tuple(seeds)
+        self.workers = workers
+        self.streams: dict[tuple[int, int], Generator] = {}
+
+    def fill(self, target: Tensor, found: NDArray[np.bool_], std: float) -> None:
+        """Draw ``target[s]`` (S, N, n) for the seeds that need it; the others' are zero."""
+        on_cpu = target.device.type == "cpu"
+        drawn = (target if on_cpu else torch.empty(target.shape, dtype=target.dtype)).numpy()
+        jobs = [
+            (seed, block, drawn[seed, :, start : start + _NOISE_BLOCK])
+            for seed in map(int, np.flatnonzero(found))
+            for block, start in enumerate(range(0, drawn.shape[2], _NOISE_BLOCK))
+        ]
+        # The generators release the interpreter's lock while they fill an array.
+        self.workers.run(lambda job: self._draw(*job, std), jobs, drawn.size)
+        drawn[~found] = 0
+        if not on_cpu:
+            target.copy_(torch.from_numpy(drawn))
+
+    def _draw(self, seed: int, block: int, place: NDArray[Any], std: float) -> None:
+        stream = self._stream(seed, block)
+        if place.flags.c_contiguous:
+            stream.standard_normal(out=place, dtype=place.dtype.type)
+        else:
+            place[...] = stream.standard_normal(place.shape, dtype=place.dtype.type)
+        place *= std
+
+    def _stream(self, seed: int, block: int) -> Generator:
+        key = seed, block
+        if key not in self.streams:
+            self.streams[key] = randomness.generator(
+                self.root_seed, "implicit", self.seeds[seed], *self.name, block
+            )
+        return self.streams[key]
+
+
+class Conditioned:
+    """What is known of one Gaussian matrix ``W`` (D x m), for all seeds.
+
+    Raw vectors of unit space are numbered t first, v after, each step by step and row by row.
+
+    Attributes
+    ----------
+    left, image : Tensor, shape (S, capacity, D)
+        A and ``Y = W C``, a vector a row.
+    alpha : ndarray, shape (S, capacity, K N)
+        Coordinates of the left probes, ``u = A alpha``.
+    xi : ndarray, shape (S, 2 K N, capacity)
+        X in raw vectors.
+    tau : ndarray, shape (S, K N, capacity)
+        C in the raw vectors v.
+    cross : ndarray, shape (S, capacity, capacity)
+        ``X^T C = A^T Y``.
+    inner : ndarray, shape (S, K N, K N)
+        Inner products of the v.
+    """
+
+    def __init__(
+        self,
+        seeds: int,
+        embed_dim: int,
+        unit_dim: int,
+        steps: int,
+        rows: int,
+        std: float,
+        rate: float,
+        dtype: torch.dtype,
+        noise_left: Noise,
+        noise_right: Noise,
+        device: torch.device | str,
+    ) -> None:
+        probes = steps * rows
+        self.noise_left, self.noise_right = noise_left, noise_right
+        self.workers = noise_left.workers
+        left, right = cost.implicit_directions(embed_dim, unit_dim, probes)
+        self.rows, self.probes, self.rate = rows, probes, rate
+        self.embed_dim, self.std = embed_dim, std
+        self.tolerance = _DEPENDENT[dtype]
+        self.left = torch.empty((seeds, left, embed_dim), dtype=dtype, device=device)
+        self.image = torch.empty((seeds, right, embed_dim), dtype=dtype, device=device)
+        self.alpha = np.zeros((seeds, left, probes))
+        self.xi = np.zeros((seeds, 2 * probes, left))
+        self.tau = np.zeros((seeds, probes, right))
+        self.cross = np.zeros((seeds, left, right))
+        self.inner = np.zeros((seeds, probes, probes))
+        # Directions known, and probes asked, on either side.
+        self.lefts = self.rights = self.left_probes = self.right_probes = 0
+
+    def _put(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.left)
+
+    def ask_left(self, u: Tensor) -> Remainder:
+        """Take in a block of left probes, shape (S, N, D); return what is new in them."""
+        i, at = self.lefts, self.left_probes
+        basis, dot, add_ = self.left[:, :i], self.workers.dot, self.workers.add_
+        rest = u.clone()
+        overlap = dot(u, basis)
+        add_(rest, -overlap, basis)
+        # In float64: a sum's rounding must not look like a direction.
+        exact = rest.double()
+        gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
+        size = gram.diagonal(axis1=1, axis2=2) + (old**2).sum(axis=1)
+        new = remainder(gram, size.max(axis=1), self.tolerance, self.left.shape[1] - i)
+        self.alpha[:, :i, at : at + self.rows] = old
+        if new.count:
+            stop = i + new.count
+            fresh = self.left[:, i:stop].zero_()
+            add_(fresh, self._put(new.inverse.transpose(0, 2, 1)), rest)
+            # The second pass of Gram and Schmidt, on vectors of length one.
+            again = dot(fresh, basis)
+            add_(fresh, -again, basis)
+            mixing = new.compact(new.mixing)
+            correction = _numpy(again).transpose(0, 2, 1) @ mixing
+            self.alpha[:, :i, at : at + self.rows] += correction
+            self.alpha[:, i:stop, at : at + self.rows] = mixing
+            self.cross[:, i:stop, : self.rights] = _numpy(dot(fresh, self.image[:, : self.rights]))
+        return new
+
+    def product_left(self, new: Remainder, projected: Array | None) -> tuple[Array, Array]:
+        """Give the trained product ``t`` in raw vectors and noise, and count the probes as asked.
+
+        Parameters
+        ----------
+        new : Remainder
+            What :meth:`ask_left` returned.
+        projected : ndarray, shape (S, v asked so far, N), or None
+            Inner products of the raw v with the noise g, of which there is a row for each probe;
+            None without new directions.
+
+        Returns
+        -------
+        coefficients : ndarray, shape (S, 2 K N, N)
+            On the raw vectors.
+        mixing : ndarray, shape (S, N, N), or (S, 0, N) without new directions
+            On the noise.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.left_probes, self.rows
+        v_rows = slice(self.probes, self.probes + at)
+        old = self.xi[:, :, :i] @ self.alpha[:, :i, at : at + rows]
+        # The training terms: updates of all earlier steps.
+        both = self.alpha[:, : i + new.count]
+        trained = self.rate * (both[:, :, :at].transpose(0, 2, 1) @ both[:, :, at : at + rows])
+        coefficients = old.copy()
+        coefficients[:, v_rows] -= trained
+        if new.count:
+            assert projected is not None
+            asked = self.right_probes
+            tau = self.tau[:, :asked, :j]
+            known = self.cross[:, i : i + new.count, :j].transpose(0, 2, 1)
+            drawn = new.compact(projected.transpose(0, 2, 1)).transpose(0, 2, 1)
+            known = (known - tau.transpose(0, 2, 1) @ drawn) @ new.compact(new.mixing)
+            coefficients[:, self.probes : self.probes + asked] += tau @ known
+            # The new columns of X, from the product that is about to be raw vectors itself.
+            fresh = -old
+            fresh[:, v_rows] += trained
+            fresh[:, np.arange(at, at + rows), np.arange(rows)] += self.embed_dim
+            self.xi[:, :, i : i + new.count] = fresh @ new.inverse
+        self.lefts += new.count
+        self.left_probes += rows
+        mixing = new.mixing if new.count else new.mixing[:, :0]
+        return coefficients / self.embed_dim, mixing / self.embed_dim
+
+    def ask_right(self, inner: Array) -> tuple[Remainder, Array, Array, bool]:
+        """Take in a block of right probes through their inner products with all raw vectors.
+
+        Parameters
+        ----------
+        inner : ndarray, shape (S, 2 K N, N)
+            With raw vectors; zero where there is none yet.
+
+        Returns
+        -------
+        new : Remainder
+        gamma : ndarray, shape (S, known directions, N)
+            Coordinates in the known directions.
+        toward : ndarray, shape (S, left directions, N)
+            ``X^T`` times the remainder.
+        certain : bool
+            False if the remainder is so small that it had better be formed explicitly.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        probes = self.probes
+        own = inner[:, probes + at : probes + at + rows]
+        gamma = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
+        gram = own - gamma.transpose(0, 2, 1) @ gamma
+        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
+        room = self.image.shape[1] - j
+        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ gamma
+        new = remainder(gram, scale, self.tolerance, room)
+        certain = not j or bool((new.smallest >= _EXPLICIT**2 * scale).all())
+        self.inner[:, : at + rows, at : at + rows] = inner[:, probes : probes + at + rows]
+        return new, gamma, toward, certain
+
+    def refine_right(
+        self, gamma: Array, inner: Array, gram: Array
+    ) -> tuple[Remainder, Array, Array]:
+        """Take in a remainder that was formed explicitly: the second pass of Gram and Schmidt.
+
+        Parameters
+        ----------
+        gamma : ndarray
+            From :meth:`ask_right`.
+        inner : ndarray, shape (S, 2 K N, N)
+            Inner products of the remainder with the raw vectors.
+        gram : ndarray, shape (S, N, N)
+            Inner products of the remainder with itself.
+        """
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        probes = self.probes
+        more = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
+        rest = gram - more.transpose(0, 2, 1) @ more
+        own = self.inner[:, at : at + rows, at : at + rows]
+        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
+        new = remainder(rest, scale, self.tolerance, self.image.shape[1] - j)
+        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
+        return new, gamma + more, toward
+
+    def product_right(self, new: Remainder, gamma: Array, toward: Array) -> Tensor:
+        """Give the trained product ``W v``, shape (S, N, D), and count the probes as asked."""
+        i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
+        stop = j + new.count
+        basis = self.left[:, :i]
+        if new.count:
+            onto = toward @ new.inverse
+            fresh = self.image[:, j:stop]
+            drawn = fresh if rows == 1 else fresh.new_empty((len(fresh), rows, self.embed_dim))
+            self.noise_right.fill(drawn, new.found, self.std)
+            if rows > 1:
+                places = torch.from_numpy(new.places).to(fresh.device)[:, :, None]
+                torch.gather(drawn, 1, places.expand_as(fresh), out=fresh)
+            pull = onto.transpose(0, 2, 1) - _numpy(self.workers.dot(fresh, basis))
+            self.workers.add_(fresh, self._put(pull), basis)
+            self.cross[:, :i, j:stop] = onto
+            columns = self.tau[:, :, j:stop]
+            columns[:, :at] = -self.tau[:, :at, :j] @ gamma @ new.inverse
+            columns[:, at : at + rows] = new.inverse
+        coordinates = np.concatenate([gamma, new.compact(new.mixing)], axis=1).transpose(0, 2, 1)
+        product = self.left.new_zeros((len(coordinates), rows, self.embed_dim))
+        self.workers.add_(product, self._put(coordinates), self.image[:, :stop])
+        # The training terms: updates of all earlier steps.
+        trained = self.alpha[:, :i, :at] @ self.inner[:, :at, at : at + rows]
+        self.workers.add_(product, self._put(-self.rate * trained.transpose(0, 2, 1)), basis)
+        self.rights = stop
+        self.right_probes += rows
+        return product

@@ -1,0 +1,219 @@
+"""Stage keys: names of everything that a result depends on.
+
+A key covers the syntax of the code that the stage imports, the part of the experiment that it
+reads, its cell, and the keys of the stages before it. Equal keys mean that nothing needs to be
+computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from resnet_limits.config import Experiment
+from resnet_limits.kinds import CELL_KEYS, SIZES
+from resnet_limits.provenance import code
+from resnet_limits.provenance.code import PACKAGE, canonical_json, digest
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What one stage depends on.
+
+    Attributes
+    ----------
+    module : str
+        The module whose function computes the stage.
+    reads : tuple of str
+        Dotted keys of the experiment that the stage reads itself.
+    cell : tuple of str
+        The sizes (or names) that tell one job of the stage from another.
+    after : tuple of str
+        The stages whose results it reads; those among `_COMPARED` only as far as a pair needs them.
+    """
+
+    module: str
+    reads: tuple[str, ...] = ()
+    cell: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+_LIMIT_READS = ("problem", "model", "training", "numerics", "seed")
+_FINITE_READS = (
+    "problem",
+    "model",
+    "training",
+    "seed",
+    "save",
+    "numerics.precision",
+    "numerics.device",
+    "sweep.engine",
+)
+_COMPARED = ("dmft", "mean_ode", "wide", "finite")
+# Each cell of these has its own number of seeds, which is part of its key and not of the stage's.
+SEEDED = frozenset({"mean_ode", "wide", "finite"})
+"""The stages whose results hold seeds."""
+
+_STAGES: dict[str, _Stage] = {
+    "problem": _Stage(f"{PACKAGE}.stages.problem", ("problem",)),
+    "dmft": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, (), ("problem",)),
+    "mean_ode": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["mean_ode"], ("dmft",)),
+    "wide": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["wide"], ("dmft",)),
+    "finite": _Stage(
+        f"{PACKAGE}.stages.networks",
+        _FINITE_READS,
+        SIZES,
+        ("problem",),
+    ),
+    "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "shapes"), (), _COMPARED),
+    "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors",)),
+    "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates",)),
+}
+
+STAGES = tuple(_STAGES)
+"""The names of the stages, upstream first."""
+
+
+def stage_module(stage: str) -> str:
+    """Dotted name of the module that computes a stage."""
+    return _stage(stage).module
+
+
+def _stage(stage: str) -> _Stage:
+    if stage not in _STAGES:
+        raise ValueError(f"stage {stage!r}: must be one of {', '.join(STAGES)}")
+    return _STAGES[stage]
+
+
+def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
+    """Name everything that one result depends on.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment
+        The validated experiment.
+    **cell : int or str
+        The sizes of one cell (``depth``, ``width``, ``embed_dim``, whichever the stage has; for
+        figures ``name``). Left out, the key is the part that all cells of the stage share, which
+        does not say how many seeds a cell has.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If the stage is unknown, or the cell has other sizes than the stage's.
+    """
+    description = _stage(stage)
+    if cell and set(cell) != set(description.cell):
+        raise ValueError(
+            f"cell of {stage}: got {', '.join(cell)}, needs {', '.join(description.cell) or 'none'}"
+        )
+    values = experiment.model_dump(mode="json")
+    needed = _needed(experiment) if stage == "errors" else set(description.after)
+    common = digest(
+        canonical_json(
+            {
+                "stage": stage,
+                "code": code.code_hash(description.module, experiment),
+                "reads": {key: _part(experiment, values, key) for key in description.reads},
+                "after": {
+                    earlier: stage_key(earlier, experiment)
+                    for earlier in description.after
+                    if earlier in needed
+                },
+            }
+        )
+    )
+    if not cell:
+        return common
+    seeds = {"seeds": len(cell_seeds(stage, experiment, **cell))} if stage in SEEDED else {}
+    return digest(common, canonical_json({**cell, **seeds}))
+
+
+def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
+    """Give the seeds inside one result: none for the problem and for limits without seeds.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment
+        The validated experiment.
+    **cell : int or str
+        As for `stage_key`.
+    """
+    if stage in {"problem", "dmft"}:
+        return range(0)
+    return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
+
+
+def _needed(experiment: Experiment) -> set[str]:
+    """Find the compared kinds that the experiment's pairs ask for."""
+    needed = set(experiment.limits_needed)
+    if any("finite" in pair.split("-") for pair in experiment.pairs):
+        needed.add("finite")
+    return needed
+
+
+def _part(experiment: Experiment, values: dict[str, Any], key: str) -> object:
+    """Give one part of the experiment as plain JSON values."""
+    if key == "pairs":
+        return sorted(experiment.pairs)
+    if key == "shapes":
+        # The same shapes written as a grid or as a list are the same experiment.
+        return [[*shape, len(experiment.seeds_of(shape))] for shape in experiment.shapes]
+    if key == "families":
+        return {
+            name: [
+                [[parameters, *shape] for parameters, shape in members],
+                values["sweep"]["families"][name]["depth"]["exponent"],
+                values["sweep"]["families"][name]["embed_dim"]["exponent"],
+            ]
+            for name, members in experiment.families.items()
+        }
+    value: Any = values
+    for name in key.split("."):
+        value = value[name]
+    if key == "problem" and value["data"]["kind"] == "file":
+        # The data count by their content: a moved file is the same data, an edited one is not.
+        digest = _data_digest(Path(value["data"]["path"]))
+        value = {**value, "data": {**value["data"], "path": digest}}
+    return value
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path] if path.is_file() else []
+
+
+def _data_digest(path: Path) -> str:
+    """Digest of a data file or Zarr directory; "missing" if there is none."""
+    files = _files(path)
+    if not files:
+        return "missing"
+    return digest(
+        *(
+            part
+            for file in files
+            for part in (
+                file.relative_to(path).as_posix(),
+                _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size),
+            )
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, _modified_ns: int, _size: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
