@@ -71,7 +71,8 @@ def test_blocks_print_what_is_shown(page, clone, tmp_path):
         pytest.skip("nothing to run")
     folder = tmp_path / "resnet-limits"
     shutil.copytree(clone, folder, symlinks=True)
-    assert differences(text, Runner(folder, environment(folder))) == []
+    if found := differences(text, Runner(folder, environment(folder))):
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 @every_page
