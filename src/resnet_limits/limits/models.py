@@ -107,13 +107,16 @@ class DepthChange:
         )
 
     def filled(self, trajectory: Trajectory) -> DepthChange:
-        """Take the whole of a solution for its error where the change could not be seen."""
+        """Take the whole of a solution for its error where the change could not be seen.
+
+        NaN where the solution has diverged.
+        """
         whole = (
             trajectory.output.mean(axis=0),
             trajectory.hidden[:, :, -1].mean(axis=0),
             trajectory.loss.mean(axis=0),
         )
-        lost = np.isnan(self.loss)
+        lost = np.isnan(self.loss) | np.isnan(whole[2])
         for change, state in zip((self.output, self.hidden, self.loss), whole, strict=True):
             change[lost] = state[lost]
         return self
