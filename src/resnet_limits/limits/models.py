@@ -437,8 +437,9 @@ class Limits:
             If it diverges; the message names the step and the likely cause.
         """
         root, grid = self.limit_root, depth.continuous
-        change = self._depth_change(root, grid, plan, "dmft")
-        return self._solution(self._reference(plan), root, grid, change, plan)
+        trajectory = self._reference(plan)
+        change = self._seen_change(root, grid, plan, "dmft")
+        return self._solution(trajectory, root, grid, change, plan)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
         """Solve the Mean ODE: L and M to infinity, with the Gram root of a sampled embedding."""
@@ -478,7 +479,7 @@ class Limits:
         allowed = plans.DEPTH_SHARE * tolerance
         solved: dict[int, Trajectory] = {}
         while True:
-            change = self._depth_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
+            change = self._seen_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
             if change.size <= allowed:
                 if plan.nodes > first_nodes:
