@@ -40,7 +40,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Points that every node gets where the depth error is looked at.
-_DEPTH_POINTS = 1 << 10
+_DEPTH_POINTS = 3 << 8
 # Scramblings by which the depth error is estimated where it decides on the nodes, those of the plan
 # and those of one limit; one is enough to see that it is far below.
 _PILOT_REPLICATES = 4
