@@ -92,7 +92,7 @@ def test_all_depths_of_a_root_have_the_same_nodes(monkeypatch, case):
 
     def change(self, _root, grid, plan, _name, *_more):
         own = seen["mean" if grid is depth.continuous else "wide"]
-        return self._constant_change(own, own if plan.nodes < 18 else 0.0)
+        return self._constant_change(own, own if plan.nodes < 12 else 0.0)
 
     monkeypatch.setattr(Limits, "_depth_change", change)
     grids = depth.continuous, partial(depth.layered, 40)
@@ -102,7 +102,7 @@ def test_all_depths_of_a_root_have_the_same_nodes(monkeypatch, case):
         return [limits._enough_nodes(root(2, 0), grid, plan, "")[0].nodes for grid in grids]
 
     assert nodes(1e-4, 1e-4) == [8, 8]
-    assert nodes(3e-3, 2e-3) == [18, 18]
+    assert nodes(3e-3, 2e-3) == [12, 12]
     assert nodes(1e-4, 3e-3) == [8, 8]
 
 

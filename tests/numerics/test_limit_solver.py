@@ -458,4 +458,4 @@ def test_stiff_depth_is_solved_where_plain_iteration_is_lost(monkeypatch):
     assert np.isfinite(solved.output).all()
     monkeypatch.setattr(fixed_point, "PICARD_ITERATIONS", 10_000)
     with pytest.raises(LimitError, match=r"did not converge at step \d+"):
-        limits.mean_ode(root, plan)
+        limits._trajectory(root, depth.continuous, plan, "")

@@ -848,3 +848,39 @@ def test_captions_render_as_in_the_report(name, config):
 
 def test_every_caption_belongs_to_a_figure():
     assert {path.stem for path in REPORT.glob("*.rst")} == {"workflow", *FIGURES}
+
+
+# --- what is told beside the figures --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[1, 1000, 1024, 1100, 1000000], [10, 11, 12, 13, 1000], [2, 3, 4, 5, 6, 7, 8, 9, 10, 2000]],
+)
+def test_labels_of_sizes_do_not_touch(sizes):
+    fig = style.new_figure(2.0)
+    for axes in fig.subplots(1, 3):
+        axes.plot(sizes, sizes)
+        axes.set_xscale("log")
+        style.size_ticks(axes, sizes)
+        axes.set_yticks([])
+    no_words_lie_on_other_words(fig)
+    ticks = axes.get_xticks()
+    assert {sizes[0], sizes[-1]} <= set(ticks)
+
+
+def test_warnings_name_each_distance_once_with_most_cells_below():
+    def warned(below: int) -> dict:
+        words = f"{below} cells" if below else None
+        return {"warning": words, "cells": {"below_resolution": below}}
+
+    rates = {
+        "pairs": {
+            "finite-wide": {
+                "hidden": {"5": warned(0), "14": warned(0)},
+                "output": {"5": warned(7), "14": warned(3)},
+            }
+        }
+    }
+    assert list(fits.warnings(rates)) == [("finite-wide, output, step 5", "7 cells")]
+    assert list(fits.warnings({})) == []

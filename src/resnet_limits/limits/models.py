@@ -107,13 +107,16 @@ class DepthChange:
         )
 
     def filled(self, trajectory: Trajectory) -> DepthChange:
-        """Take the whole of a solution for its error where the change could not be seen."""
+        """Take the whole of a solution for its error where the change could not be seen.
+
+        NaN where the solution has diverged.
+        """
         whole = (
             trajectory.output.mean(axis=0),
             trajectory.hidden[:, :, -1].mean(axis=0),
             trajectory.loss.mean(axis=0),
         )
-        lost = np.isnan(self.loss)
+        lost = np.isnan(self.loss) | np.isnan(whole[2])
         for change, state in zip((self.output, self.hidden, self.loss), whole, strict=True):
             change[lost] = state[lost]
         return self
@@ -193,11 +196,11 @@ def standard_error(values: Array) -> Array:
     Returns
     -------
     ndarray, shape (...)
-        Zero for a single replicate, which is an exact cubature.
+        Zero for a single replicate, which is an exact cubature; NaN where a value is.
     """
     replicates = len(values)
     if replicates == 1:
-        return np.zeros_like(values[0])
+        return np.where(np.isnan(values[0]), np.nan, 0.0)
     error: Array = values.std(axis=0, ddof=1) / np.sqrt(replicates)
     return error
 
@@ -358,9 +361,13 @@ class Limits:
 
     def _reference(self, plan: Plan, replicates: range | None = None) -> Trajectory:
         """Solve the DMFT limit, which everything else is measured against."""
-        trajectory = self._trajectory(
-            self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
-        )
+        try:
+            trajectory = self._trajectory(
+                self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
+            )
+        except LimitError as error:
+            cause = likely_cause(self.dynamics, self.limit_root)
+            raise LimitError(f"{error}: {cause}") from None
         if trajectory.diverged_step >= 0:
             raise LimitError(
                 f"dmft: the limit itself diverges at step {trajectory.diverged_step}: "
@@ -430,8 +437,9 @@ class Limits:
             If it diverges; the message names the step and the likely cause.
         """
         root, grid = self.limit_root, depth.continuous
-        change = self._depth_change(root, grid, plan, "dmft")
-        return self._solution(self._reference(plan), root, grid, change, plan)
+        trajectory = self._reference(plan)
+        change = self._seen_change(root, grid, plan, "dmft")
+        return self._solution(trajectory, root, grid, change, plan)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
         """Solve the Mean ODE: L and M to infinity, with the Gram root of a sampled embedding."""
@@ -471,7 +479,7 @@ class Limits:
         allowed = plans.DEPTH_SHARE * tolerance
         solved: dict[int, Trajectory] = {}
         while True:
-            change = self._depth_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
+            change = self._seen_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
             if change.size <= allowed:
                 if plan.nodes > first_nodes:
