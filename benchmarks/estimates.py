@@ -205,7 +205,7 @@ def run_cells(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def compile_kernels(kind: str, folder: Path, cache: Path) -> None:
-    """Let a small result of a kind compile what all results of it need, once."""
+    """Let small results of a kind compile what all results of it need, once."""
     mark = cache / ("networks" if kind == "finite" else "limits")
     if mark.exists():
         return
@@ -218,10 +218,16 @@ def compile_kernels(kind: str, folder: Path, cache: Path) -> None:
         "numerics": {"limit_tolerance": 0.1},
     }
     small.write_text(yaml.safe_dump(values), encoding="utf-8")
-    words = ["dmft", str(small)]
+    commands = [["dmft", str(small)]]
     if kind == "finite":
-        words = ["train", str(small), "--depth", "2", "--width", "4", "--embed-dim", "4"]
-    measure([_program("resnet-limits"), *words, "--out", str(folder / "small.zarr")], folder, cache)
+        # Large layers have kernels of their own.
+        commands = [
+            ["train", str(small), "--depth", "2", "--width", size, "--embed-dim", size]
+            for size in ("4", "400")
+        ]
+    for words in commands:
+        out = str(folder / "small.zarr")
+        measure([_program("resnet-limits"), *words, "--out", out], folder, cache)
     mark.touch()
 
 
