@@ -2,7 +2,7 @@
 
 Of 300 studies, whose errors have common causes and whose limits have an error that is known from
 eight scramblings, 92 to 98 per cent must cover; with 95 per cent each, 60 such tests see more or
-fewer once. The whole table is made by ``benchmarks/coverage.py``.
+fewer once. The whole table is made by ``benchmarks/interval_coverage.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DRAWS = 300
 @pytest.fixture(scope="module")
 def program() -> Any:
     spec = importlib.util.spec_from_file_location(
-        "coverage_of_fits", ROOT / "benchmarks/coverage.py"
+        "coverage_of_fits", ROOT / "benchmarks/interval_coverage.py"
     )
     assert spec is not None
     assert spec.loader is not None
