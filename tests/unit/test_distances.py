@@ -545,8 +545,8 @@ def test_tables_against_brute_force_through_files(
     results = Results(experiment)
     written: dict[Any, Path] = {}
     if reading == "lazy":
-        monkeypatch.setattr(store, "_CHUNK_BYTES", 512)
-        monkeypatch.setattr(store, "_SHARD_BYTES", 1024)
+        monkeypatch.setattr(store.packing, "CHUNK_BYTES", 512)
+        monkeypatch.setattr(store.packing, "SHARD_BYTES", 1024)
 
     def open_store(kind: str, cell: dict[str, int]) -> xr.Dataset:
         key = (kind, *cell.values())
