@@ -7,6 +7,7 @@ vouches for. Nothing outside the standard library is imported, so that the Snake
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -265,6 +266,26 @@ def write_manifest(
     )
 
 
+def open_regular(path: Path | str, flags: int) -> int:
+    """Open a regular file as ``os.open`` does; a pipe in its place is not waited for.
+
+    Raises
+    ------
+    OSError
+        If it is anything else; also if it is a link and the flags have ``O_NOFOLLOW``.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, f"{Path(path).name} is a link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{Path(path).name} is not a regular file")
+    return descriptor
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file that anything may have happened to.
 
@@ -273,14 +294,7 @@ def read_json(path: Path) -> Any:
     OSError, ValueError
         Whatever is wrong with it.
     """
-
-    # A pipe in the place of a file would be waited for.
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
-
-    with open(path, encoding="utf-8", opener=opener) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("not a regular file")
+    with open(path, encoding="utf-8", opener=open_regular) as file:
         try:
             return json.load(file)
         except RecursionError:
