@@ -28,13 +28,13 @@ from scipy.optimize import nnls
 from scipy.stats import t as student
 
 from resnet_limits import store
+from resnet_limits.kinds import SIZES
 from resnet_limits.laws import variable_values
 from resnet_limits.stages.paths import Paths
 
 Array = NDArray[np.float64]
 
 PAIR = "finite-dmft"
-SIZES = ("depth", "width", "embed_dim")
 # The pair of limits, or of networks and limit, whose distance is one term alone.
 ALONE = {
     "1/L": "wide-mean_ode",

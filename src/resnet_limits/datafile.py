@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet_limits.config import MAX_DATA_VALUES, MAX_NUMBER, InputError, one_line
+from resnet_limits.datashape import hdf5_array, is_inside, open_hdf5
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ fletcher32, szip, n-bit, scale-offset, lzf); any other would be looked for in th
 folders of plugins."""
 
 _ENDINGS = ".npz, .zarr, .zarr.zip or .nc"
+_INSIDE = "files of the folder itself, and links to them"
 _BOTH = "x and y together"
 _ARRAYS = "numeric arrays x and y"
 _SHAPES = "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)"
@@ -122,7 +124,7 @@ def check(path: str) -> None:
 
 
 def _folder_sizes(path: str, folder: str) -> Iterator[int]:
-    """Sizes of all files in a folder, none of which may be a pipe, a device or a link to a folder.
+    """Sizes of all files in a folder: no pipes, no devices, no links to folders or out of it.
 
     Reading a pipe would wait forever, a device would never end.
     """
@@ -132,6 +134,9 @@ def _folder_sizes(path: str, folder: str) -> Iterator[int]:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _folder_sizes(path, entry.path)
                 elif entry.is_file():
+                    if entry.is_symlink() and not is_inside(entry.path, path):
+                        inside = os.path.relpath(entry.path, path)
+                        raise _refusal(path, f"{inside} is a link to a file elsewhere", _INSIDE)
                     yield entry.stat().st_size
                 else:
                     inside = os.path.relpath(entry.path, path)
@@ -356,17 +361,12 @@ def _read_classic(path: str) -> dict[str, NDArray[Any]]:
 
 
 def _read_hdf5(path: str) -> dict[str, NDArray[Any]]:
-    import h5py
-
-    # Through a stream the library takes no lock, which many shared file systems do not have.
-    with Path(path).open("rb") as stream, h5py.File(stream, "r") as file:
+    with open_hdf5(path) as file:
         _check_names(path, file)
-        for name in ("x", "y"):
-            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                raise _refusal(path, f"{name} is a link", "arrays in the file itself")
-            if not isinstance(file[name], h5py.Dataset):
-                raise _refusal(path, f"{name} is no array", _ARRAYS)
-        arrays = {name: file[name] for name in ("x", "y")}
+        try:
+            arrays = {name: hdf5_array(file, name) for name in ("x", "y")}
+        except ValueError as error:
+            raise _refusal(path, str(error), "arrays in the file itself") from None
         found = {
             name: _Stored(
                 array.dtype,

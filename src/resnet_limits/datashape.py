@@ -9,16 +9,22 @@ from __future__ import annotations
 import ast
 import json
 import os
+import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import h5py
 
 Shape = tuple[int, ...]
 
-# More than any header of an array of numbers has.
+# More than any header of an array of numbers has; of Python's literals numpy takes no more either.
 _HEADER_BYTES = 1 << 16
+_LITERAL_BYTES = 10_000
 _NAMES = ("x", "y")
 
 
@@ -39,6 +45,9 @@ def shapes(path: str) -> tuple[Shape, Shape] | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
+        return None
+    # Opening a pipe would wait forever.
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         return None
     return _shapes(path, status.st_mtime_ns, status.st_size)
 
@@ -65,6 +74,8 @@ def _npz(path: str) -> list[Shape]:
             # Magic and version, then the length in two bytes, in four from version 2 on.
             width = 2 if start[6] == 1 else 4
             length = int.from_bytes(start[8 : 8 + width], "little")
+            if length > _LITERAL_BYTES:
+                raise ValueError("too long a header")
             header = ast.literal_eval(start[8 + width : 8 + width + length].decode("latin1"))
             found.append(tuple(int(size) for size in header["shape"]))
     return found
@@ -73,9 +84,54 @@ def _npz(path: str) -> list[Shape]:
 def _zarr(path: str) -> list[Shape]:
     if not path.rstrip("/").endswith(".zip"):
         folder = Path(path)
-        return [_zarr_shape(lambda file: _head((folder / file).open("rb")), n) for n in _NAMES]
+        return [_zarr_shape(lambda file: _head(_inside(folder, file)), n) for n in _NAMES]
     with zipfile.ZipFile(path) as archive:
         return [_zarr_shape(lambda file: _head(archive.open(file)), n) for n in _NAMES]
+
+
+def _inside(folder: Path, name: str) -> Any:
+    """Open a regular file of a folder, not what a link to elsewhere or a pipe would give."""
+    file = folder / name
+    if not file.exists():
+        raise FileNotFoundError(name)
+    if not is_inside(file, folder):
+        raise ValueError(f"{name} is no file of the folder")
+    return file.open("rb")
+
+
+def is_inside(path: Path | str, folder: Path | str) -> bool:
+    """Whether a name in a folder is a regular file, or a link to a regular file in the folder."""
+    real = os.path.realpath(path)
+    return os.path.isfile(real) and Path(real).is_relative_to(os.path.realpath(folder))
+
+
+@contextmanager
+def open_hdf5(path: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file through a stream.
+
+    The library then takes no lock, which many shared file systems do not have.
+    """
+    import h5py
+
+    with Path(path).open("rb") as stream, h5py.File(stream, "r") as file:
+        yield file
+
+
+def hdf5_array(file: h5py.File, name: str) -> h5py.Dataset:
+    """Give an array of an open HDF5 file.
+
+    Raises
+    ------
+    ValueError
+        If it is no array or a link, which may lead to another file. The message is a few words.
+    """
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    if not isinstance(file[name], h5py.Dataset):
+        raise ValueError(f"{name} is no array")
+    return file[name]
 
 
 def _head(stream: Any) -> bytes:
@@ -102,7 +158,5 @@ def _netcdf(path: str) -> list[Shape]:
         # With a map into memory, so that no values are read.
         with netcdf_file(path, mode="r", mmap=True) as dataset:
             return [tuple(dataset.variables[name].shape) for name in _NAMES]
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return [tuple(file[name].shape) for name in _NAMES]
+    with open_hdf5(path) as file:
+        return [tuple(hdf5_array(file, name).shape) for name in _NAMES]

@@ -63,6 +63,10 @@ def dtype(precision: str) -> torch.dtype:
     return {"float64": torch.float64, "float32": torch.float32}[precision]
 
 
+MEMORY_SHARE = 0.9
+"""Share of the memory that results may take: the interpreter and the file need the rest."""
+
+
 def memory(device: str) -> int:
     """Bytes of memory that a job may take on a device.
 

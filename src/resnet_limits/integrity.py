@@ -7,13 +7,16 @@ vouches for. Nothing outside the standard library is imported, so that the Snake
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_TEMPORARY = ".tmp"
+# .NAME.HOST-PROCESS-TOKEN.tmp, as `temporary` makes them.
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 # No result takes longer than this to be written, from its first file to its last.
 _WRITING_SECONDS = 86_400
 
@@ -60,19 +64,24 @@ def is_alive(process: int) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers into this folder left that were killed, on this machine or another.
 
-    Of other machines' processes nothing is known: what they write is left over after a day.
+    Of other machines' processes nothing is known: what they write is left over after a day. Only
+    names that `temporary` makes count; whatever else lies there is the user's own.
     """
     host = socket.gethostname()
-    for entry in os.scandir(folder):
-        if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
+    with os.scandir(folder) as entries:
+        found = [(entry, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
+    for entry, name in found:
+        if name is None:
             continue
-        owner, _, process = entry.name.rpartition("-")[0].rpartition("-")
-        # Another machine may finish its work while this looks at it.
-        with suppress(FileNotFoundError):
-            if owner.endswith(f".{host}") and process.isdigit():
-                is_left = not is_alive(int(process))
+        # Another machine may finish its work while this looks at it; what cannot be looked at or
+        # removed is in nobody's way.
+        with suppress(OSError, StoreError):
+            if f".{name['host']}".endswith(f".{host}"):
+                is_left = not is_alive(int(name["process"]))
             else:
-                newest = max(entry.stat().st_mtime, size(entry.path).modified / 1e9)
+                newest = max(
+                    entry.stat(follow_symlinks=False).st_mtime, size(entry.path).modified / 1e9
+                )
                 is_left = time.time() - newest > _WRITING_SECONDS
             if is_left:
                 remove(Path(entry.path))
@@ -90,7 +99,7 @@ def temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean(path.parent)
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    name = path.with_name(f".{path.name}.{token}{_TEMPORARY}")
+    name = path.with_name(f".{path.name}.{token}.tmp")
     try:
         yield name
     finally:
@@ -117,19 +126,34 @@ def write_json(value: Mapping[str, Any], path: Path | str) -> Path:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            # Hidden files are other programs' notes (file systems', workflow engines').
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _entries(entry.path)
-            else:
-                yield entry
+    """Give all files of a store, or raise StoreError if there is anything else in it.
+
+    A pipe would be waited for forever, and folders elsewhere are no part of a store.
+    """
+    folders = [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                # Hidden files are other programs' notes (file systems', workflow engines').
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file():
+                    yield entry
+                else:
+                    inside = os.path.relpath(entry.path, folder)
+                    raise StoreError(f"{folder}: {inside} is neither a file nor a folder")
 
 
 def store_files(directory: Path) -> list[Path]:
-    """All files of a store, in the order of their paths."""
+    """All files of a store, in the order of their paths.
+
+    Raises
+    ------
+    StoreError
+        If it holds anything but files and folders.
+    """
     return sorted(Path(entry.path) for entry in _entries(str(directory)))
 
 
@@ -151,7 +175,7 @@ def digest(path: Path | str) -> str:
     Raises
     ------
     StoreError
-        If there is nothing under that name.
+        If there is nothing under that name, or it holds anything but files and folders.
     """
     path = Path(path)
     if path.is_dir():
@@ -184,7 +208,13 @@ class Size(NamedTuple):
 
 
 def size(path: Path | str) -> Size:
-    """Measure a result without reading it; nothing at all has size zero."""
+    """Measure a result without reading it; nothing at all has size zero.
+
+    Raises
+    ------
+    StoreError
+        If it holds anything but files and folders.
+    """
     path = Path(path)
     if path.is_dir():
         found = [entry.stat() for entry in _entries(str(path))]
@@ -236,6 +266,41 @@ def write_manifest(
     )
 
 
+def open_regular(path: Path | str, flags: int) -> int:
+    """Open a regular file as ``os.open`` does; a pipe in its place is not waited for.
+
+    Raises
+    ------
+    OSError
+        If it is anything else; also if it is a link and the flags have ``O_NOFOLLOW``.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, f"{Path(path).name} is a link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{Path(path).name} is not a regular file")
+    return descriptor
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that anything may have happened to.
+
+    Raises
+    ------
+    OSError, ValueError
+        Whatever is wrong with it.
+    """
+    with open(path, encoding="utf-8", opener=open_regular) as file:
+        try:
+            return json.load(file)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
 def read_manifest(path: Path | str) -> dict[str, Any]:
     """Read a manifest.
 
@@ -246,21 +311,22 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such manifest") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not a manifest: {error_line(error)}") from error
     if not isinstance(manifest, dict) or not {"store", "stage_key"} <= manifest.keys():
         raise StoreError(f"{path}: not a manifest: it names no store and stage_key")
+    if not isinstance(manifest["store"], str):
+        raise StoreError(f"{path}: not a manifest: its store is not a name")
     return manifest
 
 
 def attributes(store_path: Path | str) -> dict[str, Any]:
     """Root attributes of a Zarr directory, read without opening it; none if that cannot be."""
     try:
-        text = (Path(store_path) / "zarr.json").read_text(encoding="utf-8")
-        return dict(json.loads(text)["attributes"])
+        return dict(read_json(Path(store_path) / "zarr.json")["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -270,7 +336,8 @@ def matching_manifest(path: Path | str, key: str) -> dict[str, Any] | None:
 
     It is read once: a pipeline may remove or replace it at any time.
     """
-    with suppress(StoreError):
+    # A name that no file can have is not there either.
+    with suppress(StoreError, OSError, ValueError):
         manifest = read_manifest(path)
         if manifest["stage_key"] == key and (Path(path).parent / manifest["store"]).exists():
             return manifest

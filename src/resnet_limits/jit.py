@@ -122,9 +122,9 @@ def places(source: Path) -> Iterator[Place]:
     source : Path
         The module's file.
     """
-    from numba.core import config
-
-    chosen: str = config.CACHE_DIR  # type: ignore[attr-defined]
+    # Who only asks what is kept need not wait for numba.
+    config = sys.modules.get("numba.core.config")
+    chosen: str = config.CACHE_DIR if config else os.environ.get("NUMBA_CACHE_DIR", "")
     parent = source.parent
     name = f"{parent.name}_{_DIGEST(str(parent).encode()).hexdigest()[:16]}"
     if chosen:
@@ -140,6 +140,28 @@ def places(source: Path) -> Iterator[Place]:
     except OSError:
         # No folder for temporary files can be written to either.
         return
+
+
+def is_kept(source: Path) -> bool:
+    """Whether compiled forms of functions of a source file are kept, so that few are compiled.
+
+    Not whether they are of this processor and these versions, which only numba knows.
+
+    Parameters
+    ----------
+    source : Path
+        The module's file.
+    """
+    for place in places(source.absolute()):
+        with suppress(OSError):
+            folder = place.open(create=False)
+            try:
+                names = os.listdir(folder)
+            finally:
+                os.close(folder)
+            if any(n.startswith(f"{source.stem}.") and n.endswith(_SUFFIX) for n in names):
+                return True
+    return False
 
 
 def _read(folder: int, name: str, owners: set[int]) -> bytes:

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from resnet_limits.integrity import error_line
+from resnet_limits.integrity import error_line, open_regular
 
 _PIPELINE, _JOBS = ".lock", ".jobs"
+# What a link in the place of these files leads to is not theirs to write.
+_WRITTEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -53,9 +55,11 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        own, jobs = (
-            os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in (_PIPELINE, _JOBS)
-        )
+        with ExitStack() as failed:
+            own = open_regular(folder / _PIPELINE, _WRITTEN)
+            failed.callback(os.close, own)
+            jobs = open_regular(folder / _JOBS, _WRITTEN)
+            failed.pop_all()
     except OSError as error:
         raise LockError(
             f"{folder}: cannot be written ({error.strerror}); allowed: a folder of results that "
@@ -153,7 +157,7 @@ def at_work(folder: Path | str) -> Iterator[None]:
     Where that cannot be made known the job works all the same.
     """
     try:
-        descriptor = os.open(Path(folder) / _JOBS, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_regular(Path(folder) / _JOBS, _WRITTEN)
     except OSError:
         yield
         return
@@ -193,7 +197,7 @@ def at_work_alone(folder: Path | str) -> Iterator[None]:
 def _asked(file: Path) -> str | None:
     """Say who holds the pipelines' lock; None if nobody does, or that cannot be known."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = open_regular(file, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

@@ -96,7 +96,12 @@ def test_the_last_sweep_is_what_the_error_tables_are_of(tmp_path: Path) -> None:
     assert cells_of_last_sweep(paths) == {}
     manifest = paths.manifest("errors")
     manifest.parent.mkdir(parents=True)
-    for text, found in (("{", {}), ("{}", {}), (json.dumps({"cells": {"a": 2}}), {"a": 2})):
+    for text, found in (
+        ("{", {}),
+        ("{}", {}),
+        ("[" * 200_000, {}),
+        (json.dumps({"cells": {"a": 2}}), {"a": 2}),
+    ):
         manifest.write_text(text, encoding="utf-8")
         assert cells_of_last_sweep(paths) == found
 

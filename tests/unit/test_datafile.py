@@ -281,6 +281,24 @@ def test_pipes_and_devices_inside_a_folder_are_refused(tmp_path):
     assert refusal(path) == "x/up is not a regular file"
 
 
+def test_a_link_may_lead_to_a_file_inside_the_folder_only(tmp_path):
+    path = zarr_folder(tmp_path / "d.zarr", 3)
+    chunk = next(file for file in sorted((path / "x" / "c").rglob("*")) if file.is_file())
+    name = chunk.relative_to(path).as_posix()
+    for target in (tmp_path / "elsewhere", tmp_path / "d.zarr.other"):
+        chunk.rename(target)
+        chunk.symlink_to(target)
+        assert refusal(path) == f"{name} is a link to a file elsewhere"
+        chunk.unlink()
+        target.rename(chunk)
+    # The negative control, also where the folder itself is reached through a link.
+    chunk.rename(path / "moved")
+    chunk.symlink_to(path / "moved")
+    (tmp_path / "l.zarr").symlink_to(path)
+    for folder in (path, tmp_path / "l.zarr"):
+        np.testing.assert_array_equal(datafile.read(str(folder))[0].shape, X.shape)
+
+
 def test_files_in_a_folder_are_counted(tmp_path, monkeypatch):
     path = zarr_folder(tmp_path / "d.zarr", 3)
     monkeypatch.setattr(datafile, "MAX_FILES", 4)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
 
+from resnet_limits import datashape
 from resnet_limits.datashape import shapes
 
 
@@ -94,3 +102,85 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     assert shapes(str(file))[0] == (400, 5)
     file = as_npz(tmp_path, dataset(40))
     assert shapes(str(file))[0] == (40, 5)
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Call something that might wait forever."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "waits"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ["d.npz", "d.zarr", "d.zarr.zip", "d.nc"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert within(20, lambda: shapes(str(tmp_path / name))) is None
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    file = as_zarr(tmp_path, dataset(4))
+    (file / "x" / "zarr.json").unlink()
+    os.mkfifo(file / "x" / "zarr.json")
+    assert within(20, lambda: shapes(str(file))) is None
+
+
+def test_metadata_elsewhere_are_not_read(tmp_path: Path) -> None:
+    file = as_zarr(tmp_path, dataset(4))
+    metadata = file / "x" / "zarr.json"
+    metadata.rename(file / "moved")
+    metadata.symlink_to(file / "moved")
+    assert shapes(str(file)) == ((4, 5), (4, 2))
+    metadata.unlink()
+    (file / "moved").rename(tmp_path / "moved")
+    metadata.symlink_to(tmp_path / "moved")
+    # The time of the folder may be the same as before.
+    datashape._shapes.cache_clear()
+    assert shapes(str(file)) is None
+
+
+@pytest.mark.parametrize("kind", ["external", "external to a pipe", "soft", "group", "type"])
+def test_hdf5_that_leads_elsewhere_has_no_shapes(tmp_path: Path, kind: str) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["x"] = np.ones((4, 3))
+    os.mkfifo(tmp_path / "pipe.h5")
+    with h5py.File(tmp_path / "d.nc", "w") as file:
+        file["y"] = np.ones((4, 2))
+        file["z"] = np.ones((4, 3))
+        if kind.startswith("external"):
+            name = "pipe.h5" if "pipe" in kind else "other.h5"
+            file["x"] = h5py.ExternalLink(str(tmp_path / name), "/x")
+        elif kind == "soft":
+            file["x"] = h5py.SoftLink("/z")
+        elif kind == "group":
+            file.create_group("x")
+        else:
+            file["x"] = np.dtype("f8")
+    assert within(20, lambda: shapes(str(tmp_path / "d.nc"))) is None
+
+
+def test_hdf5_that_is_locked_has_shapes(tmp_path: Path) -> None:
+    """Whoever plans takes no lock and waits for none."""
+    with h5py.File(tmp_path / "d.nc", "w") as file:
+        file["x"], file["y"] = np.ones((4, 3)), np.ones((4, 2))
+    with (tmp_path / "d.nc").open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert shapes(str(tmp_path / "d.nc")) == ((4, 3), (4, 2))
+
+
+@pytest.mark.parametrize(("length", "read"), [(9_000, True), (11_000, False)])
+def test_a_header_is_no_longer_than_numpy_takes(tmp_path: Path, length: int, read: bool) -> None:
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (4, 3), }".ljust(length) + "\n"
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        for name in "xy":
+            archive.writestr(f"{name}.npy", member + bytes(96))
+    assert shapes(str(tmp_path / "d.npz")) == (((4, 3), (4, 3)) if read else None)
+    with np.load(tmp_path / "d.npz") as arrays:
+        if read:
+            assert arrays["x"].shape == (4, 3)
+        else:
+            with pytest.raises(ValueError, match="large"):
+                _ = arrays["x"]

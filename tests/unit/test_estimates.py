@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
-from resnet_limits import devices
+from resnet_limits import devices, jit
 from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.limits import cost as limit_cost
@@ -19,6 +24,13 @@ from resnet_limits.networks import cost, implicit
 from resnet_limits.stages import estimates
 from resnet_limits.work import INFINITE, Branch, Work
 
+DOUBLE = """
+from resnet_limits.jit import compiled
+
+@compiled()
+def double(x):
+    return 2 * x
+"""
 CELLS = {
     "dmft": {},
     "mean_ode": {"embed_dim": 16},
@@ -26,6 +38,16 @@ CELLS = {
     "finite": {"depth": 4, "width": 8, "embed_dim": 16},
 }
 Build = Callable[..., Experiment]
+
+
+def double(source: Path) -> None:
+    """Compile a function as a module of the package does."""
+    spec = importlib.util.spec_from_file_location("doubling", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.double(3) == 6
 
 
 def costs(kind: str, experiment: Experiment) -> tuple[float, int]:
@@ -239,15 +261,65 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_a_machine_is_cold_until_something_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "compiled"))
-    assert estimates.is_cold()
-    (tmp_path / "compiled" / "a").mkdir(parents=True)
-    (tmp_path / "compiled" / "a" / "kernels.visit.nbi").touch()
-    assert not estimates.is_cold()
-    monkeypatch.delenv("NUMBA_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    """The cache is the one that functions are really kept in."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr(jit.tempfile, "tempdir", "/proc/nope")
     package = tmp_path / "package"
-    (package / "limits" / "__pycache__").mkdir(parents=True)
+    for folder in ("limits", "networks"):
+        (package / folder).mkdir(parents=True)
+        (package / folder / "kernels.py").write_text(DOUBLE, encoding="utf-8")
+    (package / "limits" / "other.py").write_text(DOUBLE, encoding="utf-8")
     assert estimates.is_cold(package)
-    (package / "limits" / "__pycache__" / "kernels.visit.nbi").touch()
+    double(package / "limits" / "other.py")
+    # The negative control: what is no part of the two modules does not count.
+    assert list(tmp_path.glob("compiled/*/*.kernel"))
+    assert estimates.is_cold(package)
+    double(package / "networks" / "kernels.py")
     assert not estimates.is_cold(package)
+
+
+def test_beside_the_source_is_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(jit.tempfile, "tempdir", "/proc/nope")
+    (tmp_path / "limits").mkdir()
+    (tmp_path / "limits" / "kernels.py").write_text(DOUBLE, encoding="utf-8")
+    assert estimates.is_cold(tmp_path)
+    double(tmp_path / "limits" / "kernels.py")
+    assert list(tmp_path.glob("limits/__pycache__/*.kernel"))
+    assert not estimates.is_cold(tmp_path)
+
+
+def test_asking_imports_no_numba(tmp_path: Path) -> None:
+    code = (
+        "import sys; from resnet_limits.stages import estimates; estimates.is_cold();"
+        "sys.exit('numba' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_units_known_without_torch_are_those_of_units() -> None:
+    from resnet_limits import units
+
+    for kind, branch in estimates._BRANCHES.items():
+        unit = units.UNITS[kind]
+        assert branch == Branch(unit.in_vectors, unit.out_vectors)
+
+
+# --- what is there only for an instant ------------------------------------------------------------
+
+
+def test_a_limit_that_is_gone_meanwhile_is_guessed(tiny_experiment: Build, tmp_path: Path) -> None:
+    experiment, cell = tiny_experiment(), CELLS["wide"]
+    guessed = estimates.seconds("wide", experiment, **cell)
+    assert estimates.seconds("wide", experiment, tmp_path / "gone.zarr", **cell) == guessed
+    os.mkfifo(tmp_path / "pipe")
+    for there in (tmp_path / "pipe", tmp_path / "pipe" / "dmft.zarr", tmp_path):
+        assert estimates.seconds("wide", experiment, there, **cell) == guessed
+
+
+def test_data_in_a_pipe_are_not_waited_for(tiny_experiment: Build, tmp_path: Path) -> None:
+    """A plan that only reads is made of whatever bears the name of the data."""
+    experiment = tiny_experiment(problem={"data": {"kind": "file", "path": str(tmp_path / "a.nc")}})
+    os.mkfifo(tmp_path / "a.nc")
+    assert estimates._data_sizes(experiment) == (100, 100, 10)

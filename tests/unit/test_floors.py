@@ -39,6 +39,7 @@ LIGHT = (
     "provenance",
     "kept",
     "kinds",
+    "jit",
     "speeds",
     "work",
     "limits.cost",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,73 @@ def test_what_cannot_be_read_is_damaged(results, most):
     (path / "x" / "c.0").symlink_to(path / "nowhere")
     (found,) = damage(results, most_bytes=most)
     assert found.store == path
-    assert "cannot be read: [Errno 2]" in str(found)
+    assert "cannot be read" in str(found)
+    assert "x/c.0 is neither a file nor a folder" in str(found)
+
+
+@pytest.mark.parametrize("most", [0, 10**9])
+@pytest.mark.parametrize("what", ["pipe", "link to a folder", "link to a parent"])
+def test_what_is_no_part_of_a_store_is_damage(results, tmp_path, what, most):
+    """A pipe would be waited for, and a folder elsewhere is none of the store's."""
+    (path, _), *_ = results.values()
+    if what == "pipe":
+        os.mkfifo(path / "x" / "c.1")
+    else:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (path / "x" / "c.1").symlink_to(elsewhere if what == "link to a folder" else path)
+    (found,) = damage(results, most_bytes=most)
+    assert found.store == path
+    assert "x/c.1 is neither a file nor a folder" in str(found)
+    for look in (digest, size, integrity.store_files):
+        with pytest.raises(integrity.StoreError, match=r"^[^\n]*neither a file nor a folder$"):
+            look(path)
+
+
+def _temporary(path, host, process, token="0123abcd"):
+    return path.with_name(f".{path.name}.{host}-{process}-{token}.tmp")
+
+
+def test_only_what_writers_left_is_removed(tmp_path):
+    """What is called otherwise is the user's own, however old it is."""
+    dead, host = 2**22 + 1, socket.gethostname()
+    own = [
+        tmp_path / name
+        for name in (
+            ".notes.tmp", ".build.tmp", ".a-1-b.tmp", "a.tmp", f".{host}-{dead}-0123abcd.tmp",
+            f".a.{host}-{dead}-0123ABCD.tmp", f".a.{host}-x-0123abcd.tmp",
+            f".a.{host}-{dead}-0123abcd.tmp.old", f"a.{host}-{dead}-0123abcd.tmp",
+        )
+    ]  # fmt: skip
+    left = [
+        _temporary(tmp_path / "a.json", host, dead),
+        _temporary(tmp_path / "a-1.zarr", host, dead),
+        _temporary(tmp_path / "a.json", "else-where.org", 1),
+    ]
+    young = [
+        _temporary(tmp_path / "b.json", "elsewhere", 1),
+        _temporary(tmp_path / "b.json", host, os.getpid()),
+    ]
+    for path in (*own, *left):
+        path.mkdir() if path.name == ".build.tmp" else path.touch()
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    for path in young:
+        path.touch()
+    integrity.remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == {*own, *young}
+
+
+def test_a_temporary_name_is_one_that_is_cleared(tmp_path):
+    """The negative control: the pattern is that of the names that are made."""
+    with integrity.temporary(tmp_path / "a.b.json") as name:
+        assert integrity._TEMPORARY.fullmatch(name.name)["process"] == str(os.getpid())
+
+
+def test_a_listing_of_leftovers_is_closed(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        integrity.remove_leftovers(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_manifest_of_unusable_values_vouches_for_nothing(results):
@@ -112,12 +180,46 @@ def test_a_manifest_of_unusable_values_vouches_for_nothing(results):
         assert stores(damage({manifest: (path, {**said, **change})})) == ["a.zarr"]
 
 
-@pytest.mark.parametrize("text", ["", '{"store"', "[]", '{"stage_key": "x"}', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", '{"store"', "[]", '{"stage_key": "x"}', "\udcff", '{"store": 5, "stage_key": "x"}',
+        '{"store": null, "stage_key": "x"}', "[" * 200_000, '{"a":' * 200_000,
+    ],
+)  # fmt: skip
 def test_what_is_no_manifest_is_one_line(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(integrity.StoreError, match=r"a\.json: not a manifest: [^\n]+$"):
         read_manifest(path)
+
+
+def test_a_pipe_is_no_manifest(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(
+        integrity.StoreError, match=r"a\.json: not a manifest: [^\n]*is not a regular file"
+    ):
+        read_manifest(tmp_path / "a.json")
+    with pytest.raises(integrity.StoreError, match=r"not a manifest"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["5", "[]", '"a\\u0000b"', '"\\ud800"', f'"{"a" * 5000}"'])
+def test_a_manifest_of_what_is_no_name_matches_nothing(tmp_path, named):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"store": {named}, "stage_key": "x"}}')
+    assert integrity.matching_manifest(path, "x") is None
+    path.write_text('{"store": ".", "stage_key": "x"}')
+    assert integrity.matching_manifest(path, "x") is not None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"attributes": 3}', "[" * 200_000, None])
+def test_attributes_of_what_is_no_store_are_none(tmp_path, text):
+    if text is None:
+        os.mkfifo(tmp_path / "zarr.json")
+    else:
+        (tmp_path / "zarr.json").write_text(text)
+    assert integrity.attributes(tmp_path) == {}
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

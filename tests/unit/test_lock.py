@@ -216,3 +216,27 @@ def test_a_command_works_where_nothing_can_be_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock.at_work_alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", [".lock", ".jobs"])
+@pytest.mark.parametrize("what", ["a link", "a pipe"])
+def test_what_a_link_leads_to_is_not_written(tmp_path, name, what):
+    folder, other = tmp_path / "results", tmp_path / "thesis.tex"
+    folder.mkdir()
+    other.write_text("my own")
+    if what == "a link":
+        (folder / name).symlink_to(other)
+    else:
+        os.mkfifo(folder / name)
+    before = len(os.listdir("/proc/self/fd"))
+    reason = "is a link" if what == "a link" else "is not a regular file"
+    with pytest.raises(lock.LockError, match=rf"cannot be written \(\{name} {reason}\); allowed:"):
+        lock.hold(folder, print)
+    # A job works all the same, and nobody is at work who cannot be known.
+    with lock.at_work(folder), lock.at_work_alone(folder):
+        pass
+    assert other.read_text() == "my own"
+    assert len(os.listdir("/proc/self/fd")) == before
+    # The negative control: without it the folder is taken.
+    (folder / name).unlink()
+    os.close(lock.hold(folder, print))

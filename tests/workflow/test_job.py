@@ -185,3 +185,20 @@ def test_a_stopped_job_keeps_what_is_finished_and_says_so(
     log = Path(snakemake.log[0]).read_text()
     assert "stopped by SIGTERM: 1 results finished and kept; run again" in log
     assert "Traceback" not in log
+
+
+def test_what_a_link_in_place_of_the_log_leads_to_is_not_written(
+    job_module: ModuleType, tmp_path: Path
+) -> None:
+    own, log = tmp_path / "own.txt", tmp_path / "logs" / "a.log"
+    own.write_text("my own", encoding="utf-8")
+    log.parent.mkdir()
+    log.symlink_to(own)
+    job_module._log_to(log)
+    logging.getLogger("resnet_limits").error("a line")
+    assert own.read_text(encoding="utf-8") == "my own"
+    # The negative control: without the link the log is written.
+    log.unlink()
+    job_module._log_to(log)
+    logging.getLogger("resnet_limits").error("a line")
+    assert "a line" in log.read_text(encoding="utf-8")

@@ -253,6 +253,8 @@ def _log_to(path: Path) -> None:
     logging.raiseExceptions = False
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # What a link in its place leads to is not the log's to write.
+        os.close(integrity.open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
         # The terminal shows one line where the file has the whole traceback.
         handlers[logging.DEBUG] = logging.FileHandler(path, mode="w")
     for level, handler in handlers.items():

@@ -16,6 +16,7 @@ MAX_POINTS = 1 << 22
 # of a Sobol' sequence that the nodes get balanced.
 FIRST_NODES = 8
 MAX_NODES = 32
+# Also in ``limits/cost.py``, which may not import torch; a test keeps the two in step.
 FIRST_POINTS = 1 << 12
 # Share of the tolerance that the pilot leaves to the depth error of the DMFT limit, and the larger
 # one above which another limit takes more nodes than the plan's. Nodes of its own cost a limit the

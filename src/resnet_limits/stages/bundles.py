@@ -6,12 +6,11 @@ nobody's business but the scheduler's: it appears in no file of results and in n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from resnet_limits import provenance
+from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
@@ -90,8 +89,7 @@ def cells_of_last_sweep(paths: Paths) -> dict[str, int]:
     plans again, finds the same bundles.
     """
     try:
-        manifest = json.loads(paths.manifest("errors").read_text(encoding="utf-8"))
-        return dict(manifest["cells"])
+        return dict(integrity.read_json(paths.manifest("errors"))["cells"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -7,7 +7,6 @@ at, or hold nothing but stores that somebody put there. Names of results are tho
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +136,7 @@ def _vouched_for(manifest: Path) -> Path:
 
 
 def _result_of(manifest: Path) -> Path:
-    named = str(integrity.read_manifest(manifest)["store"])
+    named = integrity.read_manifest(manifest)["store"]
     result = Path(os.path.normpath(manifest.parent / named))
     if Path(os.path.abspath(manifest)) not in _manifest_places(result):
         raise StoreError(f"{manifest}: vouches for {named}, whose manifest is not here")
@@ -167,7 +166,7 @@ def _state(path: Path) -> tuple[Any, ...] | None:
     manifest = manifest_of(path)
     try:
         return manifest, manifest and manifest.stat().st_mtime_ns, integrity.size(path)
-    except OSError:
+    except (OSError, StoreError):
         return None
 
 
@@ -214,13 +213,13 @@ def _file_findings(path: Path, manifest: Path | None) -> list[str]:
             return [f"digest: not the one in {manifest.name}"]
         if path.name != _RATES:
             return []
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = integrity.read_json(path)
         key = values["provenance"]["stage_key"]
         if not isinstance(values["pairs"], dict):
             return ["pairs: must be a mapping"]
     except (KeyError, TypeError) as error:
         return [f"not a rates.json: has no {error_line(error)}"]
-    except (OSError, ValueError, RecursionError, StoreError) as error:
+    except (OSError, ValueError, StoreError) as error:
         return [error_line(error)]
     if manifest is not None and facts.get("stage_key") != key:
         return [f"stage_key: not the one in {manifest.name}"]

@@ -9,14 +9,12 @@ the workflow can plan with it; of a data file only the header is read.
 
 from __future__ import annotations
 
-import json
 import math
-import os
+from contextlib import suppress
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
-from resnet_limits import datashape, provenance, speeds
+from resnet_limits import datashape, integrity, jit, provenance, speeds
 from resnet_limits.config import Experiment
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import COMPUTED
@@ -49,7 +47,11 @@ _BASE_MB = {
 _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
+# Units whose vectors are known without torch; those of others are asked of ``units``. A test keeps
+# them in step.
 _BRANCHES = {"perceptron": Branch()}
+# Modules whose functions are compiled.
+_COMPILED = ("limits/kernels.py", "networks/kernels.py")
 
 
 # --- what there is to compute ---------------------------------------------------------------------
@@ -136,7 +138,10 @@ def _scales(experiment: Experiment) -> Scales:
 def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]:
     """Those that the pilot is thought to try; the last is what all limits take."""
     guessed = limit_cost.quadratures(work("dmft", experiment), _scales(experiment))
-    known = None if store is None else _planned(str(store), store.stat().st_mtime_ns)
+    known = None
+    # A pipeline may remove or replace it at any time.
+    with suppress(OSError):
+        known = store and _planned(str(store), store.stat().st_mtime_ns)
     if known is None:
         return guessed
     compiled = guessed[-1].compiled and known.single
@@ -147,17 +152,15 @@ def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]
 def _planned(store: str, _modified_ns: int) -> Quadrature | None:
     """Read the plan that a store of the DMFT limit carries, without opening the store."""
     try:
-        attributes = json.loads((Path(store) / "zarr.json").read_text(encoding="utf-8"))
-        plan = {
-            name.removeprefix("plan_"): value for name, value in attributes["attributes"].items()
-        }
+        attributes = integrity.attributes(store)
+        plan = {name.removeprefix("plan_"): value for name, value in attributes.items()}
         return Quadrature(
             int(plan["points"]),
             int(plan["replicates"]),
             int(plan["nodes"]),
             plan["precision"] == "float32",
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -221,17 +224,8 @@ def is_cold(package: Path | None = None) -> bool:
     package : path, optional
         The package's folder.
     """
-    folders = [package or Path(__file__).parents[1]]
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        folders = [Path(os.environ["NUMBA_CACHE_DIR"])]
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folders += [home / "resnet_limits", home / "resnet-limits", home / "numba"]
-    found = chain.from_iterable(folder.rglob("*.nbi") for folder in folders)
-    try:
-        return next(found, None) is None
-    except OSError:
-        return True
+    folder = package or Path(__file__).parents[1]
+    return not any(jit.is_kept(folder / module) for module in _COMPILED)
 
 
 def gpu_seconds(gpu: str, cpu_seconds: float) -> float:

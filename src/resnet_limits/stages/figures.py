@@ -14,7 +14,7 @@ from resnet_limits.figures import scaling, tables, training
 from resnet_limits.figures.frontier import frontier
 from resnet_limits.figures.style import save
 from resnet_limits.kept import saved_steps
-from resnet_limits.kinds import Shape
+from resnet_limits.kinds import OK, Shape
 from resnet_limits.problem import embedding_rows, problem_from
 from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
@@ -26,7 +26,6 @@ __all__ = ["figure", "save"]
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
-_OK = 0
 _LOSS_CURVES = 4
 _NETWORKS = 3
 _COORDINATES = 5
@@ -159,8 +158,8 @@ class _Networks:
             self.unreadable.append(f"L{shape.depth}_M{shape.width}_D{shape.embed_dim}")
             return None
         self.total += len(status)
-        self.diverged += int((status != _OK).sum())
-        good = np.flatnonzero(status == _OK)
+        self.diverged += int((status != OK).sum())
+        good = np.flatnonzero(status == OK)
         return dataset.isel(seed=good) if len(good) else None
 
     @property

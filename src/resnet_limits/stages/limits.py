@@ -34,8 +34,6 @@ from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 logger = logging.getLogger(__name__)
 
 _PLAN = "plan_"
-# Share of the memory that a limit may take: the interpreter and the file need the rest.
-_MEMORY_SHARE = 0.9
 
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
@@ -147,7 +145,7 @@ def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int
     else:
         planned = cost.Quadrature(cost.FIRST_POINTS, compiled=has_kernel)
     size = cost.peak_bytes(work, planned)
-    there = int(_MEMORY_SHARE * devices.memory(arithmetic.device))
+    there = int(devices.MEMORY_SHARE * devices.memory(arithmetic.device))
     if size > there:
         raise MemoryRefusedError(
             f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; choose "

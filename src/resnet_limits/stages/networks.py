@@ -18,9 +18,6 @@ from resnet_limits.problem import Problem, embedding_rows, make_problem
 
 logger = logging.getLogger(__name__)
 
-# Share of the memory that training may take: the interpreter and the file need the rest.
-_MEMORY_SHARE = 0.9
-
 
 def finite(
     experiment: Experiment,
@@ -75,7 +72,7 @@ def finite(
         engine=chosen.engine,
         dtype=dtype,
         device=device,
-        memory_limit=int(_MEMORY_SHARE * devices.memory(device)),
+        memory_limit=int(devices.MEMORY_SHARE * devices.memory(device)),
         saved_dtype=np.dtype(experiment.save.dtype).type,
     )
     token = () if problem.tokens is None else ("token",)

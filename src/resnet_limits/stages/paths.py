@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from resnet_limits.kinds import CELL_KEYS, KINDS, SIZES
+from resnet_limits.kinds import CELL_KEYS, KINDS, SYMBOLS
 
 Cell = dict[str, int]
 
@@ -25,8 +25,6 @@ FIGURES = (
     "rates_table",
 )
 """Names of the figures."""
-
-_SYMBOLS = dict(zip(SIZES, "LMD", strict=True))
 
 
 class _Shape(Protocol):
@@ -79,7 +77,7 @@ def cell_name(kind: str, **cell: int | str) -> str:
         raise ValueError(f"cell of {kind}: got {', '.join(cell) or 'no sizes'}, needs {expected}")
     if not keys:
         return kind
-    return f"{kind}/" + "_".join(f"{_SYMBOLS[key]}{cell[key]}" for key in keys)
+    return f"{kind}/" + "_".join(f"{SYMBOLS[key]}{cell[key]}" for key in keys)
 
 
 def cells(kind: str, experiment: _Experiment) -> list[Cell]:

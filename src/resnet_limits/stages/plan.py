@@ -84,7 +84,7 @@ def refuse_another(experiment: Experiment, paths: Paths, run: str | None) -> Non
         If it is another experiment, other code, other data or another run.
     """
     try:
-        planned = json.loads(paths.plan.read_text(encoding="utf-8"))
+        planned = integrity.read_json(paths.plan)
         planned_run = planned.pop("run", None)
     except (OSError, ValueError, TypeError, AttributeError):
         planned, planned_run = None, None
@@ -298,7 +298,7 @@ def _changes(
     try:
         changes = changed_values(json.loads(old["values_read"]), values)
         before = len(old["seeds"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     return changes | ({"sweep.seeds": (before, seeds)} if before > seeds else {})
 

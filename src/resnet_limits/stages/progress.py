@@ -6,7 +6,6 @@ and what it is at; a heartbeat renews it. It is a note for people: nothing is de
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -100,7 +99,7 @@ def running_jobs(paths: Paths) -> list[dict[str, Any]]:
     found = []
     for path in sorted(paths.running.glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = integrity.read_json(path)
             if record["host"] == socket.gethostname():
                 alive = integrity.is_alive(int(record["process"]))
             else:

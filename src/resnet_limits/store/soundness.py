@@ -93,6 +93,8 @@ def _damage(path: Path) -> list[str]:
     """Read every chunk, and compare the two copies of the metadata."""
     findings: list[str] = []
     with zarr_source(path) as source:
+        # First of all: what is no file would be waited for.
+        names = _names(path)
         try:
             root = zarr.open_group(
                 source, mode="r", zarr_format=ZARR_FORMAT, use_consolidated=False
@@ -105,7 +107,6 @@ def _damage(path: Path) -> list[str]:
             )
         except Exception as error:
             return [f"metadata: {error_line(error)}"]
-        names = _names(path)
         for name in sorted(members.keys() | copies.keys()):
             member, copy = members.get(name), copies.get(name)
             if member is None or copy is None:
