@@ -8,7 +8,7 @@ vector is set so that a wanted part of the cells is below resolution.
 
 ``old`` counts instead what was done before: cells below ten standard errors are left out.
 
-Usage: ``python benchmarks/interval_coverage.py [--draws 300] [--old] [WHAT ...]``; a Markdown table.
+Usage: ``python benchmarks/interval_coverage.py [--draws 300] [--old] [WHAT ...]``: a table.
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def test_inspect_and_check(fake, config, capsys):
     code, output, complaint = run("check results/tiny/dmft.zarr", capsys)
     assert code == FAILED
     assert output == ["digest: not the one in dmft.json"]
-    assert complaint == ["error: results/tiny/dmft.zarr: unsound, 1 findings"]
+    assert complaint == ["error: results/tiny/dmft.zarr: unsound, 1 finding"]
 
 
 def test_check_finds_a_flipped_bit(fake, config, capsys):
@@ -455,7 +455,7 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("validate absent.yaml", "absent.yaml"),
         ("dmft tiny.yaml", "--out"),
         ("dmft absent.yaml --out a.zarr", "absent.yaml"),
-        ("dmft tiny.yaml --out a.nc", "--out: a.nc: a store's name must end in .zarr"),
+        ("dmft tiny.yaml --out a.nc", "--out: a.nc: not the name of a store; allowed: .zarr"),
         ("dmft tiny.yaml --out taken.zarr", "taken.zarr: exists and is not a store"),
         ("dmft tiny.yaml --out a.zarr --speed 3", "--speed"),
         ("mean-ode tiny.yaml --out a.zarr", "--embed-dim"),
@@ -467,13 +467,13 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
             "train tiny.yaml --depth 2 --width 2 --embed-dim 4 --engine fast --out a.zarr",
             "engine",
         ),
-        ("inspect absent.zarr", "STORE: absent.zarr: no such store"),
-        ("check absent.zarr", "STORE: absent.zarr: no such store"),
+        ("inspect absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
+        ("check absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
         ("shape --budget 1e6 absent.json", "RATES: absent.json: no such file"),
-        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not a JSON file"),
-        ("shape --budget 1e6 list.json", "RATES: list.json: has no key pairs"),
-        ("shape --budget nan list.json", "--budget: nan, must be a finite number"),
-        ("shape --budget inf list.json", "--budget: inf, must be a finite number"),
+        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not JSON ("),
+        ("shape --budget 1e6 list.json", "RATES: list.json: no key pairs; allowed: a rates.json"),
+        ("shape --budget nan list.json", "--budget: nan; allowed: a finite number"),
+        ("shape --budget inf list.json", "--budget: inf; allowed: a finite number"),
         ("shape list.json", "--budget"),
     ],
 )

@@ -100,7 +100,8 @@ def check(path: Checkable) -> None:
         for finding in findings:
             typer.echo(finding)
         if findings:
-            raise CommandError(f"{path}: unsound, {len(findings)} findings")
+            number = len(findings)
+            raise CommandError(f"{path}: unsound, {number} finding{'s' * (number > 1)}")
         typer.echo(f"{path}: sound")
         return
     number = unsound = unfinished = 0
@@ -123,9 +124,9 @@ def check(path: Checkable) -> None:
         f"{path}: {number - unsound - unfinished} sound, {unfinished} unfinished, {unsound} unsound"
     )
     if unsound:
-        raise CommandError(f"{path}: unsound, {unsound} of {number} results")
+        raise CommandError(f"{path}: unsound, {unsound} of {number} result{'s' * (number > 1)}")
 
 
 def _require_path(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"STORE: {path}: no such store")
+        raise InputError(f"STORE: {path}: no such file; {_STORES}, or a folder of them")
