@@ -799,7 +799,11 @@ def test_figures_of_grids_say_what_families_lack(of_families):
 
 
 @pytest.mark.parametrize("name", ["workflow", *FIGURES])
-@pytest.mark.parametrize("config", [{}, synthetic.experiment().model_dump(mode="json")])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {**synthetic.experiment().model_dump(mode="json"), "seeds": "8 to 200"}],
+    ids=["empty", "study"],
+)
 def test_captions_render_as_in_the_report(name, config):
     """Snakemake renders a caption with Jinja2 and docutils, and gives it ``snakemake.config``."""
     source = (REPORT / f"{name}.rst").read_text(encoding="utf-8")
@@ -814,6 +818,8 @@ def test_captions_render_as_in_the_report(name, config):
     assert len(parts["html_body"]) > 200
     if name == "workflow" and config:
         assert "synthetic" in parts["html_body"]
+    if name in ("workflow", "error_vs_shape") and config:
+        assert "8 to 200 seeds" in " ".join(parts["html_body"].split())
 
 
 def test_every_caption_belongs_to_a_figure():
