@@ -430,6 +430,14 @@ def test_shape(monkeypatch, tmp_path, capsys):
         ],
         [],
     )
+    # The bound of an experiment file is not that of a table that grows with the study.
+    file.write_text(json.dumps({**RATES, "more": "x" * 2**21}))
+    assert run(f"shape --budget 1e6 {file}", capsys)[0] == DONE
+    monkeypatch.setattr("resnet_limits.cli.comparing.MAX_RATES_BYTES", 2**20)
+    code, _, complaint = run(f"shape --budget 1e6 {file}", capsys)
+    assert code == BAD_INPUT
+    assert complaint == [f"error: RATES: {file}: too large; allowed: at most 1048576 bytes"]
+    file.write_text(json.dumps(RATES))
     code, output, _ = run(f"shape --budget 1e6 --of output --step 5 {file}", capsys)
     assert code == DONE
     assert output[2:4] == ["of: output", "step: 5"]

@@ -74,7 +74,7 @@ def _job_line(job: dict[str, Any]) -> str:
 
 def inspect(path: StorePath) -> None:
     """Say what a store holds and where it comes from."""
-    _require_path(path)
+    _require_path(path, _STORES)
     from resnet_limits import store
     from resnet_limits.stages import checking
 
@@ -92,7 +92,7 @@ def check(path: Checkable) -> None:
     a manifest vouches for. Says in a line what is unsound or unfinished, and how many results
     there are.
     """
-    _require_path(path)
+    _require_path(path, f"{_STORES}, or a folder of them")
     from resnet_limits.stages import checking
 
     if checking.is_store(path):
@@ -127,6 +127,6 @@ def check(path: Checkable) -> None:
         raise CommandError(f"{path}: unsound, {unsound} of {number} result{'s' * (number > 1)}")
 
 
-def _require_path(path: Path) -> None:
+def _require_path(path: Path, allowed: str) -> None:
     if not path.exists():
-        raise InputError(f"STORE: {path}: no such file; {_STORES}, or a folder of them")
+        raise InputError(f"STORE: {path}: no such file; {allowed}")
