@@ -37,7 +37,7 @@ RESNET_LIMITS = provenance.PACKAGE_DIRECTORY
 
 def imported_modules(module):
     """A module and everything of the package that it imports, each with its own hash."""
-    return provenance.code._imported_modules(module, RESNET_LIMITS, frozenset())
+    return provenance.code._imported_modules(module, provenance.code.PACKAGE_DIRECTORY, frozenset())
 
 
 # A package of the same form as the real one, whose every line the tests may edit.
