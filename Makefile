@@ -34,7 +34,7 @@ $(STUDIES): $(VENV)/installed
 	done
 
 test: $(VENV)/installed-dev ## Run all tests.
-	@echo "Running all tests in two processes, which takes about half an hour on two cores."
+	@echo "Running all tests in two processes, which takes about 10 minutes on two cores."
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
@@ -73,7 +73,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
 	    "allowed: Python 3.11 or newer, as in: make PYTHON=python3.12" >&2; exit 2; }
-	@echo "Installing into $(VENV), once: about 100 Python packages, 2 GB or more with PyTorch; a few minutes."
+	@echo "Installing into $(VENV), once: about 120 packages, 2 GB; a few minutes."
 	@$(PYTHON) -m venv $(VENV)
 
 # pip says hundreds of lines; those on large downloads, and how many packages there were, are shown.

@@ -107,11 +107,14 @@ def share_with_scripts(file, root):
 
     Jobs must not read the file itself: it may have been edited since.
     """
+    counts = sorted({len(EXPERIMENT.seeds_of(shape)) for shape in EXPERIMENT.shapes})
     config.clear()
     config.update(
         EXPERIMENT.model_dump(mode="json"),
         experiment_file=str(file.resolve()),
         results=root,
+        # In words, for captions.
+        seeds=" to ".join(map(str, sorted({counts[0], counts[-1]}))),
     )
 
 

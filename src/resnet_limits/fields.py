@@ -2,7 +2,7 @@
 
 A limit is stored as coordinates on the embedding's columns at a few depth nodes. Between the nodes
 it is the interpolating polynomial, and the field of a network with embedding rows Phi is Phi times
-the coordinates (theory.md, "Why the limits are small problems"). All functions stay lazy on lazy
+the coordinates (docs/concepts/limits.md). All functions stay lazy on lazy
 datasets.
 """
 

@@ -1,7 +1,7 @@
 """The laws of the error: the terms it is made of, their powers of the sizes, and their exponents.
 
-The distance of a network from the DMFT limit has several causes (theory.md, "The claim under
-test"). Each is a *term*, a product of powers of depth L, width M and embedding dimension D. A pair
+The distance of a network from the DMFT limit has several causes (docs/concepts/scaling.md).
+Each is a *term*, a product of powers of depth L, width M and embedding dimension D. A pair
 of networks or limits isolates some of the terms; where there are several, they add in quadrature:
 they are a bias (1/L, D/(LM)) and centred noise of independent origin (sqrt(D/(LM)), 1/sqrt(LM),
 1/sqrt(D)), whose mean squares add.

@@ -2,8 +2,8 @@
 
 Sizes are written as in the stores: samples N, tokens, inputs d_in, targets d_out; "rows" are the
 samples, or with tokens the (sample, token) pairs, token fastest. ``r_in`` is the number of
-independent inputs and ``r = r_in + d_out`` the number of embedding directions (theory.md, "Why the
-limits are small problems").
+independent inputs and ``r = r_in + d_out`` the number of embedding directions
+(docs/concepts/limits.md).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Loss:
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
         """Give the gradient of every row's own loss with respect to its output.
 
-        It is not divided by the number of rows (theory.md: ``grad_f loss_i``).
+        It is not divided by the number of rows (``grad_f loss_i`` in docs/concepts/scaling.md).
 
         Parameters
         ----------
@@ -264,7 +264,7 @@ def _gaussian(data: GaussianData) -> tuple[Array, Array]:
 
 
 def _linear_teacher(data: LinearTeacherData) -> tuple[Array, Array]:
-    """Draw y = A x + noise n with x of fixed norm (theory.md, fact 5)."""
+    """Draw y = A x + noise n with x of fixed norm."""
     x = normal_rows(data.seed, "data", "x", rows=data.samples, columns=data.inputs)
     x *= data.input_norm / np.linalg.norm(x, axis=1, keepdims=True)
     A = normal_rows(data.seed, "data", "teacher", rows=data.targets, columns=data.inputs)
@@ -358,7 +358,7 @@ def _rotate_rows(table: Array, rotation: Array) -> Array:
 
 
 def gram_root(problem: Problem, rows: Array) -> Array:
-    """Give the symmetric root R of the Gram matrix G = Phi^T Phi / D (theory.md).
+    """Give the symmetric root R of the Gram matrix G = Phi^T Phi / D.
 
     Parameters
     ----------
@@ -388,7 +388,7 @@ def gram_root(problem: Problem, rows: Array) -> Array:
 
 
 def limit_gram_root(problem: Problem) -> Array:
-    """Give the root of the Gram matrix's expectation, diag(s_e, ..., s_u, ...) (theory.md).
+    """Give the root of the Gram matrix's expectation, diag(s_e, ..., s_u, ...).
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Residual units: the map g, its derivative, and how many weight vectors it needs.
 
 A unit reads ``a`` projections of the residual stream and writes along ``c`` directions
-(theory.md, "The finite network"). Every solver and network sees a unit only through this module,
+(docs/concepts/scaling.md). Every solver and network sees a unit only through this module,
 with arrays laid out as ``(..., vectors, rows)``, where the rows are the samples, or for data with
 tokens the (sample, token) pairs with the token index running fastest. A new block type is one
 class here.

@@ -230,3 +230,19 @@ def test_a_message_blames_the_factor_that_is_out_of_order(changes, blamed):
     message = likely_cause(replace(dynamics, **scaled), np.eye(4))
     assert "\n" not in message
     assert re.search(blamed, message), message
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rate_in": 1e4}, {"rate_in": 0.0}, {"residual_scale": 0.1}]
+)
+def test_no_step_is_blamed_before_there_was_one(changes):
+    """At step 0 nothing has moved: a learning rate, large or 0, is no cause."""
+    dynamics = replace(make_dynamics(*make()), **changes)
+    message = likely_cause(dynamics, np.eye(4), 0)
+    assert "step" not in message
+    assert "rate" not in message
+    assert "cause" not in message
+    wide = likely_cause(replace(dynamics, inputs=1e80 * dynamics.inputs), np.eye(4), 0)
+    assert re.search("likely cause: inputs of size", wide), wide
+    if changes == {"rate_in": 1e4}:  # the negative control
+        assert "learning rate of 1e+04" in likely_cause(dynamics, np.eye(4), 1)

@@ -70,7 +70,7 @@ def by_autograd(dynamics, shape, seed):
 
 
 def by_weights(dynamics, shape, rows, ins, outs):
-    """The network of theory.md written naively, trained with gradients by autograd.
+    """The network of docs/concepts/scaling.md written naively, trained with gradients by autograd.
 
     ``ins`` and ``outs`` hold a matrix (D, M x vectors) for each layer.
     """

@@ -1,4 +1,4 @@
-"""Datasets of a made-up study that obeys the law of theory.md exactly, up to scatter over seeds.
+"""Datasets of a made-up study that obeys the law of errors exactly, up to scatter over seeds.
 
 For tests of what reads stores: nothing is trained and nothing is solved. The shapes, dimensions and
 names are those of the real stores.

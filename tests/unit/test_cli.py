@@ -367,7 +367,7 @@ def test_inspect_and_check(fake, config, capsys):
     code, output, complaint = run("check results/tiny/dmft.zarr", capsys)
     assert code == FAILED
     assert output == ["digest: not the one in dmft.json"]
-    assert complaint == ["error: results/tiny/dmft.zarr: unsound, 1 findings"]
+    assert complaint == ["error: results/tiny/dmft.zarr: unsound, 1 finding"]
 
 
 def test_check_finds_a_flipped_bit(fake, config, capsys):
@@ -430,6 +430,14 @@ def test_shape(monkeypatch, tmp_path, capsys):
         ],
         [],
     )
+    # The bound of an experiment file is not that of a table that grows with the study.
+    file.write_text(json.dumps({**RATES, "more": "x" * 2**21}))
+    assert run(f"shape --budget 1e6 {file}", capsys)[0] == DONE
+    monkeypatch.setattr("resnet_limits.cli.comparing.MAX_RATES_BYTES", 2**20)
+    code, _, complaint = run(f"shape --budget 1e6 {file}", capsys)
+    assert code == BAD_INPUT
+    assert complaint == [f"error: RATES: {file}: too large; allowed: at most 1048576 bytes"]
+    file.write_text(json.dumps(RATES))
     code, output, _ = run(f"shape --budget 1e6 --of output --step 5 {file}", capsys)
     assert code == DONE
     assert output[2:4] == ["of: output", "step: 5"]
@@ -455,7 +463,7 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("validate absent.yaml", "absent.yaml"),
         ("dmft tiny.yaml", "--out"),
         ("dmft absent.yaml --out a.zarr", "absent.yaml"),
-        ("dmft tiny.yaml --out a.nc", "--out: a.nc: a store's name must end in .zarr"),
+        ("dmft tiny.yaml --out a.nc", "--out: a.nc: not the name of a store; allowed: .zarr"),
         ("dmft tiny.yaml --out taken.zarr", "taken.zarr: exists and is not a store"),
         ("dmft tiny.yaml --out a.zarr --speed 3", "--speed"),
         ("mean-ode tiny.yaml --out a.zarr", "--embed-dim"),
@@ -467,13 +475,13 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
             "train tiny.yaml --depth 2 --width 2 --embed-dim 4 --engine fast --out a.zarr",
             "engine",
         ),
-        ("inspect absent.zarr", "STORE: absent.zarr: no such store"),
-        ("check absent.zarr", "STORE: absent.zarr: no such store"),
+        ("inspect absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
+        ("check absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
         ("shape --budget 1e6 absent.json", "RATES: absent.json: no such file"),
-        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not a JSON file"),
-        ("shape --budget 1e6 list.json", "RATES: list.json: has no key pairs"),
-        ("shape --budget nan list.json", "--budget: nan, must be a finite number"),
-        ("shape --budget inf list.json", "--budget: inf, must be a finite number"),
+        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not JSON ("),
+        ("shape --budget 1e6 list.json", "RATES: list.json: no key pairs; allowed: a rates.json"),
+        ("shape --budget nan list.json", "--budget: nan; allowed: a finite number"),
+        ("shape --budget inf list.json", "--budget: inf; allowed: a finite number"),
         ("shape list.json", "--budget"),
     ],
 )

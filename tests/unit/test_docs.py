@@ -73,6 +73,31 @@ def test_broken_links_are_seen():
     assert broken_links(DOCS / "README.md", text) == ["nowhere.md", "#no-such-heading"]
 
 
+# --- pages that sources cite ----------------------------------------------------------------------
+
+
+def pages_missing(text: str) -> list[str]:
+    """Names of pages in a source that are no files of this project."""
+    cited = re.findall(r"(?<![\w./{}-])[\w./-]+\.md\b", text)
+    return [name for name in cited if not (ROOT / name).is_file()]
+
+
+def test_sources_cite_only_pages_that_exist():
+    missing = {
+        str(file.relative_to(ROOT)): names
+        for folder in ("src", "workflow", "rules", "tests/numerics")
+        for file in sorted((ROOT / folder).rglob("*.*"))
+        if file.suffix in (".py", ".smk", ".rst")
+        if (names := pages_missing(file.read_text(encoding="utf-8")))
+    }
+    assert missing == {}
+
+
+def test_missing_pages_are_seen():
+    text = "As in theory.md, docs/concepts/nowhere.md and docs/concepts/limits.md."
+    assert pages_missing(text) == ["theory.md", "docs/concepts/nowhere.md"]
+
+
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text()))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import io
 import itertools
 import json
@@ -24,7 +23,6 @@ from resnet_limits.config import Shape
 from resnet_limits.errors.rates import fit_rates
 from resnet_limits.figures import style
 from resnet_limits.figures.cells import by_shape
-from resnet_limits.figures.tables import rates_table_html
 from resnet_limits.fitted import rates_table_rows
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages.figures import figure, save
@@ -655,34 +653,6 @@ def test_measured_rates_are_drawn_as_they_are_given():
             assert drawn_shapes + hollow == 9
 
 
-class _Balance(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows = 0
-
-    def handle_starttag(self, tag, attrs):
-        assert not any(name in ("src", "href") for name, _ in attrs)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.rows += tag == "tr"
-
-
-def test_the_web_page_is_whole_and_escapes_what_it_is_given(study):
-    rates = study.rates()
-    rates["pairs"]["finite-wide"]["hidden"]["14"] = {"exponent": None, "reason": "<b> & co"}
-    page = rates_table_html(rates)
-    parser = _Balance()
-    parser.feed(page)
-    assert not parser.open
-    assert parser.rows == 1 + len(rates["pairs"]) + len(rates_table_rows(rates))
-    assert "&lt;b&gt; &amp; co" in page
-    assert "No rates were fitted." in rates_table_html({})
-
-
 def test_the_table_shows_what_the_rates_say(study, full):
     text = words(full["rates_table"])
     fit = study.rates()["pairs"]["wide-mean_ode"]["output"]["5"]
@@ -829,7 +799,11 @@ def test_figures_of_grids_say_what_families_lack(of_families):
 
 
 @pytest.mark.parametrize("name", ["workflow", *FIGURES])
-@pytest.mark.parametrize("config", [{}, synthetic.experiment().model_dump(mode="json")])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {**synthetic.experiment().model_dump(mode="json"), "seeds": "8 to 200"}],
+    ids=["empty", "study"],
+)
 def test_captions_render_as_in_the_report(name, config):
     """Snakemake renders a caption with Jinja2 and docutils, and gives it ``snakemake.config``."""
     source = (REPORT / f"{name}.rst").read_text(encoding="utf-8")
@@ -844,6 +818,8 @@ def test_captions_render_as_in_the_report(name, config):
     assert len(parts["html_body"]) > 200
     if name == "workflow" and config:
         assert "synthetic" in parts["html_body"]
+    if name in ("workflow", "error_vs_shape") and config:
+        assert "8 to 200 seeds" in " ".join(parts["html_body"].split())
 
 
 def test_every_caption_belongs_to_a_figure():

@@ -16,7 +16,6 @@ from resnet_limits.provenance import (
     cell_seeds,
     code_hash,
     collect,
-    imported_modules,
     stage_key,
     stage_module,
 )
@@ -34,6 +33,12 @@ CELLS = {
 }
 ALL = set(CELLS)
 RESNET_LIMITS = provenance.PACKAGE_DIRECTORY
+
+
+def imported_modules(module):
+    """A module and everything of the package that it imports, each with its own hash."""
+    return provenance.code._imported_modules(module, provenance.code.PACKAGE_DIRECTORY, frozenset())
+
 
 # A package of the same form as the real one, whose every line the tests may edit.
 SOURCES = {

@@ -399,6 +399,15 @@ def test_groups_must_be_pairs(tmp_path, make_dataset):
         write(dataset, tmp_path / "c.zarr", "nothing")
 
 
+def test_check_is_silent_about_a_file_that_is_not_the_stores(tmp_path, make_dataset):
+    path = write(make_dataset("dmft"), tmp_path / "a.zarr", "dmft", attrs=PROVENANCE)
+    (path / "notes.txt").touch()
+    (path / "output" / "more").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check(path) == []
+
+
 def test_check_knows_stores_without_provenance_or_kind(tmp_path, make_dataset):
     path = write(make_dataset("dmft"), tmp_path / "a.zarr", "dmft")
     assert check(path) == [f"attribute {name}: missing" for name in store.PROVENANCE]

@@ -16,6 +16,9 @@ from resnet_limits.config import Experiment, InputError, load_experiment, read_i
 if TYPE_CHECKING:
     import xarray as xr
 
+# Of rates.json, which grows with the steps, pairs and families of a study.
+MAX_RATES_BYTES = 64 * 2**20
+_RATES = "a rates.json"
 _OPTIONS = {"depth": "--depth", "width": "--width", "embed_dim": "--embed-dim"}
 
 
@@ -156,15 +159,15 @@ def shape(
 ) -> None:
     """Print the L, M and D that spend a budget best."""
     if not budget >= 1 or budget == float("inf"):
-        raise InputError(f"--budget: {budget:g}, must be a finite number of at least 1")
+        raise InputError(f"--budget: {budget:g}; allowed: a finite number of at least 1")
     try:
-        fitted = json.loads(read_input(rates_file, "a rates.json"))
+        fitted = json.loads(read_input(rates_file, _RATES, MAX_RATES_BYTES))
     except InputError as error:
         raise InputError(f"RATES: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"RATES: {rates_file}: not a JSON file: {error}") from None
+        raise InputError(f"RATES: {rates_file}: not JSON ({error}); allowed: {_RATES}") from None
     if not isinstance(fitted, dict) or "pairs" not in fitted:
-        raise InputError(f"RATES: {rates_file}: has no key pairs; give a rates.json")
+        raise InputError(f"RATES: {rates_file}: no key pairs; allowed: {_RATES}")
     from resnet_limits.errors.shape import best_shape
 
     best = best_shape(fitted, budget, observable=observable, step=step)

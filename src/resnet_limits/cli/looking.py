@@ -74,7 +74,7 @@ def _job_line(job: dict[str, Any]) -> str:
 
 def inspect(path: StorePath) -> None:
     """Say what a store holds and where it comes from."""
-    _require_path(path)
+    _require_path(path, _STORES)
     from resnet_limits import store
     from resnet_limits.stages import checking
 
@@ -92,7 +92,7 @@ def check(path: Checkable) -> None:
     a manifest vouches for. Says in a line what is unsound or unfinished, and how many results
     there are.
     """
-    _require_path(path)
+    _require_path(path, f"{_STORES}, or a folder of them")
     from resnet_limits.stages import checking
 
     if checking.is_store(path):
@@ -100,7 +100,8 @@ def check(path: Checkable) -> None:
         for finding in findings:
             typer.echo(finding)
         if findings:
-            raise CommandError(f"{path}: unsound, {len(findings)} findings")
+            number = len(findings)
+            raise CommandError(f"{path}: unsound, {number} finding{'s' * (number > 1)}")
         typer.echo(f"{path}: sound")
         return
     number = unsound = unfinished = 0
@@ -123,9 +124,9 @@ def check(path: Checkable) -> None:
         f"{path}: {number - unsound - unfinished} sound, {unfinished} unfinished, {unsound} unsound"
     )
     if unsound:
-        raise CommandError(f"{path}: unsound, {unsound} of {number} results")
+        raise CommandError(f"{path}: unsound, {unsound} of {number} result{'s' * (number > 1)}")
 
 
-def _require_path(path: Path) -> None:
+def _require_path(path: Path, allowed: str) -> None:
     if not path.exists():
-        raise InputError(f"STORE: {path}: no such store")
+        raise InputError(f"STORE: {path}: no such file; {allowed}")

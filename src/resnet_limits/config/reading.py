@@ -22,7 +22,7 @@ MAX_INPUT_BYTES = 2**20
 """Most bytes of an experiment file, which take some seconds to be read."""
 
 
-def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
+def read_input(path: str | os.PathLike[str], allowed: str, most: int = MAX_INPUT_BYTES) -> bytes:
     """Read a small file that a user names.
 
     Parameters
@@ -31,11 +31,13 @@ def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
         The file.
     allowed : str
         What it should be, for the message.
+    most : int
+        How many bytes it may have.
 
     Raises
     ------
     InputError
-        If it can't be read, is no regular file, or has more than `MAX_INPUT_BYTES`. A pipe, which
+        If it can't be read, is no regular file, or has more than `most` bytes. A pipe, which
         may never have anything to read, and a device, which may never end, are no regular files.
     """
     where = os.fspath(path)
@@ -47,15 +49,15 @@ def read_input(path: str | os.PathLike[str], allowed: str) -> bytes:
         with os.fdopen(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise InputError(one_line(f"{where}: is not a regular file; allowed: {allowed}"))
-            content = stream.read(MAX_INPUT_BYTES + 1)
+            content = stream.read(most + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         readable = allowed.replace("a ", "a readable ", 1)
         raise InputError(one_line(f"{where}: {reason}; allowed: {readable}")) from None
-    if len(content) > MAX_INPUT_BYTES:
-        raise InputError(one_line(f"{where}: too large; allowed: at most {MAX_INPUT_BYTES} bytes"))
+    if len(content) > most:
+        raise InputError(one_line(f"{where}: too large; allowed: at most {most} bytes"))
     return content
 
 

@@ -1,8 +1,7 @@
-"""All exponents and amplitudes in one table: as a web page, as a figure."""
+"""All exponents and amplitudes in one table."""
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -50,100 +49,6 @@ def _used(row: Row) -> str:
     return f"{_count(row, 'used')}/{_count(row, 'total')}"
 
 
-# --- web page -------------------------------------------------------------------------------------
-
-_CSS = """
-body { font: 14px/1.45 "DejaVu Sans", Arial, Helvetica, sans-serif; color: #111; margin: 2em; }
-table { border-collapse: collapse; }
-caption { text-align: left; font-weight: bold; padding-bottom: .6em; }
-th, td { padding: .25em .8em; text-align: left; white-space: nowrap; }
-th { border-bottom: 1.5px solid #111; }
-thead th { border-top: 1.5px solid #111; }
-tbody { border-bottom: 1px solid #bbb; }
-tbody:last-of-type { border-bottom: 1.5px solid #111; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-td.r { color: #6e6e6e; white-space: normal; }
-p { max-width: 52em; color: #444; }
-"""
-
-_HTML_COLUMNS = (
-    "distance",
-    "step",
-    "variable",
-    "exponent [95 %]",
-    "theory",
-    "amplitude [95 %]",
-    "cells used",
-    "diverged",
-    "below resolution",
-    "missing",
-    "remark",
-)
-
-_EXPLANATION = (
-    "Exponents are slopes of log error against the log of the variable. Intervals cover 95 %, by "
-    "bootstrap over whole seeds, the limits' error and the misfit. Amplitudes of a "
-    "single power are taken with the exponent of theory. Terms are fitted as a whole and add as "
-    "squares. Below resolution: under ten times the limits' own standard error; such cells are "
-    "used, with that error in the likelihood. Diverged and missing cells are left out of every fit."
-)
-
-
-def rates_table_html(rates: Mapping[str, Any]) -> str:
-    """Write the table of all exponents as a web page that needs no other file.
-
-    Parameters
-    ----------
-    rates : mapping
-        The contents of rates.json.
-
-    Returns
-    -------
-    str
-        A whole HTML document.
-    """
-    title = f"Exponents and amplitudes, {rates.get('experiment', '')}".rstrip(", ")
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in _HTML_COLUMNS)
-    body: list[str] = []
-    pair = ""
-    for row in rates_table_rows(rates):
-        if row["pair"] != pair:
-            pair = row["pair"]
-            if body:
-                body.append("</tbody>")
-            body.append(
-                f'<tbody><tr><th scope="rowgroup" colspan="{len(_HTML_COLUMNS)}">'
-                f"{html.escape(style.pair_name(pair))}</th></tr>"
-            )
-        quantity = style.QUANTITY_NAMES.get(row["quantity"], str(row["quantity"]))
-        numbers = (
-            _exponent(row),
-            style.fraction(row["theory"]),
-            _amplitude(row),
-            _used(row),
-            *(_count(row, name) for name in ("diverged", "below_resolution", "missing")),
-        )
-        body.append(
-            f"<tr><td>{html.escape(quantity)}</td><td class='n'>{row['step']}</td>"
-            f"<td>{html.escape(_variable(row))}</td>"
-            + "".join(f"<td class='n'>{html.escape(value)}</td>" for value in numbers)
-            + f"<td class='r'>{html.escape(row['reason'])}</td></tr>"
-        )
-    if body:
-        body.append("</tbody>")
-    else:
-        body.append(
-            f'<tbody><tr><td colspan="{len(_HTML_COLUMNS)}">No rates were fitted.</td></tr></tbody>'
-        )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>\n"
-        f"<table><caption>{html.escape(title)}</caption>"
-        f"<thead><tr>{head}</tr></thead>\n" + "\n".join(body) + "\n</table>\n"
-        f"<p>{html.escape(_EXPLANATION)}</p>\n</body></html>\n"
-    )
-
-
 # --- figure ---------------------------------------------------------------------------------------
 
 _ROW_HEIGHT = 0.165
@@ -162,8 +67,7 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
     Returns
     -------
     Figure
-        Counts of cells are those of the last step; exponents in one size alone stand in
-        `rates_table_html` only.
+        Counts of cells are those of the last step; exponents in one size alone are left out.
     """
     rows = [row for row in rates_table_rows(rates) if row["kind"] != "alone"]
     steps = sorted({row["step"] for row in rows})

@@ -12,6 +12,7 @@ from resnet_limits.limits.depth import Array
 
 # A factor that is no further from one than this is not named as the cause of anything.
 _ORDINARY = 3.0
+_TOO_LARGE = "model.residual_scale {:.3g}, which is too large"
 
 
 class _Factor(NamedTuple):
@@ -22,12 +23,13 @@ class _Factor(NamedTuple):
     remedy: str
 
 
-def likely_cause(dynamics: Dynamics, limit_root: Array) -> str:
+def likely_cause(dynamics: Dynamics, limit_root: Array, step: int | None = None) -> str:
     """Say in one line how large the first gradient step is, and which factor makes it so large.
 
     The weights of a unit start with size s_in and s_out and move by ``(eta_in/alpha) w dp`` and
     ``(eta_out/alpha) z g``, where w is as large as s_e times the inputs and z as s_u times the
-    gradient of the loss, which is the targets but for cross_entropy.
+    gradient of the loss, which is the targets but for cross_entropy. At step 0 nothing has moved
+    yet: what is too large then is what states start from, and no learning rate is named.
 
     Parameters
     ----------
@@ -35,6 +37,8 @@ def likely_cause(dynamics: Dynamics, limit_root: Array) -> str:
         The training problem.
     limit_root : ndarray, shape (r, r)
         ``diag(s_e, ..., s_u, ...)``.
+    step : int, optional
+        The step at which there is no solution.
     """
     r_in = dynamics.inputs.shape[1]
     inputs, targets = (
@@ -54,7 +58,7 @@ def likely_cause(dynamics: Dynamics, limit_root: Array) -> str:
     s_in, s_out = dynamics.input_std, dynamics.output_std
     rate = max(dynamics.rate_in, dynamics.rate_out, dynamics.rate_embedding)
     with np.errstate(all="ignore"):
-        step = np.float64(rate) * w * z / alpha
+        change = np.float64(rate) * w * z / alpha
     factors = [
         _Factor(inputs, f"inputs of size {inputs:.3g}", f"divide x by {inputs:.3g}"),
         _Factor(
@@ -62,15 +66,24 @@ def likely_cause(dynamics: Dynamics, limit_root: Array) -> str:
             f"targets of size {targets:.3g}",
             f"divide y by {targets:.3g}",
         ),
-        _Factor(rate, f"a learning rate of {rate:.3g}", "lower training.learning_rate"),
         _Factor(embedding, f"model.init_std.embedding {embedding:.3g}", "lower it to about 1"),
         _Factor(unembedding, f"model.init_std.unembedding {unembedding:.3g}", "lower it"),
         _Factor(s_in, f"model.init_std.input {s_in:.3g}", "lower it to about 1"),
         _Factor(s_out, f"model.init_std.output {s_out:.3g}", "lower it to about 1"),
+    ]
+    if step == 0:
+        first = f"hidden states start at a size of {w:.3g}, their gradients at {z:.3g}"
+        factors.append(_Factor(alpha, _TOO_LARGE.format(alpha), "lower it"))
+        worst = max(factors, key=lambda factor: factor.size)
+        if worst.size <= _ORDINARY:
+            return first
+        return f"{first}; likely cause: {worst.name}; {worst.remedy}"
+    factors += [
+        _Factor(rate, f"a learning rate of {rate:.3g}", "lower training.learning_rate"),
         _small_or_large_scale(alpha),
     ]
     first = (
-        f"a gradient step is of size {step:.2g} (learning rate {rate:.3g} x hidden states of "
+        f"a gradient step is of size {change:.2g} (learning rate {rate:.3g} x hidden states of "
         f"{w:.3g} x gradients of {z:.3g} / residual scale {alpha:.3g})"
     )
     worst = max(factors, key=lambda factor: factor.size)
@@ -83,4 +96,4 @@ def _small_or_large_scale(alpha: float) -> _Factor:
     if alpha < 1:
         small = f"model.residual_scale {alpha:.3g}, which is too small, as steps are divided by it"
         return _Factor(1.0 / max(alpha, 1e-300), small, "raise it to about 1")
-    return _Factor(alpha, f"model.residual_scale {alpha:.3g}, which is too large", "lower it")
+    return _Factor(alpha, _TOO_LARGE.format(alpha), "lower it")

@@ -1,8 +1,8 @@
 """The ensemble of units that stands for the quadrature: their drifts and their gradient steps.
 
 Units sit at the nodes of the depth grid and are trained one by one, as in the finite network
-(theory.md, "Why the limits are small problems"). They are worked on in chunks, by compiled kernels
-where there are any for their activation, else by torch.
+(docs/concepts/limits.md). They are worked on in chunks, by compiled kernels where there are any
+for their activation, else by torch.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ class Units:
         return work
 
     def _gradient_step(self, w: Tensor, z: Tensor) -> Callable[[int, _Chunk], object]:
-        """Return what one gradient step does to a chunk (theory.md, "Gradient step")."""
+        """Return what one gradient step does to a chunk (docs/concepts/scaling.md)."""
         if self.code is not None:
             return self._compiled(None, None, (w, z))
         local_w, local_z = self._local(w), self._local(z)

@@ -1,7 +1,7 @@
 """Expectations over the Gaussian weights of one residual unit.
 
-Only the projections of a unit's weights on the span of the embedding matter (theory.md, "Why the
-limits are small problems"), so the expectation is over ``n = (a + c) r`` standard normals. Where
+Only the projections of a unit's weights on the span of the embedding matter
+(docs/concepts/limits.md), so the expectation is over ``n = (a + c) r`` standard normals. Where
 g is linear every expectation is of second moments and a cubature of 2n points is exact. Otherwise
 scrambled Sobol' points with sign flips are used, several scramblings at a time, whose scatter is an
 honest standard error.

@@ -1,7 +1,7 @@
 """The causal solver of the infinite-width dynamics.
 
 One solver for every limit: what differs is the root R of the embedding's Gram matrix and the depth
-grid (theory.md, "Why the limits are small problems"). Training steps are taken one after the other;
+grid (docs/concepts/limits.md). Training steps are taken one after the other;
 within a step the forward and the backward state are fixed points over the depth grid
 (:mod:`.fixed_point`), and the units at every node are then updated one by one, as in the finite
 network (:mod:`.ensemble`).

@@ -2,8 +2,8 @@
 
 A block weight matrix ``W`` (D x m) is only ever seen through products ``W^T u`` and ``W v`` with
 vectors that depend on earlier products. Given those, a product with a new direction is a known
-combination of them plus fresh Gaussian noise orthogonal to all that is known (theory.md,
-"Exact-in-law finite networks without their weights"). With orthonormal bases A of the left probes
+combination of them plus fresh Gaussian noise orthogonal to all that is known
+(docs/concepts/implicit.md). With orthonormal bases A of the left probes
 u and C of the right probes v, and ``X = W^T A``, ``Y = W C``:
 
     W^T q = C Y^T q + (1 - C C^T) g        q a unit vector orthogonal to A, g ~ N(0, D s^2 I_m)

@@ -1,7 +1,7 @@
 """The dense engine: networks whose block weights are held in memory.
 
-Explicit forward and backward passes over the layers (theory.md, "The finite network"), all seeds of
-a shape side by side. A pass reads each weight once. Gradient steps are taken in place, or are kept
+Explicit forward and backward passes over the layers (docs/concepts/scaling.md), all seeds of a
+shape side by side. A pass reads each weight once. Gradient steps are taken in place, or are kept
 as low-rank factors beside weights that nothing writes to. No autograd graph is built.
 """
 

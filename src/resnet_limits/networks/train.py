@@ -150,8 +150,8 @@ def train(
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
             f"takes {(peak - saved) / 2**30:.1f} GiB, the states that are kept "
-            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are there; choose a "
-            "smaller shape, fewer save.depth_points, numerics.precision float32"
+            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are there; "
+            "allowed: a smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )
     together = cost.batch(engine, work)

@@ -4,7 +4,7 @@
 `record` gathers what every store says of its making.
 """
 
-from resnet_limits.provenance.code import PACKAGE_DIRECTORY, code_hash, imported_modules
+from resnet_limits.provenance.code import PACKAGE_DIRECTORY, code_hash
 from resnet_limits.provenance.keys import (
     SEEDED,
     STAGES,
@@ -23,7 +23,6 @@ __all__ = [
     "code_hash",
     "collect",
     "git_state",
-    "imported_modules",
     "stage_key",
     "stage_module",
     "values_read",

@@ -199,30 +199,10 @@ def _read_source(
     return digest(_syntax(tree)), names
 
 
-def imported_modules(module: str) -> dict[str, str]:
-    """Find a module and everything of this package that it imports, directly or not.
-
-    Parameters
-    ----------
-    module : str
-        Dotted name, such as ``"resnet_limits.stages.limits"``.
-
-    Returns
-    -------
-    dict
-        Dotted name to the hash of that module's own syntax tree. ``config`` is left out.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If there is no file for the module.
-    """
-    return _imported_modules(module, PACKAGE_DIRECTORY, frozenset())
-
-
 def _imported_modules(
     module: str, directory: Path, used: frozenset[tuple[str, str]]
 ) -> dict[str, str]:
+    """Find a module and all of the package that it imports, directly or not, with their hashes."""
     if _source_file(module, directory) is None:
         raise ModuleNotFoundError(f"no module {module} in the package's sources", name=module)
     found: dict[str, str] = {}

@@ -148,8 +148,8 @@ def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int
     there = int(devices.MEMORY_SHARE * devices.memory(arithmetic.device))
     if size > there:
         raise MemoryRefusedError(
-            f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; choose "
-            "fewer samples, fewer steps"
+            f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; "
+            "allowed: fewer samples, fewer steps"
             + (", fewer seeds" if seeds > 1 else "")
             + " or a larger numerics.limit_tolerance"
         )

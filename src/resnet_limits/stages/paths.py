@@ -61,8 +61,7 @@ def cell_name(kind: str, **cell: int | str) -> str:
     kind : str
         One of ``kinds.KINDS``.
     **cell : int or str
-        The sizes in ``CELL_KEYS[kind]``, no more and no fewer. Strings pass through, so that
-        ``"{depth}"`` makes a pattern for Snakemake.
+        The sizes in ``CELL_KEYS[kind]``, no more and no fewer.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,17 @@ ZARR_FORMAT: Literal[3] = 3
 def is_zip(path: Path) -> bool:
     """Whether a store of this name is a zip file."""
     return path.name.endswith(".zip")
+
+
+@contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Keep zarr from warning of what is agreed on, or is said in another way."""
+    with warnings.catch_warnings():
+        # Consolidated metadata are a convention that every reader may ignore.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        # Files that are no part of a store belong to nobody's result.
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized")
+        yield
 
 
 @contextmanager

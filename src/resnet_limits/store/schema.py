@@ -44,7 +44,7 @@ class Variable:
     dtype : str
         ``"float64"``, ``"float"`` (32 or 64 bits), ``"int"`` (any width) or ``"int8"``.
     long_name : str
-        What it is, with the symbol of theory.md.
+        What it is, with the symbol of docs/concepts/notation.md.
     units : str or None
         Written as the attribute ``units``; None for indices and flags.
     required : bool

@@ -30,6 +30,7 @@ from resnet_limits.store.reading import (
     is_zip,
     open_part,
     open_store,
+    quiet_zarr,
     zarr_source,
 )
 from resnet_limits.store.schema import PROVENANCE, SCHEMAS, kind_findings
@@ -89,6 +90,7 @@ def _codec_names(metadata: Mapping[str, Any]) -> list[str]:
     return [codec["name"] for codec in codecs]
 
 
+@quiet_zarr()
 def _damage(path: Path) -> list[str]:
     """Read every chunk, and compare the two copies of the metadata."""
     findings: list[str] = []

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import stat
-import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +18,7 @@ from zarr.storage import MemoryStore
 from resnet_limits import onechunk
 from resnet_limits.integrity import StoreError, store_files, temporary
 from resnet_limits.store import packing
-from resnet_limits.store.reading import ZARR_FORMAT, is_zip
+from resnet_limits.store.reading import ZARR_FORMAT, is_zip, quiet_zarr
 from resnet_limits.store.schema import SCHEMA_VERSION, SCHEMAS, Variable, as_parts, kind_findings
 from resnet_limits.store.soundness import value_findings
 
@@ -83,14 +81,6 @@ def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _quiet_zarr() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Consolidated metadata are an agreed convention that every reader may ignore.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        yield
-
-
 def _write_zarr(
     parts: Mapping[str, xr.Dataset],
     attrs: Mapping[str, Mapping[str, Any]],
@@ -98,7 +88,7 @@ def _write_zarr(
     target: Path | MemoryStore,
 ) -> None:
     """Write with xarray and zarr, piece by piece."""
-    with _quiet_zarr():
+    with quiet_zarr():
         xr.Dataset(attrs=attrs.get("")).to_zarr(
             target, mode="w", zarr_format=ZARR_FORMAT, consolidated=False
         )
@@ -183,13 +173,13 @@ def check_target(path: Path | str) -> None:
     """
     path = Path(path)
     if not path.name.endswith((".zarr", ".zarr.zip")):
-        raise StoreError(f"{path}: a store's name must end in .zarr or .zarr.zip")
+        raise StoreError(f"{path}: not the name of a store; allowed: .zarr or .zarr.zip at its end")
     if not path.exists():
         return
     is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / onechunk.METADATA).is_file()
     is_empty = path.is_dir() and not any(path.iterdir())
     if not (is_store or is_empty):
-        raise StoreError(f"{path}: exists and is not a store; choose another name")
+        raise StoreError(f"{path}: exists and is not a store; allowed: a new name, or a store")
 
 
 def _wrong_values(parts: Mapping[str, xr.Dataset]) -> list[str]:
