@@ -37,7 +37,17 @@ _BEST_GAIN = 1e-3
 
 
 class LimitError(RuntimeError):
-    """The limit could not be solved; nothing of it may be saved."""
+    """The limit could not be solved; nothing of it may be saved.
+
+    Attributes
+    ----------
+    step : int or None
+        The step that has no solution, where it is one step.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class UnboundedError(Exception):
@@ -79,7 +89,8 @@ class _FixedPoint:
                 state = new
         raise LimitError(
             f"{self.name}: the fixed point over depth did not converge at step {step}: it still "
-            f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations"
+            f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations",
+            step,
         )
 
 
@@ -263,7 +274,7 @@ class Fields:
         def onward(slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             end = start + torch.einsum("k,kbrn->brn", self.total, slope)
             # The mean square over coordinates of h is the square of w (theory.md).
-            if float(end.square().sum(1).mean(1).max()) > self.largest**2:
+            if float(end.square().sum(1).mean(1).max().sqrt()) > self.largest:
                 raise UnboundedError
             return end, *read(end)
 
@@ -292,7 +303,8 @@ class Fields:
             if not whole:
                 raise LimitError(
                     f"{self.name}: {MAX_PASSES} passes do not settle step {step}: it still moves "
-                    f"by {change:.1e} of its size"
+                    f"by {change:.1e} of its size",
+                    step,
                 )
         self.hidden_change.add(w - start)
         self.backward_change.add(z - z_end)

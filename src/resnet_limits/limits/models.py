@@ -366,12 +366,13 @@ class Limits:
                 self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
             )
         except LimitError as error:
-            cause = likely_cause(self.dynamics, self.limit_root)
-            raise LimitError(f"{error}: {cause}") from None
+            cause = likely_cause(self.dynamics, self.limit_root, error.step)
+            raise LimitError(f"{error}: {cause}", error.step) from None
         if trajectory.diverged_step >= 0:
             raise LimitError(
                 f"dmft: the limit itself diverges at step {trajectory.diverged_step}: "
-                + likely_cause(self.dynamics, self.limit_root)
+                + likely_cause(self.dynamics, self.limit_root, trajectory.diverged_step),
+                trajectory.diverged_step,
             )
         return trajectory
 
