@@ -208,6 +208,80 @@ def test_raw_targets_are_blamed_when_the_limit_is_not_found(kind):
         limits_of(experiment, problem, raw).dmft(Plan("sobol", 512, 2, 6, 0, "float32", 1e-6))
 
 
+def blamed_for(changes, root=(1.0, 1.0), step=3):
+    """The message for scaled data and other numbers of the dynamics, and roots s_e and s_u."""
+    dynamics = make_dynamics(*make(trained=False))
+    scaled = {
+        name: value * getattr(dynamics, name) if name in ("inputs", "targets") else value
+        for name, value in changes.items()
+    }
+    message = likely_cause(replace(dynamics, **scaled), np.diag(np.repeat(root, 2)), step)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "root", "blamed"),
+    [
+        # No part of the size of a step: its size says nothing.
+        ({"residual_scale": 1e4}, (1, 1), "residual_scale 1e[+]04, which is too large; lower it"),
+        ({"input_std": 1e3}, (1, 1), "init_std.input 1e[+]03, which is too large; lower it"),
+        ({"output_std": 1e3, "rate_in": 2}, (1, 1), "init_std.output 1e[+]03, which is too large"),
+        # A part of it, which does not make it large.
+        ({"inputs": 80, "rate_in": 1e-4, "rate_out": 0}, (1, 1), "inputs of size .*too large"),
+        ({}, (1, 1), "lower training.learning_rate"),
+        ({"residual_scale": 0.1, "rate_in": 1e-3, "rate_out": 0}, (1, 1), "lower training"),
+    ],
+)
+def test_a_size_of_steps_that_is_not_the_cause_is_not_told(changes, root, blamed):
+    message = blamed_for(changes, root)
+    assert re.match(f"(likely cause: .*)?{blamed}", message), message
+    assert "gradient step" not in message
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rate_in": 0, "rate_out": 0, "residual_scale": 1e-9}, {"targets": 0.0}]
+)
+@pytest.mark.parametrize("step", [0, 4, None])
+def test_where_nothing_moves_no_step_is_to_blame(changes, step):
+    message = blamed_for(changes, step=step)
+    assert not re.search("gradient step|learning_rate|cause", message), message
+    message = blamed_for({**changes, "inputs": 80}, step=step)
+    assert "likely cause: inputs of size" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "root", "blamed"),
+    [
+        ({"input_std": 1e6}, (1, 1), "init_std.input 1e[+]06"),
+        ({"rate_in": 1e9, "output_std": 1e6}, (1, 1), "init_std.output 1e[+]06"),
+        ({"rate_in": 1e9, "residual_scale": 1e6}, (1, 1), "residual_scale 1e[+]06.*too large"),
+        ({"rate_in": 1e9, "inputs": 1e200}, (1, 1), "inputs of size [0-9.]+e[+](199|200), "),
+        ({"rate_in": 1e9}, (1e6, 1), "init_std.embedding 1e[+]06"),
+        ({"rate_in": 1e9}, (1, 1e6), "init_std.unembedding 1e[+]06"),
+    ],
+)
+def test_before_the_first_step_only_what_states_start_from_is_named(changes, root, blamed):
+    message = blamed_for(changes, root, step=0)
+    assert re.search(f"likely cause: .*{blamed}", message), message
+    assert "learning" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "root", "blamed"),
+    [
+        ({}, (1e3, 1), "init_std.embedding 1e[+]03"),
+        ({}, (1, 1e3), "init_std.unembedding 1e[+]03"),
+        ({"rate_in": 500}, (1, 1), "a learning rate of 500"),
+        # One-hot targets are not to be scaled.
+        ({"targets": 1e3, "rate_in": 500}, (1, 1), "a learning rate of 500"),
+    ],
+)
+def test_cross_entropy_blames_no_targets(changes, root, blamed):
+    message = blamed_for({"loss": Loss("cross_entropy"), **changes}, root)
+    assert re.search(f"step is of size .*likely cause: .*{blamed}, which is too large", message)
+
+
 @pytest.mark.parametrize(
     ("changes", "blamed"),
     [
@@ -222,13 +296,7 @@ def test_raw_targets_are_blamed_when_the_limit_is_not_found(kind):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_message_blames_the_factor_that_is_out_of_order(changes, blamed):
-    dynamics = make_dynamics(*make())
-    scaled = {
-        name: value * getattr(dynamics, name) if name in ("inputs", "targets") else value
-        for name, value in changes.items()
-    }
-    message = likely_cause(replace(dynamics, **scaled), np.eye(4))
-    assert "\n" not in message
+    message = blamed_for(changes)
     assert re.search(blamed, message), message
 
 

@@ -20,7 +20,7 @@ from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits import ensemble, models, plan, quadrature
-from resnet_limits.networks import cost, implicit
+from resnet_limits.networks import cost
 from resnet_limits.stages import estimates
 from resnet_limits.work import INFINITE, Branch, Work
 
@@ -196,7 +196,6 @@ def test_the_pilots_numbers_are_the_solvers() -> None:
     ]
     assert limit_cost.KEPT_ELEMENTS == ensemble._KEPT_ELEMENTS
     assert limit_cost.DRAWN_BLOCK == quadrature._BLOCK
-    assert cost.IMPLICIT_KEPT == implicit._KEPT_ELEMENTS
 
 
 def test_the_activations_with_a_kernel_are_the_kernels() -> None:

@@ -227,7 +227,16 @@ class Units:
         return _from_unit(self.unit.backward(p, g, r))
 
     def forward_drift(self, w: Tensor) -> Tensor:
-        """``alpha E[O g(I^T w)]``."""
+        """``alpha E[O g(I^T w)]``.
+
+        Parameters
+        ----------
+        w : Tensor, shape (nodes, replicates, r, rows)
+
+        Returns
+        -------
+        Tensor, the shape of `w`
+        """
         if self.code is not None:
             return self._drifts(w, self._compiled(w, None))[0]
         local = self._local(w)
@@ -238,7 +247,17 @@ class Units:
         return self._drifts(w, work)[0]
 
     def backward_drift(self, w: Tensor) -> Callable[[Tensor], Tensor]:
-        """``z -> alpha E[I Dg(p)^T O^T z]``; activations at w are kept where there is room."""
+        """``z -> alpha E[I Dg(p)^T O^T z]``; activations at w are kept where there is room.
+
+        Parameters
+        ----------
+        w : Tensor, shape (nodes, replicates, r, rows)
+
+        Returns
+        -------
+        callable
+            From a z to its drift, both of the shape of `w`.
+        """
         if self.code is not None:
             # Activations cost less than to keep them.
             return lambda z: self._drifts(z, self._compiled(w, z, forward=False))[0]
@@ -265,6 +284,16 @@ class Units:
         """Both drifts, from one pass over the units.
 
         With the `settled` states of the step before, each unit takes its gradient step first.
+
+        Parameters
+        ----------
+        w, z : Tensor, shape (nodes, replicates, r, rows)
+        settled : tuple of Tensor, optional
+            The w and the z of the step before, of the same shape.
+
+        Returns
+        -------
+        forward, backward : Tensor, the shape of `w`
         """
         if self.code is not None:
             forward, backward = self._drifts(w, self._compiled(w, z, settled))
@@ -283,7 +312,12 @@ class Units:
         return forward, backward
 
     def update(self, w: Tensor, z: Tensor) -> None:
-        """Take one gradient step with every unit, at the states of all nodes."""
+        """Take one gradient step with every unit, at the states of all nodes.
+
+        Parameters
+        ----------
+        w, z : Tensor, shape (nodes, replicates, r, rows)
+        """
         for _ in self._each(self._gradient_step(w, z)):
             pass
 

@@ -274,7 +274,7 @@ class Fields:
         def onward(slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             end = start + torch.einsum("k,kbrn->brn", self.total, slope)
             # The mean square over coordinates of h is the square of w (docs/concepts/limits.md).
-            if float(end.square().sum(1).mean(1).max()) > self.largest**2:
+            if float(end.square().sum(1).mean(1).max().sqrt()) > self.largest:
                 raise UnboundedError
             return end, *read(end)
 

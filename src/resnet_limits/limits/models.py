@@ -48,9 +48,10 @@ _DECIDING_REPLICATES = 2
 # More nodes that leave more than this share of the depth error do not help.
 _PROGRESS = 0.5
 # As many replicates are solved side by side as have their units' weights in so many bytes. Samples
-# of up to half of that are kept for the next limit.
+# of up to half of that are kept for the next limit, and beside them the small ones by which the
+# depth error is estimated, of one number of replicates each.
 _STATE_BYTES = 1 << 29
-_KEPT_SAMPLES = 2
+_KEPT_SAMPLES, _KEPT_SHARED = 2, 3
 # Directions in which the embedding's columns, each of length one, extend by less than this are
 # directions that D < r rows do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
@@ -89,13 +90,27 @@ class DepthChange:
     def constant(
         cls, value: float, size: float, steps: int, rows: int, targets: int, r: int
     ) -> DepthChange:
-        """Return a change that is the same number everywhere."""
+        """Return a change that is the same number everywhere.
+
+        Parameters
+        ----------
+        value, size : float
+            Every entry, and the RMS.
+        steps, rows, targets, r : int
+            K, rows, d_out and r.
+        """
         output, hidden = np.full((steps, rows, targets), value), np.full((steps, rows, r), value)
         return cls(output, hidden, np.full(steps, value), size)
 
     @classmethod
     def between(cls, coarse: Trajectory, fine: Trajectory) -> DepthChange:
-        """Subtract means over the replicates."""
+        """Subtract means over the replicates.
+
+        Parameters
+        ----------
+        coarse, fine : Trajectory
+            Solutions with fewer and with more nodes, of the same K, rows, d_out and r.
+        """
         change = fine.output.mean(axis=0) - coarse.output.mean(axis=0)
         ends = {coarse.diverged_step, fine.diverged_step}
         sound = change[: max(ends)] if max(ends) >= 0 else change
@@ -107,24 +122,29 @@ class DepthChange:
         )
 
     def filled(self, trajectory: Trajectory) -> DepthChange:
-        """Take the whole of a solution for its error where the change could not be seen.
+        """Return a copy with the whole of a solution for its error where no change could be seen.
 
         NaN where the solution has diverged.
+
+        Parameters
+        ----------
+        trajectory : Trajectory
+            The solution, of the same K, rows, d_out and r.
         """
-        whole = (
-            trajectory.output.mean(axis=0),
-            trajectory.hidden[:, :, -1].mean(axis=0),
-            trajectory.loss.mean(axis=0),
+        loss = trajectory.loss.mean(axis=0)
+        lost = np.isnan(self.loss) | np.isnan(loss)
+        by_state = lost[:, None, None]
+        return replace(
+            self,
+            output=np.where(by_state, trajectory.output.mean(axis=0), self.output),
+            hidden=np.where(by_state, trajectory.hidden[:, :, -1].mean(axis=0), self.hidden),
+            loss=np.where(lost, loss, self.loss),
         )
-        lost = np.isnan(self.loss) | np.isnan(whole[2])
-        for change, state in zip((self.output, self.hidden, self.loss), whole, strict=True):
-            change[lost] = state[lost]
-        return self
 
 
 @dataclass(frozen=True)
 class LimitSolution:
-    """A solved limit: its trajectory, minimum-norm coefficients, grid and plan.
+    """A solved limit: its trajectory, minimum-norm coefficients, grid and errors.
 
     Attributes
     ----------
@@ -142,8 +162,6 @@ class LimitSolution:
         The change of the hidden state in minimum-norm coordinates.
     rounding : ndarray, shape (K,)
         How far states may be off, by the tolerance of the fixed points and by rounding.
-    plan : Plan
-        What it was solved with.
     """
 
     trajectory: Trajectory
@@ -154,7 +172,6 @@ class LimitSolution:
     depth_change: DepthChange
     hidden_coef_change: Array
     rounding: Array
-    plan: Plan
 
     @property
     def depth_error(self) -> Array:
@@ -224,32 +241,45 @@ class Limits:
         self.dynamics = dynamics
         self.limit_root = limit_root
         self.arithmetic = arithmetic or Arithmetic()
-        # Every Mean ODE and finite-depth limit of a run asks for the same points.
-        self._sampled = lru_cache(maxsize=_KEPT_SAMPLES)(self._sample)
+        # Every limit of a run asks for the same points, as does every estimate of a depth error.
+        self._drawn = lru_cache(maxsize=_KEPT_SAMPLES)(self._draw)
+        self._drawn_shared = lru_cache(maxsize=_KEPT_SHARED)(self._draw)
 
     def _dtype(self, plan: Plan) -> torch.dtype:
         return torch.float32 if plan.precision == "float32" else self.arithmetic.dtype
 
-    def _sample(self, plan: Plan, replicates: range, shared: bool) -> UnitSample:
+    def _sample(
+        self, plan: Plan, replicates: range, shared: bool, kept: bool = False
+    ) -> UnitSample:
+        """Give a plan's points, from those that are kept or to be kept for the next limit."""
+        draw = self._draw
+        if kept:
+            draw = self._drawn_shared if shared else self._drawn
+        sample = draw(plan.quadrature, plan.points, plan.root_seed, self._dtype(plan), replicates)
+        return replace(sample, shared=True) if shared else sample
+
+    def _draw(
+        self, kind: str, points: int, root_seed: int, dtype: torch.dtype, replicates: range
+    ) -> UnitSample:
+        """Draw what depends on these numbers alone, whatever else is in a plan."""
         unit, r = self.dynamics.unit, len(self.limit_root)
-        if plan.quadrature == quadrature.CUBATURE:
+        if kind == quadrature.CUBATURE:
             return quadrature.cubature(unit.in_vectors, unit.out_vectors, r)
         r_in = self.dynamics.inputs.shape[1]
         directions = Directions.of_data(
             self.limit_root[:, :r_in] @ self.dynamics.inputs.T,
             self.limit_root[:, r_in:] @ self.dynamics.targets.T,
         )
-        sample = quadrature.sobol(
+        return quadrature.sobol(
             unit.in_vectors,
             unit.out_vectors,
             directions,
-            points=plan.points,
+            points=points,
             replicates=replicates,
-            root_seed=plan.root_seed,
+            root_seed=root_seed,
             flip_inputs=not unit.is_odd,
-            dtype=self._dtype(plan),
+            dtype=dtype,
         )
-        return replace(sample, shared=shared)
 
     def _trajectory(
         self,
@@ -267,14 +297,14 @@ class Limits:
         units = plan.points * (depth_grid.nodes if shared else 1)
         weights = units * (unit.in_vectors + unit.out_vectors) * len(self.limit_root)
         size = max(1, weights * self._dtype(plan).itemsize)
-        draw = self._sampled if 2 * len(chosen) * size <= _STATE_BYTES else self._sample
+        kept = 2 * len(chosen) * size <= _STATE_BYTES
         together = max(1, _STATE_BYTES // size)
         parts = [
             solve(
                 self.dynamics,
                 root,
                 depth_grid,
-                draw(plan, chosen[first : first + together], shared),
+                self._sample(plan, chosen[first : first + together], shared, kept),
                 name=name,
                 dtype=self._dtype(plan),
                 device=self.arithmetic.device,
@@ -359,49 +389,60 @@ class Limits:
         logger.info("%s: %d nodes: depth error %.1e", name, best.nodes, left)
         return best, self._seen_change(root, grid, best, name, _DECIDING_REPLICATES)
 
-    def _reference(self, plan: Plan, replicates: range | None = None) -> Trajectory:
+    def _bounded(
+        self,
+        root: Array,
+        grid: Callable[[int], DepthGrid],
+        plan: Plan,
+        name: str,
+        replicates: range | None = None,
+    ) -> tuple[Plan, Trajectory]:
+        """Solve with as many depth nodes as a bounded state takes, those of the plan or more.
+
+        Too few nodes may have no bounded state where the limit has one, so that a divergence counts
+        only if half as many nodes more confirm it, or if all layers are nodes.
+        """
+        used = plan
+        diverged: tuple[Plan, Trajectory] | None = None
+        while True:
+            more = min(plans.MAX_NODES, plans.finer(used.nodes))
+            last = used.nodes >= plans.MAX_NODES or grid(more).nodes == grid(used.nodes).nodes
+            try:
+                trajectory = self._trajectory(root, grid, used, name, replicates=replicates)
+            except LimitError:
+                if last:
+                    raise
+            else:
+                if trajectory.diverged_step < 0 or last:
+                    return used, trajectory
+                if diverged is not None and diverged[1].diverged_step == trajectory.diverged_step:
+                    return diverged
+                diverged = used, trajectory
+            used = replace(used, nodes=more)
+
+    def _reference(self, plan: Plan, replicates: range | None = None) -> tuple[Plan, Trajectory]:
         """Solve the DMFT limit, which everything else is measured against."""
+        root, grid = self.limit_root, depth.continuous
         try:
-            trajectory = self._trajectory(
-                self.limit_root, depth.continuous, plan, "dmft", replicates=replicates
-            )
+            used, trajectory = self._bounded(root, grid, plan, "dmft", replicates)
         except LimitError as error:
-            cause = likely_cause(self.dynamics, self.limit_root, error.step)
+            cause = likely_cause(self.dynamics, root, error.step)
             raise LimitError(f"{error}: {cause}", error.step) from None
         if trajectory.diverged_step >= 0:
             raise LimitError(
                 f"dmft: the limit itself diverges at step {trajectory.diverged_step}: "
-                + likely_cause(self.dynamics, self.limit_root, trajectory.diverged_step),
+                + likely_cause(self.dynamics, root, trajectory.diverged_step),
                 trajectory.diverged_step,
             )
-        return trajectory
+        return used, trajectory
 
     def _solve(
         self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
     ) -> LimitSolution:
-        """Solve with as many depth nodes as are needed.
-
-        Too few nodes may have no bounded state where the limit has one, so that a divergence counts
-        only if half as many nodes more confirm it.
-        """
-        used, change = self._enough_nodes(root, grid, plan, name)
-        diverged: tuple[Plan, Trajectory] | None = None
-        while True:
-            last = used.nodes >= plans.MAX_NODES
-            trajectory: Trajectory | None = None
-            try:
-                trajectory = self._trajectory(root, grid, used, name)
-            except LimitError:
-                if last:
-                    raise
-            if trajectory is not None:
-                if trajectory.diverged_step < 0 or last:
-                    break
-                if diverged is not None and diverged[1].diverged_step == trajectory.diverged_step:
-                    used, trajectory = diverged
-                    break
-                diverged = used, trajectory
-            used = replace(used, nodes=min(plans.MAX_NODES, plans.finer(used.nodes)))
+        """Solve with as many depth nodes as are needed."""
+        enough, change = self._enough_nodes(root, grid, plan, name)
+        used, trajectory = self._bounded(root, grid, enough, name)
+        if used.nodes != enough.nodes:
             change = self._seen_change(root, grid, used, name)
         return self._solution(trajectory, root, grid, change, used)
 
@@ -426,7 +467,6 @@ class Limits:
             depth_change=change,
             hidden_coef_change=change.hidden @ to_coordinates.T,
             rounding=tolerance * np.maximum(1.0, size),
-            plan=plan,
         )
 
     def dmft(self, plan: Plan) -> LimitSolution:
@@ -438,9 +478,9 @@ class Limits:
             If it diverges; the message names the step and the likely cause.
         """
         root, grid = self.limit_root, depth.continuous
-        trajectory = self._reference(plan)
-        change = self._seen_change(root, grid, plan, "dmft")
-        return self._solution(trajectory, root, grid, change, plan)
+        used, trajectory = self._reference(plan)
+        change = self._seen_change(root, grid, used, "dmft")
+        return self._solution(trajectory, root, grid, change, used)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
         """Solve the Mean ODE: L and M to infinity, with the Gram root of a sampled embedding."""
@@ -476,16 +516,18 @@ class Limits:
         """
         root, grid = self.limit_root, depth.continuous
         plan, trajectory = self._enough_points(tolerance, root_seed)
-        first_nodes = plan.nodes
+        nodes = plan.nodes
         allowed = plans.DEPTH_SHARE * tolerance
         solved: dict[int, Trajectory] = {}
         while True:
             change = self._seen_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
             if change.size <= allowed:
-                if plan.nodes > first_nodes:
-                    trajectory = self._reference(plan)
-                return plan, self._solution(trajectory, root, grid, change, plan)
+                if plan.nodes == nodes:
+                    return plan, self._solution(trajectory, root, grid, change, plan)
+                plan, trajectory = self._reference(plan)
+                nodes = plan.nodes
+                continue
             if plan.nodes >= plans.MAX_NODES:
                 by_step = _rms(change.output, (1, 2))
                 raise LimitError(
@@ -499,7 +541,7 @@ class Limits:
     def _enough_points(self, tolerance: float, root_seed: int) -> tuple[Plan, Trajectory]:
         linear = self.dynamics.unit.is_linear
         plan = plans.first_plan(tolerance, root_seed, self.arithmetic.dtype, linear=linear)
-        trajectory = self._reference(plan)
+        plan, trajectory = self._reference(plan)
         while True:
             error = standard_error(trajectory.output)
             worst = float(_rms(error))
@@ -515,19 +557,20 @@ class Limits:
             more = plans.with_more_points(plan, worst / tolerance)
             if more is None:
                 by_step = _rms(error, (1, 2))
-                step = int(np.argmax(by_step > tolerance))
+                step = int(np.argmax(~(by_step <= tolerance)))
                 raise LimitError(
-                    f"dmft: limit_tolerance {tolerance:.1e} is not met with {plans.MAX_POINTS} "
+                    f"dmft: limit_tolerance {tolerance:.1e} is not met with {plan.points} "
                     f"points: the standard error passes it at step {step} ({by_step[step]:.1e}) "
                     f"and is {by_step[-1]:.1e} at the last; the training dynamics amplify errors, "
                     "so allow a larger limit_tolerance, fewer steps or a smaller learning rate"
                 )
             if more.points == plan.points:
-                new = self._reference(more, range(plan.replicates, more.replicates))
-                trajectory = Trajectory.joined([trajectory, new])
-            else:
-                trajectory = self._reference(more)
-            plan = more
+                used, new = self._reference(more, range(plan.replicates, more.replicates))
+                if used.nodes == plan.nodes:
+                    plan, trajectory = used, Trajectory.joined([trajectory, new])
+                    continue
+                more = used
+            plan, trajectory = self._reference(more)
 
 
 def minimum_norm(root: Array) -> Array:

@@ -97,12 +97,14 @@ def with_more_points(plan: Plan, excess: float) -> Plan | None:
     plan : Plan
         A plan with too few points. If the next one has as many, its first replicates are the same.
     excess : float
-        Its standard error over the tolerance.
+        Its standard error over the tolerance; no plan mends one that is not finite.
     """
+    if not math.isfinite(excess):
+        return None
     # Close to the goal more scramblings cost less than twice the points.
-    replicates = math.ceil(plan.replicates * (1.05 * excess) ** 2)
-    if replicates < 2 * REPLICATES:
-        return replace(plan, replicates=replicates)
+    replicates = plan.replicates * 1.05 * excess * 1.05 * excess
+    if replicates <= 2 * REPLICATES - 1:
+        return replace(plan, replicates=math.ceil(replicates))
     if plan.points >= MAX_POINTS:
         return None
     # The error falls at least like points^(-1/2), here nearly like points^(-2/3).

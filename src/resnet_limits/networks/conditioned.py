@@ -142,7 +142,17 @@ class Noise:
         self.streams: dict[tuple[int, int], Generator] = {}
 
     def fill(self, target: Tensor, found: NDArray[np.bool_], std: float) -> None:
-        """Draw ``target[s]`` (S, N, n) for the seeds that need it; the others' are zero."""
+        """Draw ``target[s]`` for the seeds that need it; the others' are zero.
+
+        Parameters
+        ----------
+        target : Tensor, shape (S, N, n)
+            Filled in place.
+        found : ndarray of bool, shape (S,)
+            Which seeds need it.
+        std : float
+            Standard deviation of the entries.
+        """
         on_cpu = target.device.type == "cpu"
         drawn = (target if on_cpu else torch.empty(target.shape, dtype=target.dtype)).numpy()
         jobs = [
@@ -229,7 +239,17 @@ class Conditioned:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.left)
 
     def ask_left(self, u: Tensor) -> Remainder:
-        """Take in a block of left probes, shape (S, N, D); return what is new in them."""
+        """Take in a block of left probes and return what is new in them.
+
+        Parameters
+        ----------
+        u : Tensor, shape (S, N, D)
+
+        Returns
+        -------
+        Remainder
+            Of ``count`` new directions at most.
+        """
         i, at = self.lefts, self.left_probes
         basis, dot, add_ = self.left[:, :i], self.workers.dot, self.workers.add_
         rest = u.clone()
@@ -355,7 +375,21 @@ class Conditioned:
         return new, gamma + more, toward
 
     def product_right(self, new: Remainder, gamma: Array, toward: Array) -> Tensor:
-        """Give the trained product ``W v``, shape (S, N, D), and count the probes as asked."""
+        """Give the trained product ``W v`` and count the probes as asked.
+
+        Parameters
+        ----------
+        new : Remainder
+            What is new in the N probes v.
+        gamma : ndarray, shape (S, known directions, N)
+            Their coordinates in the known directions.
+        toward : ndarray, shape (S, left directions, N)
+            ``X^T`` times the remainder.
+
+        Returns
+        -------
+        Tensor, shape (S, N, D)
+        """
         i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
         stop = j + new.count
         basis = self.left[:, :i]

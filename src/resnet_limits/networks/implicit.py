@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.kinds import Shape
+from resnet_limits.networks import cost
 from resnet_limits.networks.base import Network
 from resnet_limits.networks.conditioned import Conditioned, Noise
 from resnet_limits.networks.workers import Workers
@@ -29,7 +30,7 @@ Array = NDArray[np.float64]
 _CHUNK_ELEMENTS = 1 << 18
 # A layer's raw vectors are kept over one pass where they are at most so many numbers (128 MiB), and
 # computed again for each of its products above.
-_KEPT_ELEMENTS = 1 << 24
+_KEPT_ELEMENTS = cost.IMPLICIT_KEPT
 
 
 class _Chunk:

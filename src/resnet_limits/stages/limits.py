@@ -15,6 +15,7 @@ from resnet_limits.dynamics import make_dynamics
 from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
 from resnet_limits.limits import cost, kernels
+from resnet_limits.limits import plan as plans
 from resnet_limits.limits.models import (
     Arithmetic,
     LimitError,
@@ -127,23 +128,15 @@ def _plan_of(dmft: xr.Dataset) -> Plan:
     return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
 
 
-def _admit(limits: Limits, plan: Plan | None, seeds: int, label: str, depth: int = 0) -> None:
-    """Refuse what would not fit in memory, before it starts.
-
-    Without a plan, the points that the pilot tries first, which is the least that it takes.
-    """
+def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -> None:
+    """Refuse what would not fit in memory, before it starts."""
     dynamics, arithmetic = limits.dynamics, limits.arithmetic
     work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
     has_kernel = kernels.activation_code(dynamics.unit) is not None
-    if plan is not None:
-        single = plan.precision == "float32"
-        planned = cost.Quadrature(
-            plan.points, plan.replicates, plan.nodes, single, single and has_kernel
-        )
-    elif dynamics.unit.is_linear:
-        planned = cost.Quadrature(0, 1)
-    else:
-        planned = cost.Quadrature(cost.FIRST_POINTS, compiled=has_kernel)
+    single = plan.precision == "float32"
+    planned = cost.Quadrature(
+        plan.points, plan.replicates, plan.nodes, single, single and has_kernel
+    )
     size = cost.peak_bytes(work, planned)
     there = int(devices.MEMORY_SHARE * devices.memory(arithmetic.device))
     if size > there:
@@ -178,10 +171,15 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
         If it would not fit in memory.
     """
     problem, limits, device = _prepare(experiment, made)
-    _admit(limits, None, 0, "dmft")
-    plan, solution = limits.make_plan(experiment.numerics.limit_tolerance, experiment.seed)
+    tolerance, unit = experiment.numerics.limit_tolerance, limits.dynamics.unit
+    # What the pilot tries first, which is the least that it takes.
+    first = plans.first_plan(
+        tolerance, experiment.seed, limits.arithmetic.dtype, linear=unit.is_linear
+    )
+    _admit(limits, first, 0, "dmft")
+    plan, solution = limits.make_plan(tolerance, experiment.seed)
     dataset = _with_rotation(problem, _dataset(problem, solution, plan, device))
-    dataset.attrs["limit_tolerance"] = experiment.numerics.limit_tolerance
+    dataset.attrs["limit_tolerance"] = tolerance
     return dataset
 
 
@@ -198,6 +196,7 @@ def _each_seed(
     # A seed's solution is large, what is kept of it small.
     solved: dict[int, xr.Dataset] = {}
     ends: dict[int, int] = {}
+    nodes: dict[int, int] = {}
     failures: list[LimitError] = []
     for seed in seeds:
         root = gram_root(problem, embedding_rows(problem, experiment.seed, seed, embed_dim))
@@ -209,6 +208,7 @@ def _each_seed(
             continue
         solved[seed] = _dataset(problem, solution, plan, device)
         ends[seed] = solution.trajectory.diverged_step
+        nodes[seed] = solution.nodes
     if not solved:
         raise failures[0]
     knots = max((part.node.values for part in solved.values()), key=len)
@@ -231,7 +231,9 @@ def _each_seed(
     status[[seed not in solved for seed in seeds]] = NOT_RUN
     # Added here and not to the parts, where joining would repeat it for every seed.
     return _with_rotation(problem, joined).assign(
-        status=("seed", status.astype(np.int8)), diverged_step=("seed", first)
+        nodes=("seed", np.array([nodes.get(seed, 0) for seed in seeds])),
+        status=("seed", status.astype(np.int8)),
+        diverged_step=("seed", first),
     )
 
 

@@ -104,6 +104,9 @@ _ROTATION = Variable(
 )
 
 
+_NODES = Variable(
+    ("seed",), "int", "depth nodes of the seed's limit, plan_nodes or more; 0 if not_run", None
+)
 _ENDING = {
     "status": Variable(("seed",), "int8", "how the run ended", units=None, attrs=STATUS_ATTRS),
     "diverged_step": Variable(
@@ -162,7 +165,7 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
                 "error of states by rounding and the tolerance of fixed points",
             ),
             "input_rotation": _ROTATION,
-            **(_ENDING if seeded else {}),
+            **({"nodes": _NODES, **_ENDING} if seeded else {}),
         },
         {
             "step": _STEP,
