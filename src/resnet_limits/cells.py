@@ -22,6 +22,12 @@ VARIABLES = {
 }
 """For each observable its distance and standard error in the errors store."""
 
+NOISE_SHARE = {"hidden": 1.0, "hidden_max_mean_abs": 2.0 / np.pi, "output": 1.0}
+"""What an error of a limit adds to the square of a distance, in units of its mean square.
+
+The square of a mean absolute value is 2/pi of the mean square, if coordinates are Gaussian.
+"""
+
 RESOLUTION = 10.0
 """An error is resolved if its shape's RMS exceeds this many of its own standard errors."""
 
@@ -40,7 +46,7 @@ class Study:
     squares : ndarray, shape (shapes, seeds)
         Squared errors as measured; 0 where not used.
     noise : ndarray, shape (shapes, seeds)
-        Squared standard errors; 0 where not used.
+        Squared standard errors of the distance; 0 where not used.
     used : ndarray of bool, shape (shapes, seeds)
     resolved : ndarray of bool, shape (shapes, seeds)
         Cells that are used and stand out of their standard error.
@@ -132,7 +138,8 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     sound = (status == OK) & np.isfinite(error)
     place = shape[sound], seed[sound]
     squares, noise = np.zeros(table), np.zeros(table)
-    squares[place], noise[place], present[place] = error[sound] ** 2, stderr[sound] ** 2, True
+    squares[place], present[place] = error[sound] ** 2, True
+    noise[place] = NOISE_SHARE[observable] * stderr[sound] ** 2
     # A cell's standard error is held against its shape's RMS, not against its own error: leaving
     # out the smallest errors of a shape alone would make the others look larger than they are.
     mean = (squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
