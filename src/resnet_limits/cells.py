@@ -34,6 +34,9 @@ RESOLUTION = 10.0
 ROUNDING = 1e-12
 """Distances below this are rounding errors, whatever their standard error."""
 
+LARGEST = 1e150
+"""Distances above this have no square that a number holds, and count as missing."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -117,8 +120,8 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     Study
         ``cells`` has ``total``; ``used``, all that ended well and exceed rounding;
         ``below_resolution``, those of the used that lie below `RESOLUTION` of their own standard
-        errors, and cells of nothing but rounding; ``diverged``; ``missing``, not run or without
-        the step.
+        errors, and cells of nothing but rounding; ``diverged``; ``missing``, not run, without the
+        step, or above `LARGEST`.
     """
     name, stderr_name = VARIABLES[observable]
     if step in dataset["step"].values:
@@ -135,7 +138,7 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     table = (len(sizes), len(seeds))
     exists, present = np.zeros(table, bool), np.zeros(table, bool)
     exists[shape, seed] = True
-    sound = (status == OK) & np.isfinite(error)
+    sound = (status == OK) & (error < LARGEST)
     place = shape[sound], seed[sound]
     squares, noise = np.zeros(table), np.zeros(table)
     squares[place], present[place] = error[sound] ** 2, True

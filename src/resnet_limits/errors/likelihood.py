@@ -61,7 +61,7 @@ Model = Callable[[Array], tuple[Array, Array]]
 
 
 class UnfittableError(ArithmeticError):
-    """No parameters give a finite distance between law and errors; says why."""
+    """A law that cannot be fitted to these errors; says why."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,8 @@ def fit_power(
     Raises
     ------
     UnfittableError
-        If the squares of the errors are out of the range of floating-point numbers.
+        If no parameters give a finite distance between law and errors.
     """
-    _check_finite(study)
     X = np.column_stack([columns, np.ones(len(study.sizes))])
     known = np.zeros(len(X)) if offset is None else offset
     noise = study.mean_noise
@@ -175,11 +174,10 @@ def fit_terms(study: Study, draws: Draws, X: Array, bias: NDArray[np.bool_]) -> 
     Raises
     ------
     UnfittableError
-        If the squares of the errors are out of the range of floating-point numbers.
+        If no parameters give a finite distance between law and errors.
     """
     # In units in which every term alone would explain the errors on average.
     q = study.mean_squares
-    _check_finite(study)
     unit = np.exp(np.mean(np.log(q)[:, None] - np.log(X), axis=0))
     scaled = X * unit
     terms = X.shape[1]
@@ -215,11 +213,6 @@ def collinear(columns: Array) -> bool:
 
 
 # --- least squares --------------------------------------------------------------------------------
-
-
-def _check_finite(study: Study) -> None:
-    if not (np.isfinite(study.mean_squares) & np.isfinite(study.mean_noise)).all():
-        raise UnfittableError("squares of errors are out of the range of floating-point numbers")
 
 
 def _fit(
@@ -366,7 +359,7 @@ def _descend(
     logs, jacobian = model(parameters)
     before = _objective(logs, target, weights)
     if not np.isfinite(before):
-        raise UnfittableError("no parameters were found at which the law is above zero")
+        raise UnfittableError("no parameters give a finite distance between law and errors")
     for _ in range(_MAX_ITERATIONS):
         direction = _step(root[:, None] * jacobian, root * (target - logs), parameters, bounds)
         length = 1.0
