@@ -22,11 +22,20 @@ VARIABLES = {
 }
 """For each observable its distance and standard error in the errors store."""
 
+NOISE_SHARE = {"hidden": 1.0, "hidden_max_mean_abs": 2.0 / np.pi, "output": 1.0}
+"""What an error of a limit adds to the square of a distance, in units of its mean square.
+
+The square of a mean absolute value is 2/pi of the mean square, if coordinates are Gaussian.
+"""
+
 RESOLUTION = 10.0
 """An error is resolved if its shape's RMS exceeds this many of its own standard errors."""
 
 ROUNDING = 1e-12
 """Distances below this are rounding errors, whatever their standard error."""
+
+LARGEST = 1e150
+"""Distances above this have no square that a number holds, and count as missing."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Study:
     squares : ndarray, shape (shapes, seeds)
         Squared errors as measured; 0 where not used.
     noise : ndarray, shape (shapes, seeds)
-        Squared standard errors; 0 where not used.
+        Squared standard errors of the distance; 0 where not used.
     used : ndarray of bool, shape (shapes, seeds)
     resolved : ndarray of bool, shape (shapes, seeds)
         Cells that are used and stand out of their standard error.
@@ -111,8 +120,8 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     Study
         ``cells`` has ``total``; ``used``, all that ended well and exceed rounding;
         ``below_resolution``, those of the used that lie below `RESOLUTION` of their own standard
-        errors, and cells of nothing but rounding; ``diverged``; ``missing``, not run or without
-        the step.
+        errors, and cells of nothing but rounding; ``diverged``; ``missing``, not run, without the
+        step, or above `LARGEST`.
     """
     name, stderr_name = VARIABLES[observable]
     if step in dataset["step"].values:
@@ -129,10 +138,11 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     table = (len(sizes), len(seeds))
     exists, present = np.zeros(table, bool), np.zeros(table, bool)
     exists[shape, seed] = True
-    sound = (status == OK) & np.isfinite(error)
+    sound = (status == OK) & (error < LARGEST)
     place = shape[sound], seed[sound]
     squares, noise = np.zeros(table), np.zeros(table)
-    squares[place], noise[place], present[place] = error[sound] ** 2, stderr[sound] ** 2, True
+    squares[place], present[place] = error[sound] ** 2, True
+    noise[place] = NOISE_SHARE[observable] * stderr[sound] ** 2
     # A cell's standard error is held against its shape's RMS, not against its own error: leaving
     # out the smallest errors of a shape alone would make the others look larger than they are.
     mean = (squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]

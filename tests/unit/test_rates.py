@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy import optimize
 from synthetic import STEP, inside, table
 
+from resnet_limits.cells import make_study
 from resnet_limits.config import PAIRS
-from resnet_limits.errors import intervals
+from resnet_limits.errors import intervals, likelihood
 from resnet_limits.errors.rates import fit, fit_rates
 from resnet_limits.kinds import DIVERGED, NOT_RUN, SIZES
 from resnet_limits.laws import LAWS, OBSERVABLES, POWERS, variable_values
@@ -24,6 +25,7 @@ from resnet_limits.laws import LAWS, OBSERVABLES, POWERS, variable_values
 Law = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 GRID = [10, 20, 40, 80]
+DRAWS = 60
 FINE = [10, 16, 25, 40, 63, 100]
 A, B, C = 0.5, 0.8, 1.5
 
@@ -401,6 +403,82 @@ def test_a_bias_that_the_limits_error_is_along_is_found() -> None:
     assert abs(plain + 1) > 0.03
 
 
+@pytest.mark.parametrize("square", [0.4, 3.0])
+def test_the_product_has_the_size_of_the_limits_actual_error(square: float) -> None:
+    """Its square is c sigma^2: a product of rho sigma B alone would need a cosine above 1."""
+    dataset = wide_ode(scatter=0)
+    bias = dataset["hidden_rms"].values
+    stderr = np.full_like(bias, 0.3 * bias.min())
+    dataset["hidden_rms_stderr"].values[:] = stderr
+    product = 2 * 0.9 * np.sqrt(square) * bias * stderr
+    dataset["hidden_rms"].values[:] = np.sqrt(bias**2 + square * stderr**2 - product)
+    found = fit(dataset, "wide-mean_ode", "hidden", STEP)
+    assert found["exponent"] == pytest.approx(1.0, abs=1e-3)
+    assert found["noise"] == pytest.approx(square, rel=0.05)
+
+
+def near_the_standard_error(draw: int) -> xr.Dataset:
+    """A bias 1/L that falls through the standard error; both in a plane, at some angle."""
+    rng = np.random.default_rng([5, draw])
+    sigma, seeds = 1 / 90, 4
+    error = sigma * rng.normal(size=2)
+    bias = rng.normal(size=2)
+    bias /= np.sqrt((bias**2).mean())
+    cells = np.array([(2**n, 0, 8, k) for n in range(2, 9) for k in range(seeds)])
+    size = (1 + 0.02 * rng.normal(size=len(cells))) / cells[:, 0]
+    distance = np.sqrt(((size[:, None] * bias - error) ** 2).mean(axis=1))
+    dataset = table(cells, distance)
+    dataset["hidden_rms_stderr"].values[:] = sigma
+    return dataset
+
+
+def test_a_bias_as_small_as_the_limits_error_is_fitted() -> None:
+    """The two may cancel, so that next to nothing is left of the law in one shape."""
+    hits = 0
+    for draw in range(DRAWS):
+        found = fit(near_the_standard_error(draw), "wide-mean_ode", "hidden", STEP)
+        assert found["exponent"] is not None or found["reason"]
+        hits += found["exponent"] is not None and inside(1.0, found["exponent_interval"])
+    assert hits >= 0.85 * DRAWS
+
+
+def test_errors_of_which_no_number_holds_the_square_are_missing() -> None:
+    dataset = study(noise_law)
+    dataset["hidden_rms"].values[:2, 0] = 1e200, np.inf
+    found = fit(dataset, "finite-wide", "hidden", STEP)
+    assert found["cells"] == counts(256, missing=2)
+    assert found["exponent"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_law_that_cannot_be_fitted_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "_objective", lambda *_: np.inf)
+    for law, pair in ((noise_law, "finite-wide"), (hidden_law, "finite-dmft")):
+        for observable in ("hidden", "output"):
+            found = fit(study(law, FINE, FINE, FINE), pair, observable, STEP)
+            assert found["exponent"] is None
+            assert found["individual"] == dict.fromkeys(SIZES)
+            assert "no parameters give a finite distance" in found["reason"]
+            if "fixed_budget" in found:
+                assert found["fixed_budget"]["exponent"] is None
+
+
+@pytest.mark.parametrize("observable", ["hidden", "hidden_max_mean_abs"])
+def test_noise_adds_to_the_square_of_a_mean_absolute_value_as_it_does(observable: str) -> None:
+    """Of Gaussian d and e, the mean absolute value is that of their sum."""
+    rng = np.random.default_rng(0)
+    cells = np.array([(n, 8, 8, k) for n in (8, 16, 32, 64) for k in range(50)])
+    size = cells[:, 0] ** -0.5
+    sigma = size.min()
+    sums = size[:, None] * rng.normal(size=(len(cells), 2000)) + sigma * rng.normal(size=2000)
+    dataset = table(cells, np.sqrt((sums**2).mean(axis=1)))
+    dataset["hidden_max_mean_abs"].values[:, 0] = np.abs(sums).mean(axis=1)
+    dataset["hidden_rms_stderr"].values[:] = sigma
+    found = make_study(dataset, observable, STEP)
+    share = 1.0 if observable == "hidden" else 2 / np.pi
+    left = found.mean_squares - found.mean_noise
+    np.testing.assert_allclose(left, share / found.sizes[:, 0], rtol=0.05)
+
+
 def test_resolution_is_ten_standard_errors_of_the_cell() -> None:
     dataset = study(noise_law, scatter=0)
     for ratio, below in ((10.1, 0), (9.9, 1)):
@@ -454,6 +532,21 @@ def test_one_depth_leaves_a_floor_in_place_of_its_term() -> None:
     assert inside(A / 2, found["floor"]["amplitude_interval"])
     assert inside(B, found["terms"]["sqrt(D/(LM))"]["amplitude_interval"])
     assert inside(C, found["terms"]["1/sqrt(D)"]["amplitude_interval"])
+
+
+def test_a_floor_in_place_of_a_bias_is_one() -> None:
+    """The limits' error is along it or not, as it was along 1/L."""
+    dataset = study(
+        lambda L, M, D: 0.09 + 0 * D / (L * M), depth=[2], width=FINE, embed_dim=FINE, scatter=0
+    )
+    # Errors of the limits differ between shapes, so that a floor cannot take their place.
+    floor, sigma = 0.3, 0.1 * np.sqrt(dataset["embed_dim"].values[:, None] / 100.0)
+    noise = 0.01 * (dataset["embed_dim"] / dataset["width"]).values[:, None]
+    dataset["hidden_rms_stderr"].values[:] = sigma
+    dataset["hidden_rms"].values[:] = np.sqrt(floor**2 + noise + sigma**2 - sigma * floor)
+    found = fit(dataset, "finite-mean_ode", "hidden", STEP)
+    assert found["floor"]["amplitude"] == pytest.approx(floor, rel=0.01)
+    assert found["noise"] == pytest.approx(1.0, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -530,6 +623,14 @@ def test_errors_that_fall_faster_are_rejected() -> None:
     found = fit(dataset, "finite-dmft", "hidden", STEP)["fixed_budget"]
     assert found["exponent"] == pytest.approx(-1 / 3, abs=0.04)
     assert not inside(found["theory"], found["exponent_interval"])
+
+
+def test_all_that_keeps_best_shapes_from_counting_is_said() -> None:
+    dataset = study(hidden_law, WIDE_GRID, WIDE_GRID, WIDE_GRID, seeds=2)
+    dataset["hidden_rms_stderr"].values[:] = dataset["hidden_rms"].values.max()
+    reason = fit(dataset, "finite-dmft", "hidden", STEP)["fixed_budget"]["reason"]
+    assert "lies between the smallest and the largest D" in reason
+    assert "in 0 of these it stands out of the limits' standard error; 3 needed" in reason
 
 
 def test_best_shapes_at_the_edge_do_not_count() -> None:

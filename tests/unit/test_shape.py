@@ -129,6 +129,25 @@ def test_a_term_the_sum_hides_is_taken_from_its_own_pair() -> None:
     assert "D/(LM) is left out" in best_shape(output, 1e4, "output")["note"]
 
 
+def test_a_term_that_was_not_detected_is_kept_and_said() -> None:
+    unsure = rates(HIDDEN)
+    terms = unsure["pairs"][PAIR]["hidden"]["14"]["terms"]
+    terms["1/L"]["detected"] = False
+    best = best_shape(unsure, 1e4)
+    assert "1/L is kept, though not detected" in best["note"]
+    assert best["predicted_error"] == best_shape(rates(HIDDEN), 1e4)["predicted_error"]
+    assert "detected" not in best_shape(rates(HIDDEN), 1e4)["note"]
+    for term in terms.values():
+        term["detected"] = False
+    with pytest.raises(InputError, match=r"no term is detected.*at least one term detected"):
+        best_shape(unsure, 1e4)
+    # A pair that shows a term alone detects it.
+    unsure["pairs"]["mean_ode-dmft"] = {
+        "hidden": {"14": {"amplitude_at_theory": 1.5, "theory": 0.5}}
+    }
+    assert "1/sqrt(D) as measured by mean_ode-dmft" in best_shape(unsure, 1e4)["note"]
+
+
 def test_extrapolation_is_said() -> None:
     note = best_shape(rates(HIDDEN, width=8), 1e9)["note"]
     assert "D = " in note
@@ -172,8 +191,8 @@ def without_terms(reason: str) -> dict[str, Any]:
         ({"pairs": {"finite-wide": {}}}, "no fits of the pair"),
         ({"pairs": {PAIR: {"output": {"14": {}}}}}, "no fit of 'hidden'.*output"),
         (without_terms("no cell is left to fit"), "no cell is left to fit"),
-        ({"pairs": {PAIR: {"hidden": {"14": {"terms": {"1/L": None}}}}}}, "no amplitude"),
-        (rates(dict.fromkeys(HIDDEN, 0.0)), "no amplitude above zero"),
+        ({"pairs": {PAIR: {"hidden": {"14": {"terms": {"1/L": None}}}}}}, "no term is detected"),
+        (rates(dict.fromkeys(HIDDEN, 0.0)), "no term is detected"),
     ],
 )
 def test_rates_without_a_fit_are_refused(content: dict[str, Any], match: str) -> None:

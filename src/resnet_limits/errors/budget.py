@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_limits.cells import Study
 from resnet_limits.errors.intervals import Draws
-from resnet_limits.errors.likelihood import fit_power
+from resnet_limits.errors.likelihood import UnfittableError, fit_power
 from resnet_limits.errors.resolution import outstanding
 from resnet_limits.kinds import SIZES
 
@@ -80,16 +80,16 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
     ]
     if len(used) < _MIN_BINS:
         reason = (
-            f"in {len(used)} of {len(bins)} bins of P the best shape lies between the smallest "
-            f"and the largest D; {_MIN_BINS} needed"
+            f"in {int(inner.sum())} of {len(bins)} bins of P the best shape lies between the "
+            "smallest and the largest D"
         )
         if len(used) < inner.sum():
-            reason = (
-                f"in {len(used)} of {int(inner.sum())} bins of P the best shape stands out of the "
-                f"limits' standard error; {_MIN_BINS} needed"
-            )
-        return {**no_budget(theory, reason), "points": points}
-    line = fit_power(study.rows(used), draws, np.log(parameters[used])[:, None])
+            reason += f", and in {len(used)} of these it stands out of the limits' standard error"
+        return {**no_budget(theory, f"{reason}; {_MIN_BINS} needed"), "points": points}
+    try:
+        line = fit_power(study.rows(used), draws, np.log(parameters[used])[:, None])
+    except UnfittableError as why:
+        return {**no_budget(theory, str(why)), "points": points}
     return {
         "exponent": line.values[0],
         "exponent_interval": line.interval(0),

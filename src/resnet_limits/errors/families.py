@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from resnet_limits.cells import Study, make_study
 from resnet_limits.errors.intervals import MIN_SEEDS, Draws, interval_method, resample, strata
-from resnet_limits.errors.likelihood import fit_power
+from resnet_limits.errors.likelihood import UnfittableError, fit_power
 from resnet_limits.errors.rates import Fit, exponentiated, json_values
 from resnet_limits.errors.resolution import outstanding, warning
 from resnet_limits.kinds import SIZES, Shape
@@ -182,8 +182,9 @@ def _along(
 
 
 def _seed_variance(study: Study) -> Array:
-    """Variance of each shape's log squared error, from the scatter that all have in common.
+    """Variance of the log of each shape's mean square, from the scatter that all have in common.
 
+    One seed's log squared error has the pooled variance, and the mean over n seeds 1/n of it.
     Of shapes with few seeds the scatter would not be known well enough one by one.
     """
     ratio = np.where(study.used, study.squares / study.mean_squares[:, None] - 1.0, 0.0)
@@ -193,7 +194,7 @@ def _seed_variance(study: Study) -> Array:
     return variance
 
 
-def _misfit(residuals: Array, X: Array, variance: Array) -> float:
+def _excess_variance(residuals: Array, X: Array, variance: Array) -> float:
     """Estimate the variance about a line beyond that of the seeds (DerSimonian and Laird).
 
     Parameters
@@ -237,16 +238,19 @@ def _fit(
     part = study.rows(inside)
     variance = _seed_variance(part)
     misfit, precision = 0.0, None
-    # Without any scatter all shapes are known equally well.
-    if (variance > 0).all():
-        even = fit_power(part, draws, logs[:, None])
-        # How far each shape's error follows the law, and not the noise beside it.
-        law = np.exp(np.log(part.mean_squares) - even.residuals) - even.noise * part.mean_noise
-        share = law * np.exp(even.residuals) / part.mean_squares
-        X = share[:, None] * np.column_stack([logs, np.ones(len(logs))])
-        misfit = _misfit(even.residuals, X, variance)
-        precision = 1.0 / (variance + misfit)
-    line = fit_power(part, draws, logs[:, None], precision=precision)
+    try:
+        # Without any scatter all shapes are known equally well.
+        if (variance > 0).all():
+            even = fit_power(part, draws, logs[:, None])
+            # How far each shape's error follows the law, and not the noise beside it.
+            law = np.exp(np.log(part.mean_squares) - even.residuals) - even.noise * part.mean_noise
+            share = law * np.exp(even.residuals) / part.mean_squares
+            X = share[:, None] * np.column_stack([logs, np.ones(len(logs))])
+            misfit = _excess_variance(even.residuals, X, variance)
+            precision = 1.0 / (variance + misfit)
+        line = fit_power(part, draws, logs[:, None], precision=precision)
+    except UnfittableError as why:
+        return {**found, "reason": str(why)}
     return {
         **found,
         "exponent": line.values[0],

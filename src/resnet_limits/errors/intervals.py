@@ -80,10 +80,12 @@ class Draws:
         """
         blocks = changes.reshape(len(self.sizes), RESAMPLES, *changes.shape[1:])
         sizes = np.array(self.sizes, float).reshape(-1, *(1,) * (changes.ndim - 1))
-        # Resamples of n values scatter with the variance (n - 1)/n of an unbiased estimate.
+        # Resamples of n values scatter with (n - 1)/n of the variance of an unbiased estimate, and
+        # so does the bias that comes of scatter.
+        grown = sizes / (sizes - 1)
         return Spread(
-            blocks.mean(axis=1).sum(axis=0),
-            blocks.var(axis=1) * sizes / (sizes - 1),
+            (blocks.mean(axis=1) * grown).sum(axis=0),
+            blocks.var(axis=1) * grown,
             np.broadcast_to(sizes - 1, (len(self.sizes), *changes.shape[1:])),
         )
 

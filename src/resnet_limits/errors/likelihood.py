@@ -5,7 +5,7 @@ from the true limit and an error e of the limit, the mean square is |d|^2 + |e|^
 expectation of |e|^2 is the square of the standard error, sigma^2. Nothing is cut: with q the mean
 over seeds of the squares of a shape, the fit is least squares of
 
-    log q - log(law^2 + c sigma^2 - 2 rho sigma bias)
+    log q - log(law^2 + c sigma^2 - 2 rho sqrt(c) sigma bias)
 
 over shapes, as if q were the law and the noise times a log-normal scatter. A shape far above its
 standard error enters as its log does, and one far below with no weight on the law.
@@ -18,8 +18,10 @@ directions; and c is at most 4, so that a law that does not hold cannot hide in 
 
 The product d.e vanishes in the mean over networks where d is noise of their own, and its scatter is
 part of that over seeds. A bias (1/L, D/(LM)) lies in one direction, at some angle to e that all
-cells share: rho is its cosine, unknown, with mean 0 and standard deviation 1/2, and fitted along in
-the same way.
+cells share: rho is its cosine, unknown, with mean 0 and standard deviation 1/2. As |e| is
+sqrt(c) sigma, the product is rho sqrt(c) sigma bias, and the model is a square of a distance: never
+negative. rho is fitted along too, but in rounds: the bias in the product is held at what the round
+before found while law, c and rho move, and is renewed between rounds.
 """
 
 from __future__ import annotations
@@ -56,6 +58,10 @@ _LEAST_VARIANCE = 1e-12
 
 Model = Callable[[Array], tuple[Array, Array]]
 """From parameters (n,) to values (rows,) and their derivatives (rows, n)."""
+
+
+class UnfittableError(ArithmeticError):
+    """A law that cannot be fitted to these errors; says why."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,11 @@ def fit_power(
     -------
     Fitted
         With parameters (b, constant).
+
+    Raises
+    ------
+    UnfittableError
+        If no parameters give a finite distance between law and errors.
     """
     X = np.column_stack([columns, np.ones(len(study.sizes))])
     known = np.zeros(len(X)) if offset is None else offset
@@ -159,6 +170,11 @@ def fit_terms(study: Study, draws: Draws, X: Array, bias: NDArray[np.bool_]) -> 
     Fitted
         With parameters A, the squared amplitudes. The spread is that of a fit without bounds:
         where a term is not seen, its estimate hardly varies, and yet it may be there.
+
+    Raises
+    ------
+    UnfittableError
+        If no parameters give a finite distance between law and errors.
     """
     # In units in which every term alone would explain the errors on average.
     q = study.mean_squares
@@ -229,9 +245,11 @@ def _fit(
     def model(parameters: Array) -> tuple[Array, Array]:
         c, rho = parameters[count:]
         values, derivatives = squares(parameters[:count])
-        total = values + c * noise - rho * product
+        root = np.sqrt(c)
+        total = values + c * noise - rho * root * product
         positive = np.where(total > 0, total, 1.0)
-        slopes = np.column_stack([derivatives, noise, -product]) / positive[:, None]
+        by_noise = noise - 0.5 * rho / root * product
+        slopes = np.column_stack([derivatives, by_noise, -root * product]) / positive[:, None]
         logs = np.where(total > 0, np.log(positive), -np.inf)
         # The last observations are those of c and rho.
         known = np.zeros((2, count + 2))
@@ -243,11 +261,14 @@ def _fit(
     fixed = 1e6 * weights.sum()
     w = np.append(weights, [fixed, fixed])
     ends = [_descend(np.append(start, [1.0, 0.0]), model, target, w, bounds) for start in starts]
-    parameters = min(ends, key=lambda end: _misfit(model(end)[0], target, w))
+    parameters = min(ends, key=lambda end: _objective(model(end)[0], target, w))
     prior = np.array([NOISE_SPREAD, ALIGNMENT_SPREAD])
     for _ in range(_ROUNDS):
         # Held while the parameters move, as its root has no slope where there is no bias.
         product = 2 * np.sqrt(biased(parameters[:count]) * noise)
+        if not np.isfinite(model(parameters)[0]).all():
+            # Bias and error of a limit may cancel in one shape; without a product nothing does.
+            parameters[-1] = 0.0
         uncertain = np.array([(part > _SMALL_SHARE * q).any() for part in (noise, product)])
         if not uncertain.any():
             break
@@ -314,7 +335,8 @@ def _spread(
     return spread.plus(misfit, float(degrees))
 
 
-def _misfit(logs: Array, target: Array, weights: Array) -> float:
+def _objective(logs: Array, target: Array, weights: Array) -> float:
+    """Give the sum of weights (target - logs)^2; infinite where the model is not positive."""
     if not np.isfinite(logs).all():
         return np.inf
     return float((weights * (target - logs) ** 2).sum())
@@ -335,14 +357,16 @@ def _descend(
     root = np.sqrt(weights)
     parameters = np.clip(start, *bounds)
     logs, jacobian = model(parameters)
-    before = _misfit(logs, target, weights)
+    before = _objective(logs, target, weights)
+    if not np.isfinite(before):
+        raise UnfittableError("no parameters give a finite distance between law and errors")
     for _ in range(_MAX_ITERATIONS):
         direction = _step(root[:, None] * jacobian, root * (target - logs), parameters, bounds)
         length = 1.0
         for _ in range(20):
             trial = np.clip(parameters + length * direction, *bounds)
             found, slopes = model(trial)
-            after = _misfit(found, target, weights)
+            after = _objective(found, target, weights)
             if after <= before:
                 break
             length *= 0.5

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from resnet_limits.cells import Study, make_study
 from resnet_limits.errors.budget import fit_budget, no_budget
 from resnet_limits.errors.intervals import Draws, interval_method, resample, strata
-from resnet_limits.errors.likelihood import Fitted, collinear, fit_power, fit_terms
+from resnet_limits.errors.likelihood import (
+    Fitted,
+    UnfittableError,
+    collinear,
+    fit_power,
+    fit_terms,
+)
 from resnet_limits.errors.resolution import needed_tolerance, outstanding, warning
 from resnet_limits.kinds import SIZES
 from resnet_limits.laws import BIASES, OBSERVABLES, POWERS, Law, law_of, variable_values
@@ -199,7 +205,10 @@ def _power_fit(study: Study, draws: Draws, law: Law) -> Fit:
     found: Fit = {"range": _range(x)}
     if not seen.any():
         return {**found, "reason": "no shape stands out of the limits' standard error"}
-    fixed = fit_power(study, draws, np.empty((len(x), 0)), theory * log_x, bias=bias)
+    try:
+        fixed = fit_power(study, draws, np.empty((len(x), 0)), theory * log_x, bias=bias)
+    except UnfittableError as why:
+        return {**found, "reason": str(why)}
     found |= {
         "amplitude_at_theory": math.exp(fixed.values[0]),
         "amplitude_at_theory_interval": exponentiated(fixed.interval(0)),
@@ -242,7 +251,10 @@ def _individual_fits(study: Study, draws: Draws, law: Law) -> dict[str, Fit | No
         np.column_stack([columns, np.ones(len(columns))])[seen]
     ):
         return result
-    fitted = fit_power(study, draws, columns, bias=law.is_bias)
+    try:
+        fitted = fit_power(study, draws, columns, bias=law.is_bias)
+    except UnfittableError:
+        return result
     for k, (name, values) in enumerate(logs.items()):
         if distinct(values[seen]) < _MIN_VALUES:
             continue
@@ -283,8 +295,14 @@ def _joint_fit(study: Study, draws: Draws, terms: Sequence[str]) -> Fit:
         return {**found, "reason": _too_noisy("shapes", int(seen.sum()), X.shape[1] + 1)}
     if collinear((X / study.mean_squares[:, None])[seen]):
         return {**found, "reason": "these shapes do not tell the terms apart"}
-    bias = np.array([name in BIASES for name in varying] + [False] * bool(constant))
-    fitted = fit_terms(study, draws, X, bias)
+    bias = [name in BIASES for name in varying]
+    if constant:
+        # The floor is a bias where any of the terms that it stands for is.
+        bias.append(not BIASES.isdisjoint(constant))
+    try:
+        fitted = fit_terms(study, draws, X, np.array(bias))
+    except UnfittableError as why:
+        return {**found, "reason": str(why)}
     found["terms"] = {}
     for k, name in enumerate(varying):
         term = _amplitude(fitted, k)

@@ -146,29 +146,37 @@ def _number(value: Any) -> float | None:
 def _amplitudes(
     rates: Mapping[str, Any], fit: Mapping[str, Any], observable: str, at: str, notes: list[str]
 ) -> dict[str, float]:
-    """Amplitudes of all terms; one that the sum does not show is taken from its own pair."""
+    """Amplitudes of all terms; one that the sum does not show is taken from its own pair.
+
+    One that neither shows is kept as estimated, as long as others are detected: it may be there.
+    """
     law = law_of(PAIR, observable)
     joint = _mapping(fit["terms"])
-    found = {}
+    found, detected = {}, False
     for name in law.terms:
         term = _mapping(joint.get(name))
         amplitude = _number(term.get("amplitude"))
-        if amplitude is None or amplitude == 0 or term.get("detected") is False:
+        measured = amplitude if term.get("detected") is not False else None
+        if not measured:
             pair, theory = ALONE.get(name, ("", 0.0))
             steps = _mapping(_mapping(_mapping(rates.get("pairs")).get(pair)).get(observable))
             alone = _mapping(steps.get(at))
-            measured = _number(alone.get("amplitude_at_theory"))
             # The terms of a pair of its own may follow another power in another observable.
-            if measured and alone.get("theory") == theory:
+            if alone.get("theory") == theory:
+                measured = _number(alone.get("amplitude_at_theory"))
+            if measured:
                 amplitude = measured
                 notes.append(f"{name} as measured by {pair}")
+            elif amplitude:
+                notes.append(f"{name} is kept, though not detected")
+        detected |= bool(measured)
         if amplitude:
             found[name] = amplitude
         else:
             notes.append(f"{name} is left out: not detected")
-    if not found:
+    if not detected:
         raise InputError(
-            f"rates: no amplitude above zero in {observable} of {PAIR} at step {at}; "
+            f"rates: no term is detected in {observable} of {PAIR} at step {at}; "
             "allowed: a fit with at least one term detected"
         )
     return found
