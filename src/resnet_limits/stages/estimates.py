@@ -138,10 +138,11 @@ def _scales(experiment: Experiment) -> Scales:
 def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]:
     """Those that the pilot is thought to try; the last is what all limits take."""
     guessed = limit_cost.quadratures(work("dmft", experiment), _scales(experiment))
-    known = None
-    # A pipeline may remove or replace it at any time.
-    with suppress(OSError):
-        known = store and _planned(str(store), store.stat().st_mtime_ns)
+    known: Quadrature | None = None
+    if store is not None:
+        # A pipeline may remove or replace it at any time.
+        with suppress(OSError):
+            known = _planned(str(store), store.stat().st_mtime_ns)
     if known is None:
         return guessed
     compiled = guessed[-1].compiled and known.single
