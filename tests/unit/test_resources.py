@@ -124,3 +124,14 @@ def test_a_site_says_what_only_jobs_with_a_gpu_need(tiny_experiment: Make) -> No
         "cpu": {"gpu": 0},
         "cuda": {"gpu": 1, "slurm_partition": "gpu", "gres": "gpu:a100:1"},
     }
+
+
+def test_fits_of_a_large_study_stay_far_within_what_their_rule_asks_for(
+    tiny_experiment: Make,
+) -> None:
+    """3375 shapes of 5 seeds in 5 pairs took 4.6 s on one core, and 290 MiB."""
+    sizes = list(range(2, 17))
+    grid = {"depth": sizes, "width": sizes, "embed_dim": sizes}
+    large = tiny_experiment(sweep={"grid": grid, "seeds": 5})
+    assert 2 < estimates.seconds("rates", large) < 10
+    assert estimates.megabytes("rates", large) < 2000
