@@ -11,6 +11,7 @@ from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.limits import depth, models
 from resnet_limits.limits.models import Limits, Plan, standard_error
+from resnet_limits.limits.solver import LimitError
 from resnet_limits.problem import embedding_rows, gram_root, limit_gram_root, make_problem
 
 
@@ -44,7 +45,8 @@ def case():
 def test_a_limit_is_as_near_to_its_value_with_many_nodes_as_its_error_says(monkeypatch, case):
     monkeypatch.setattr(models, "_DEPTH_POINTS", 256)
     limits, root, plan = case
-    finer = replace(plan, points=1 << 13, nodes=24, iteration_tolerance=1e-7)
+    plan = replace(plan, points=2048, replicates=4)
+    finer = replace(plan, nodes=24)
     exact = limits._trajectory(root(2, 3), depth.continuous, finer, "").output.mean(axis=0)
     found = limits.mean_ode(root(2, 3), plan)
     assert found.nodes > plan.nodes
@@ -58,6 +60,7 @@ def test_what_nodes_cannot_mend_is_in_the_standard_error(monkeypatch, case):
     monkeypatch.setattr(models, "_DEPTH_POINTS", 256)
     monkeypatch.setattr(models.plans, "MAX_NODES", 8)
     limits, root, plan = case
+    plan = replace(plan, points=2048, replicates=4)
     found = limits.mean_ode(root(2, 3), plan)
     scatter, change = standard_error(found.trajectory.output), found.depth_change.output
     assert found.nodes == 8
@@ -122,3 +125,102 @@ def test_a_divergence_that_finer_nodes_do_not_confirm_is_none(monkeypatch, case)
     assert solves(5, -1) == (-1, 12)
     assert solves(5, 5) == (5, 8)
     assert solves(-1, -1) == (-1, 8)
+
+
+def stand_in(monkeypatch, sound, ends):
+    """Let solutions end as told by their number of nodes; return the nodes that were asked for."""
+    asked = []
+
+    def trajectory(_self, _root, _grid, plan, name, **_options):
+        asked.append(plan.nodes)
+        end = ends[plan.nodes]
+        if end is None:
+            raise LimitError(f"{name}: not settled", 3)
+        return replace(sound, diverged_step=end)
+
+    monkeypatch.setattr(Limits, "_trajectory", trajectory)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def sound(case):
+    limits, root, plan = case
+    few = replace(plan, points=512, replicates=2)
+    return limits._trajectory(root(64, 0), depth.continuous, few, "")
+
+
+def test_a_confirmed_divergence_keeps_the_change_of_its_own_nodes(monkeypatch, case, sound):
+    limits, root, plan = case
+    stand_in(monkeypatch, sound, {8: 5, 12: 5})
+    monkeypatch.setattr(
+        Limits,
+        "_depth_change",
+        lambda self, _root, _grid, plan, *_more: self._constant_change(plan.nodes, 0.0),
+    )
+    found = limits.mean_ode(root(64, 0), replace(plan, tolerance=math.inf))
+    assert found.nodes == 8
+    assert (found.depth_change.output == 8).all()
+
+
+def test_nothing_is_solved_again_where_all_layers_are_nodes(monkeypatch, case, sound):
+    limits, root, plan = case
+    asked = stand_in(monkeypatch, sound, {8: 5, 12: 5})
+    assert limits.wide(root(64, 0), 6, plan).trajectory.diverged_step == 5
+    assert asked == [8]
+    asked.clear()
+    grid = partial(depth.layered, 9)
+    assert limits._bounded(root(64, 0), grid, plan, "")[1].diverged_step == 5
+    assert asked == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({8: 5, 12: 5}, "diverges at step 5"),
+        ({8: 5, 12: 6}, "diverges at step 6"),
+        ({8: None, 12: None}, "not settled: "),
+        ({8: 5, 12: -1}, None),
+        ({8: None, 12: -1}, None),
+    ],
+)
+def test_the_dmft_limit_fails_only_where_more_nodes_confirm_it(
+    monkeypatch, case, sound, ends, message
+):
+    limits, _root, plan = case
+    asked = stand_in(monkeypatch, sound, ends)
+    if message is None:
+        assert limits._reference(plan)[0].nodes == 12
+    else:
+        with pytest.raises(LimitError, match=message):
+            limits._reference(plan)
+    assert asked == [8, 12]
+
+
+def test_a_change_that_was_not_seen_is_filled_in_a_copy(case, sound):
+    unseen = case[0]._constant_change(math.nan, math.inf)
+    filled = unseen.filled(sound)
+    np.testing.assert_array_equal(filled.output, sound.output.mean(axis=0))
+    assert np.isnan(unseen.output).all()
+
+
+@pytest.mark.parametrize("excess", [math.inf, math.nan])
+def test_no_number_of_points_mends_an_error_that_is_not_finite(case, excess):
+    plan = case[2]
+    assert models.plans.with_more_points(plan, excess) is None
+    assert models.plans.with_more_points(plan, 1e200).points == 16 * plan.points
+    assert models.plans.with_more_points(plan, 1.1).points == plan.points
+
+
+def test_points_are_drawn_once_whatever_the_nodes(monkeypatch, case):
+    limits, _root, plan = case
+    limits = Limits(limits.dynamics, limits.limit_root)
+    drawn = []
+    draw = models.quadrature.sobol
+    monkeypatch.setattr(
+        models.quadrature, "sobol", lambda *a, **k: drawn.append(1) or draw(*a, **k)
+    )
+    for other in ({}, {"nodes": 12}, {"tolerance": 1.0}, {"iteration_tolerance": 1e-5}):
+        limits._sample(replace(plan, points=64, **other), range(2), shared=False, kept=True)
+    assert len(drawn) == 1
+    limits._sample(replace(plan, points=64, root_seed=1), range(2), shared=False, kept=True)
+    assert len(drawn) == 2

@@ -93,3 +93,7 @@ def test_every_store_has_the_seeds_of_its_cell(experiment):
         "finite L4 D4": [0, 1],
         "asked for": [5],
     }
+    for name in ("mean_ode D4", "wide L4 D4"):
+        nodes = found[name]["nodes"]
+        assert nodes.dims == ("seed",)
+        assert (nodes >= found[name].attrs["plan_nodes"]).all()

@@ -396,17 +396,18 @@ class Limits:
         plan: Plan,
         name: str,
         replicates: range | None = None,
+        most: int | None = None,
     ) -> tuple[Plan, Trajectory]:
         """Solve with as many depth nodes as a bounded state takes, those of the plan or more.
 
         Too few nodes may have no bounded state where the limit has one, so that a divergence counts
         only if half as many nodes more confirm it, or if all layers are nodes.
         """
-        used = plan
+        used, most = plan, plans.MAX_NODES if most is None else most
         diverged: tuple[Plan, Trajectory] | None = None
         while True:
-            more = min(plans.MAX_NODES, plans.finer(used.nodes))
-            last = used.nodes >= plans.MAX_NODES or grid(more).nodes == grid(used.nodes).nodes
+            more = min(most, plans.finer(used.nodes))
+            last = used.nodes >= most or grid(more).nodes == grid(used.nodes).nodes
             try:
                 trajectory = self._trajectory(root, grid, used, name, replicates=replicates)
             except LimitError:
@@ -421,10 +422,10 @@ class Limits:
             used = replace(used, nodes=more)
 
     def _reference(self, plan: Plan, replicates: range | None = None) -> tuple[Plan, Trajectory]:
-        """Solve the DMFT limit, which everything else is measured against."""
-        root, grid = self.limit_root, depth.continuous
+        """Solve the DMFT limit, with no more than one refinement: a failure is to be told soon."""
+        root, grid, most = self.limit_root, depth.continuous, plans.finer(plan.nodes)
         try:
-            used, trajectory = self._bounded(root, grid, plan, "dmft", replicates)
+            used, trajectory = self._bounded(root, grid, plan, "dmft", replicates, most)
         except LimitError as error:
             cause = likely_cause(self.dynamics, root, error.step)
             raise LimitError(f"{error}: {cause}", error.step) from None
