@@ -131,7 +131,7 @@ cells = []
 def before(cell):
     cells.append(cell)
     if len(cells) == 3:
-        more = b"x" * (900 * 2**20)
+        more = b"x" * (600 * 2**20)
         time.sleep(6)
 """
     )

@@ -28,7 +28,9 @@ def _on_gpus(*rules: str) -> list[str]:
 
 def test_each_job_has_one_gpu_for_itself_and_a_third_waits(site: Site) -> None:
     site.hook(SLOW)
-    site.tree.replace("rules/common.smk", "MOST_BUNDLES = 120, 64", "MOST_BUNDLES = 0.01, 3")
+    bundles = "src/resnet_limits/stages/bundles.py"
+    site.tree.replace(bundles, "_BUNDLE_SECONDS = 120.0", "_BUNDLE_SECONDS = 0.01")
+    site.tree.replace(bundles, "MOST_BUNDLES = 64", "MOST_BUNDLES = 3")
     site.finish(site.start("networks", *_on_gpus("finite_01", "finite_02", "finite_03")))
     jobs = site.jobs("finite")
     assert len(jobs) == 3

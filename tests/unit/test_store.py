@@ -673,9 +673,9 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path, make_datas
     assert not path.exists()
     assert len(leftovers(tmp_path)) == 1
     # The next writer of the same name cleans up, but touches no other's work in progress.
-    running = tmp_path / f".a.zarr.{socket.gethostname()}-{os.getpid()}-0.tmp"
-    elsewhere = tmp_path / ".a.zarr.another-host-1-0.tmp"
-    old = tmp_path / ".a.zarr.another-host-1-1.tmp"
+    running = tmp_path / f".a.zarr.{socket.gethostname()}-{os.getpid()}-00000000.tmp"
+    elsewhere = tmp_path / ".a.zarr.another-host-1-00000000.tmp"
+    old = tmp_path / ".a.zarr.another-host-1-00000001.tmp"
     for folder in (running, elsewhere, old):
         folder.mkdir()
     (old / "zarr.json").touch()
@@ -688,7 +688,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path, make_datas
 
 @pytest.mark.parametrize("name", ["results", "a.nc", "a.zip", "zarr"])
 def test_other_names_are_refused(tmp_path, make_dataset, name):
-    with pytest.raises(StoreError, match=r"must end in \.zarr"):
+    with pytest.raises(StoreError, match=r"allowed: \.zarr or \.zarr\.zip"):
         write(make_dataset("dmft"), tmp_path / name, "dmft")
 
 

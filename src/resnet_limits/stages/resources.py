@@ -20,6 +20,10 @@ GPU_SECONDS = 60.0
 """Less than this on a core is not worth waiting for a GPU."""
 
 _GPU_SITE = "gpu_"
+# A cluster counts the two Snakemakes around a job as its memory, about 120 MB each.
+_SNAKEMAKE_MB = 300
+# What CUDA's libraries and its context take of a node's memory: not measured, as reported of torch.
+_CUDA_MB = 3000
 
 
 def _seconds(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> float:
@@ -27,8 +31,9 @@ def _seconds(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> float:
 
 
 def mem_mb(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
-    """Memory of a job, in MiB: that of its largest cell."""
-    return max(estimates.megabytes(kind, experiment, **cell) for cell in cells)
+    """Memory of a job, in MiB: that of its largest cell, and what comes with every job."""
+    largest = max(estimates.megabytes(kind, experiment, **cell) for cell in cells)
+    return largest + _SNAKEMAKE_MB + (_CUDA_MB if gpus(kind, experiment, cells) else 0)
 
 
 def minutes(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
