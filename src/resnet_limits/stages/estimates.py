@@ -141,7 +141,8 @@ def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]
     known = None
     # A pipeline may remove or replace it at any time.
     with suppress(OSError):
-        known = store and _planned(str(store), store.stat().st_mtime_ns)
+        if store is not None:
+            known = _planned(str(store), store.stat().st_mtime_ns)
     if known is None:
         return guessed
     compiled = guessed[-1].compiled and known.single
