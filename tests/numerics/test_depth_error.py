@@ -45,8 +45,7 @@ def case():
 def test_a_limit_is_as_near_to_its_value_with_many_nodes_as_its_error_says(monkeypatch, case):
     monkeypatch.setattr(models, "_DEPTH_POINTS", 256)
     limits, root, plan = case
-    plan = replace(plan, points=2048, replicates=4)
-    finer = replace(plan, nodes=24)
+    finer = replace(plan, points=1 << 13, nodes=24, iteration_tolerance=1e-7)
     exact = limits._trajectory(root(2, 3), depth.continuous, finer, "").output.mean(axis=0)
     found = limits.mean_ode(root(2, 3), plan)
     assert found.nodes > plan.nodes
