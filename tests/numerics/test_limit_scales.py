@@ -203,7 +203,7 @@ def test_properties_are_the_units_own():
 def test_raw_targets_are_blamed_when_the_limit_is_not_found(kind):
     experiment, problem = make(rate=0.5, trained=False)
     dynamics = make_dynamics(experiment, problem)
-    raw = replace(dynamics, targets=150 * dynamics.targets, loss=Loss(kind))
+    raw = replace(dynamics, targets=1500 * dynamics.targets, loss=Loss(kind))
     with pytest.raises(LimitError, match=r"at step \d.*likely cause: targets of size 2.*divide y"):
         limits_of(experiment, problem, raw).dmft(Plan("sobol", 512, 2, 6, 0, "float32", 1e-6))
 

@@ -71,7 +71,8 @@ def likely_cause(dynamics: Dynamics, limit_root: Array, step: int | None = None)
     rate = max(dynamics.rate_in, dynamics.rate_out, dynamics.rate_embedding)
     with np.errstate(all="ignore"):
         change = float(np.float64(rate) * w * z / alpha)
-    moved = step != 0 and change > 0
+    # States that start at 0 move too, where embeddings are trained.
+    moved = step != 0 and rate > 0 and z > 0
     factors = [
         _Factor(inputs, f"inputs of size {inputs:.3g}", f"divide x by {inputs:.3g}"),
         _Factor(embedding, f"model.init_std.embedding {embedding:.3g}", "lower it to about 1"),
