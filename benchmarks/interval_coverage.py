@@ -338,16 +338,21 @@ def table(
     columns = [f"{seeds} seeds" for seeds in numbers]
     yield f"| study | of | below | {' | '.join(columns)} |"
     yield "| --- | --- | --- |" + " --- |" * len(columns)
+    inside, total = 0, 0
     for name, below in itertools.product(names, parts):
         results = [
             hits(SETTINGS[name], seeds, below, draws, root=root, old=old) for seeds in numbers
         ]
         measured = np.mean([result[1] for result in results])
         for what in results[0][0]:
+            total += len(results)
+            inside += sum(BAND[0] <= result[0][what] <= BAND[1] for result in results)
             values = [
                 f"{100 * coverage[what]:.1f} ({width[what]:.2g})" for coverage, _, width in results
             ]
             yield f"| {name} | {what} | {100 * measured:.0f} % | {' | '.join(values)} |"
+    yield ""
+    yield f"{inside} of {total} lie within {100 * BAND[0]:g} to {100 * BAND[1]:g} %."
 
 
 def main() -> None:

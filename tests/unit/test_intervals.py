@@ -72,14 +72,12 @@ def test_bias_of_the_log_of_a_mean_is_half_its_relative_variance(seeds: int) -> 
     """The unbiased variance, of which few resampled seeds show too little."""
     values = 1 + 0.05 * np.random.default_rng(0).normal(size=seeds)
     draws = resample(np.zeros(seeds, int), 0)
-    found = draws.spread(np.log(draws.weights @ values / seeds / values.mean())).bias
-    # The mean over resamples of the log is far off, that of its square is not.
-    relative = draws.weights @ values / seeds / values.mean() - 1
-    expected = relative.mean() - 0.5 * values.var(ddof=1) / seeds / values.mean() ** 2
-    grown = seeds / (seeds - 1)
-    assert float(found) == pytest.approx(
-        expected + (grown - 1) * relative.mean(), rel=0.1, abs=1e-7
-    )
+    ratio = draws.weights @ values / seeds / values.mean()
+    # What the mean of these resamples is off by is chance.
+    chance = (ratio.mean() - 1) * seeds / (seeds - 1)
+    expected = -0.5 * values.var(ddof=1) / seeds / values.mean() ** 2
+    found = float(draws.spread(np.log(ratio)).bias) - chance
+    assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_degrees_of_freedom_are_those_of_the_source_that_matters() -> None:

@@ -2,7 +2,8 @@
 
 Along a family depth and embedding dimension are powers of P, so that every term of a law is one
 too, and the slowest of them is the theory. Per shape the mean square over its seeds is taken; the
-exponent is that of a power of the actual P, fitted like all others (`likelihood`), with weights.
+exponent is that of a power of the actual P, fitted like all others (`likelihood`), with weights
+that are one over the variance of a shape's log mean square.
 """
 
 from __future__ import annotations
