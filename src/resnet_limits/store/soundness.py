@@ -141,6 +141,8 @@ def _names(path: Path) -> set[str]:
     if is_zip(path):
         with zipfile.ZipFile(path) as archive:
             return set(archive.namelist())
+    if not path.is_dir():
+        raise StoreError(f"{path}: is neither a folder nor a zip file")
     return {file.relative_to(path).as_posix() for file in store_files(path)}
 
 
