@@ -9,6 +9,7 @@ for the choice. Nothing here imports torch, so that the workflow can plan with i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from resnet_limits.work import Work
 
@@ -193,6 +194,8 @@ def peak_bytes(engine: str, work: Work) -> int:
     return network + _DOUBLE * numbers + work.saved + work.saved // 2
 
 
+# Time and memory of one network ask for it several times in a row, of thousands of networks.
+@lru_cache(maxsize=8)
 def choose(work: Work) -> Choice:
     """Choose the cheaper engine among those that need little memory.
 
