@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from test_provenance import CELLS
 
 from resnet_limits import config, provenance
 from resnet_limits.config import Experiment, experiment_from_dict
@@ -24,16 +25,6 @@ from resnet_limits.config import sweep as sweep_module
 from resnet_limits.provenance import stage_key, stage_module
 
 PACKAGE = provenance.PACKAGE_DIRECTORY
-CELLS: dict[str, dict[str, int | str]] = {
-    "problem": {},
-    "dmft": {},
-    "mean_ode": {"embed_dim": 4},
-    "wide": {"depth": 2, "embed_dim": 4},
-    "finite": {"depth": 2, "width": 8, "embed_dim": 4},
-    "errors": {},
-    "rates": {},
-    "figures": {"name": "loss"},
-}
 # What no result depends on, each with the reason.
 NO_RESULT = {
     "SweepConfig.count": "only for the bound on the number of cells and its message",

@@ -13,7 +13,7 @@ from resnet_limits import devices
 from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.interpolation import interpolation_matrix
-from resnet_limits.kinds import DIVERGED, NOT_RUN, OK
+from resnet_limits.kinds import DIVERGED, NOT_RUN, OK, SYMBOLS
 from resnet_limits.limits import cost, kernels
 from resnet_limits.limits import plan as plans
 from resnet_limits.limits.models import (
@@ -237,6 +237,31 @@ def _each_seed(
     )
 
 
+def _of_cell(
+    kind: str,
+    cell: dict[str, int],
+    solve: Callable[[Limits, np.ndarray, Plan, str], LimitSolution],
+    experiment: Experiment,
+    dmft: xr.Dataset,
+    seeds: Sequence[int] | None,
+    made: Problem | None,
+) -> xr.Dataset:
+    """Solve the limit of one cell for every seed, by the plan of the DMFT limit."""
+    problem, limits, device = _prepare(experiment, made)
+    plan = _plan_of(dmft)
+    where = " ".join(f"{SYMBOLS[name]}={size}" for name, size in cell.items())
+    used = list(experiment.cell_seeds(**cell) if seeds is None else seeds)
+    _admit(limits, plan, len(used), f"{kind} {where}", cell.get("depth", 0))
+
+    def solve_seed(root: np.ndarray, seed: int) -> LimitSolution:
+        return solve(limits, root, plan, f"{where} seed={seed}")
+
+    dataset = _each_seed(experiment, problem, plan, cell["embed_dim"], used, solve_seed, device)
+    dataset.attrs |= cell
+    logger.info("%s %s: solved for %d seeds", kind, where, dataset.sizes["seed"])
+    return dataset
+
+
 def mean_ode(
     experiment: Experiment,
     embed_dim: int,
@@ -264,18 +289,11 @@ def mean_ode(
     MemoryRefusedError
         If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment, made)
-    plan = _plan_of(dmft)
 
-    def solve(root: np.ndarray, seed: int) -> LimitSolution:
-        return limits.mean_ode(root, plan, f"D={embed_dim} seed={seed}")
+    def solve(limits: Limits, root: np.ndarray, plan: Plan, label: str) -> LimitSolution:
+        return limits.mean_ode(root, plan, label)
 
-    used = experiment.cell_seeds(embed_dim=embed_dim) if seeds is None else seeds
-    _admit(limits, plan, len(used), f"mean_ode D={embed_dim}")
-    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
-    dataset.attrs["embed_dim"] = embed_dim
-    logger.info("mean_ode D=%d: solved for %d seeds", embed_dim, dataset.sizes["seed"])
-    return dataset
+    return _of_cell("mean_ode", {"embed_dim": embed_dim}, solve, experiment, dmft, seeds, made)
 
 
 def wide(
@@ -306,15 +324,9 @@ def wide(
     MemoryRefusedError
         If it would not fit in memory.
     """
-    problem, limits, device = _prepare(experiment, made)
-    plan = _plan_of(dmft)
 
-    def solve(root: np.ndarray, seed: int) -> LimitSolution:
-        return limits.wide(root, depth, plan, f"L={depth} D={embed_dim} seed={seed}")
+    def solve(limits: Limits, root: np.ndarray, plan: Plan, label: str) -> LimitSolution:
+        return limits.wide(root, depth, plan, label)
 
-    used = experiment.cell_seeds(depth=depth, embed_dim=embed_dim) if seeds is None else seeds
-    _admit(limits, plan, len(used), f"wide L={depth} D={embed_dim}", depth)
-    dataset = _each_seed(experiment, problem, plan, embed_dim, list(used), solve, device)
-    dataset.attrs |= {"depth": depth, "embed_dim": embed_dim}
-    logger.info("wide L=%d D=%d: solved for %d seeds", depth, embed_dim, dataset.sizes["seed"])
-    return dataset
+    cell = {"depth": depth, "embed_dim": embed_dim}
+    return _of_cell("wide", cell, solve, experiment, dmft, seeds, made)
