@@ -8,6 +8,7 @@ from resnet_limits.provenance.code import PACKAGE_DIRECTORY, code_hash
 from resnet_limits.provenance.keys import (
     SEEDED,
     STAGES,
+    cell_key,
     cell_seeds,
     stage_key,
     stage_module,
@@ -19,6 +20,7 @@ __all__ = [
     "PACKAGE_DIRECTORY",
     "SEEDED",
     "STAGES",
+    "cell_key",
     "cell_seeds",
     "code_hash",
     "collect",

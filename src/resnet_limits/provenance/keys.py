@@ -134,6 +134,14 @@ def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:
             }
         )
     )
+    return cell_key(common, stage, experiment, **cell)
+
+
+def cell_key(common: str, stage: str, experiment: Experiment, **cell: int | str) -> str:
+    """Give the `stage_key` of one cell, from the part `common` that all cells of a stage share.
+
+    Of thousands of cells, that part is found once. Without sizes it is the key.
+    """
     if not cell:
         return common
     seeds = {"seeds": _ends(cell_seeds(stage, experiment, **cell))} if stage in SEEDED else {}

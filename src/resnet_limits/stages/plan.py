@@ -148,12 +148,13 @@ def look(experiment: Experiment, paths: Paths) -> There:
     there = There()
     for kind in KINDS:
         values = cache(lambda kind=kind: provenance.values_read(kind, experiment))
+        common = provenance.stage_key(kind, experiment)
         for cell in cells(kind, experiment):
             path, store = paths.manifest(kind, **cell), paths.store(kind, **cell)
             manifest = _manifest(path, path, there)
             # Also without a manifest, which is gone when a job was stopped.
             old = manifest or integrity.attributes(store)
-            key = provenance.stage_key(kind, experiment, **cell) if old else None
+            key = provenance.cell_key(common, kind, experiment, **cell) if old else None
             if not old or old.get("stage_key") == key:
                 if manifest:
                     there.current[path] = (store, manifest)

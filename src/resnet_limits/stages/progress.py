@@ -204,9 +204,10 @@ def survey(experiment: Experiment, paths: Paths) -> Survey:
     done = integrity.matching_manifest(paths.manifest("dmft"), key)
     dmft = paths.store("dmft") if done else None
     for kind, count in counts.items():
+        common = provenance.stage_key(kind, experiment)
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
-            key = provenance.stage_key(kind, experiment, **cell)
+            key = provenance.cell_key(common, kind, experiment, **cell)
             cost = estimates.seconds(kind, experiment, dmft, **cell)
             count.results += 1
             facts = integrity.matching_manifest(manifest, key)
