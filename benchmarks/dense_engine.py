@@ -64,7 +64,7 @@ class Measured:
 def problem(samples: int, steps: int) -> Dynamics:
     """Make a training problem of so many samples and states."""
     rng = np.random.default_rng(0)
-    return Dynamics(
+    return Dynamics.of_unit(
         inputs=rng.standard_normal((samples, 3)),
         targets=rng.standard_normal((samples, 3)),
         loss=Loss("squared_error"),

@@ -185,7 +185,7 @@ class Check:
 def problem(activation: str, rows: int, steps: int, *, loss: str = "squared_error") -> Dynamics:
     """Make a training problem whose states stay of the order of one."""
     rng = np.random.default_rng(0)
-    return Dynamics(
+    return Dynamics.of_unit(
         inputs=rng.standard_normal((rows, 3)),
         targets=rng.standard_normal((rows, 3)),
         loss=Loss(loss),
@@ -276,7 +276,7 @@ def limits(check: Check) -> None:
         for precision, tolerance in PRECISIONS.items():
             dynamics = problem(activation, 2, 4)
             kind = (
-                ("cubature", 0, 1) if dynamics.unit.is_linear else ("sobol", check.sizes.points, 2)
+                ("cubature", 0, 1) if dynamics.is_linear else ("sobol", check.sizes.points, 2)
             )
             # Fixed points are found to this tolerance on either device, by other ways.
             plan = Plan(*kind, 6, 0, precision, tolerance / 10)

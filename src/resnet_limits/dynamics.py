@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from resnet_limits.config import Experiment
+from resnet_limits.config import BranchConfig, Experiment, InputError
+from resnet_limits.norms import Identity, Norm, make_norm
 from resnet_limits.problem import Loss, Problem
+from resnet_limits.randomness import permutation
+from resnet_limits.rules import SCHEDULES, GradientDescent, Rule, make_rule
 from resnet_limits.units import Unit, make_unit
 
 GROWTH_LIMIT = 1e6
 """A hidden state that has grown to so many times its natural size is called diverged."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a layer.
+
+    Attributes
+    ----------
+    unit : Unit
+        The residual unit.
+    norm : Norm
+        What it reads the residual stream through.
+    ratio : float
+        Units of the branch over the width M.
+    scale : float
+        alpha_b.
+    input_std, output_std : float
+        s_in, s_out.
+    rate_in, rate_out : float
+        eta_in and eta_out.
+    """
+
+    unit: Unit
+    norm: Norm = field(default_factory=Identity)
+    ratio: float = 1.0
+    scale: float = 1.0
+    input_std: float = 1.0
+    output_std: float = 1.0
+    rate_in: float = 0.0
+    rate_out: float = 0.0
+
+    def width(self, width: int) -> int:
+        """Give the number of units, M_b, for the width M."""
+        return max(1, round(self.ratio * width))
 
 
 @dataclass(frozen=True)
@@ -27,31 +66,148 @@ class Dynamics:
     targets : ndarray, shape (rows, d_out)
         Targets.
     loss : Loss
-        The loss; its gradient is per row, whoever uses it takes the average over rows.
-    unit : Unit
-        The residual unit.
-    residual_scale, input_std, output_std : float
-        alpha, s_in, s_out.
-    unembedding_std : float
-        s_u.
-    rate_in, rate_out, rate_embedding : float
-        eta_in, eta_out and eta_e = eta_u (zero for frozen embeddings).
+        The loss; its gradient is per row, see :meth:`cotangent`.
+    layer : tuple of Branch
+        The branches of one layer, in their order.
     steps : int
         Number of states K, the untrained one included.
+    residual_scale : float
+        alpha of the model, by which steps of the embeddings are divided.
+    unembedding_std : float
+        s_u.
+    rate_embedding, rate_unembedding : float
+        eta_e and eta_u (zero for frozen embeddings).
+    final_norm : Norm
+        The norm before the unembedding.
+    rule : Rule
+        How weights move with their gradients.
+    weights : ndarray, shape (rows,), or None
+        omega of every row, of sum 1; None for equal weights.
+    batches : tuple of tuple of int, or None
+        The rows that each update sees, K - 1 of them; None for all rows always.
+    initial_law : str
+        Law of the initial weights, a key of ``randomness.LAWS``.
     """
 
     inputs: NDArray[np.float64]
     targets: NDArray[np.float64]
     loss: Loss
-    unit: Unit
-    residual_scale: float
-    input_std: float
-    output_std: float
-    rate_in: float
-    rate_out: float
-    rate_embedding: float
+    layer: tuple[Branch, ...]
     steps: int
+    residual_scale: float = 1.0
     unembedding_std: float = 1.0
+    rate_embedding: float = 0.0
+    rate_unembedding: float = 0.0
+    final_norm: Norm = field(default_factory=Identity)
+    rule: Rule = field(default_factory=GradientDescent)
+    weights: NDArray[np.float64] | None = None
+    batches: tuple[tuple[int, ...], ...] | None = None
+    initial_law: str = "gaussian"
+
+    @classmethod
+    def of_unit(
+        cls,
+        inputs: NDArray[np.float64],
+        targets: NDArray[np.float64],
+        loss: Loss,
+        unit: Unit,
+        steps: int,
+        *,
+        residual_scale: float = 1.0,
+        input_std: float = 1.0,
+        output_std: float = 1.0,
+        rate_in: float = 0.0,
+        rate_out: float = 0.0,
+        rate_embedding: float = 0.0,
+        **others: Any,
+    ) -> Dynamics:
+        """Give the problem whose layers have one branch without a norm.
+
+        Parameters
+        ----------
+        inputs, targets, loss, steps
+            As the attributes.
+        unit, input_std, output_std, rate_in, rate_out
+            Of the branch.
+        residual_scale : float
+            alpha, of the branch and of the model.
+        rate_embedding : float
+            eta_e and eta_u.
+        **others
+            Other attributes.
+        """
+        branch = Branch(
+            unit,
+            scale=residual_scale,
+            input_std=input_std,
+            output_std=output_std,
+            rate_in=rate_in,
+            rate_out=rate_out,
+        )
+        return cls(
+            inputs,
+            targets,
+            loss,
+            (branch,),
+            steps,
+            residual_scale=residual_scale,
+            rate_embedding=rate_embedding,
+            rate_unembedding=rate_embedding,
+            **others,
+        )
+
+    def with_branches(self, **changes: Any) -> Dynamics:
+        """Give a copy in which attributes of every branch are others."""
+        return replace(self, layer=tuple(replace(branch, **changes) for branch in self.layer))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether all expectations over units are of second moments."""
+        return all(branch.unit.is_linear for branch in self.layer)
+
+    def batch(self, step: int) -> NDArray[np.intp]:
+        """Give the rows that the update after a state sees; all of them after the last state."""
+        if self.batches is None or step >= len(self.batches):
+            return np.arange(len(self.inputs))
+        return np.asarray(self.batches[step], dtype=np.intp)
+
+    def batch_size(self, step: int) -> int:
+        """Give R of a state, the number of rows that its gradients are averages over."""
+        return len(self.batch(step))
+
+    def row_weights(self, step: int) -> NDArray[np.float64]:
+        """Give R omega of every row at a state, zero outside the batch; shape (rows,)."""
+        chosen = self.batch(step)
+        found = np.zeros(len(self.inputs))
+        if self.weights is None:
+            found[chosen] = 1.0
+        else:
+            found[chosen] = len(chosen) * self.weights[chosen] / self.weights[chosen].sum()
+        return found
+
+    def value(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Give the loss over all rows, shape (...), for outputs ``(..., rows, d_out)``."""
+        if self.weights is None:
+            return self.loss.value(output, targets)
+        weights = torch.from_numpy(len(self.weights) * self.weights).to(output)
+        return self.loss.value(output, targets, weights)
+
+    def cotangent(self, output: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Give ``R omega grad_f loss`` of every row at a state, the shape of `output`.
+
+        Parameters
+        ----------
+        output : Tensor, shape (..., rows, d_out)
+            Outputs of the state.
+        targets : Tensor, shape (rows, d_out)
+        step : int
+            The state, which decides on the batch.
+        """
+        gradient = self.loss.gradient(output, targets)
+        if self.weights is None and self.batches is None:
+            return gradient
+        weights = torch.from_numpy(self.row_weights(step)).to(output)
+        return gradient * weights[:, None]
 
 
 def largest_size(dynamics: Dynamics, start: ArrayLike) -> NDArray[np.float64]:
@@ -73,14 +229,18 @@ def largest_size(dynamics: Dynamics, start: ArrayLike) -> NDArray[np.float64]:
     ndarray, the shape of `start`
     """
     x, y = (torch.from_numpy(values) for values in (dynamics.inputs, dynamics.targets))
-    rows, alpha = len(x), dynamics.residual_scale
+    rows = len(x)
     residual = dynamics.loss.gradient(torch.zeros_like(y), y)
     cotangent = dynamics.unembedding_std * float(residual.square().sum(1).mean().sqrt())
     # Row by row, h^0 moves by (eta_e / alpha) (1/N) sum_i (x . x_i) b_i.
     overlap = float((x @ x.T / rows).square().sum(1).mean().sqrt()) * rows**0.5
-    embedded = dynamics.rate_embedding / alpha * overlap * cotangent
-    at_zero = dynamics.unit.forward(torch.zeros(1, dynamics.unit.in_vectors, rows).double())
-    written = alpha * dynamics.output_std * float(at_zero.square().sum(1).mean().sqrt())
+    embedded = dynamics.rate_embedding / dynamics.residual_scale * overlap * cotangent
+    written = 0.0
+    for branch in dynamics.layer:
+        c = branch.unit.out_vectors
+        at_zero = branch.unit.forward(torch.zeros(1, branch.unit.in_vectors, rows).double())
+        size = float(at_zero[:, :c].square().sum(1).mean().sqrt())
+        written += branch.scale * branch.output_std * size
     natural = np.fmax(np.asarray(start, np.float64), np.fmax(embedded, written))
     return np.asarray(GROWTH_LIMIT * natural)
 
@@ -97,22 +257,88 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
     """
     model, training = experiment.model, experiment.training
     rate = training.learning_rate
+    schedule = training.schedule.model_dump()
+    factors = SCHEDULES[schedule.pop("kind")](training.steps - 1, **schedule)
+    trained = training.train_embeddings
     return Dynamics(
         inputs=problem.inputs,
         targets=problem.targets,
         loss=problem.loss,
-        unit=make_unit(**model.unit.model_dump()),
-        residual_scale=model.residual_scale,
-        input_std=model.init_std.input,
-        output_std=model.init_std.output,
-        rate_in=_own(training.learning_rate_in, rate),
-        rate_out=_own(training.learning_rate_out, rate),
-        rate_embedding=rate if training.train_embeddings else 0.0,
+        layer=tuple(_branch(experiment, branch, problem.tokens) for branch in model.branches),
         steps=training.steps,
+        residual_scale=model.residual_scale,
         unembedding_std=problem.unembedding_std,
+        rate_embedding=_own(training.learning_rate_embedding, rate) if trained else 0.0,
+        rate_unembedding=_own(training.learning_rate_unembedding, rate) if trained else 0.0,
+        final_norm=make_norm(model.final_norm),
+        rule=make_rule(**training.rule.model_dump(), factors=factors, decay=training.weight_decay),
+        weights=problem.row_weights,
+        batches=_batches(experiment, problem),
+        initial_law=model.initial_law,
     )
 
 
+def _branch(experiment: Experiment, branch: BranchConfig, tokens: int | None) -> Branch:
+    """Give a branch with what its section leaves out."""
+    model, training = experiment.model, experiment.training
+    rate = training.learning_rate
+    return Branch(
+        unit=make_unit(**branch.unit.model_dump(), tokens=tokens),
+        norm=make_norm(branch.norm),
+        ratio=branch.width_ratio,
+        scale=_own(branch.residual_scale, model.residual_scale),
+        input_std=_own(branch.init_std.input, model.init_std.input),
+        output_std=_own(branch.init_std.output, model.init_std.output),
+        rate_in=_own(training.learning_rate_in, rate),
+        rate_out=_own(training.learning_rate_out, rate),
+    )
+
+
+def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...], ...] | None:
+    """Give the rows of every update's batch.
+
+    Raises
+    ------
+    InputError
+        If a batch names a sample that is not there, is larger than the data, or has no weight.
+    """
+    batches, updates = experiment.training.batches, experiment.training.steps - 1
+    if batches is None:
+        return None
+    samples, tokens = len(problem.x), problem.tokens or 1
+    if isinstance(batches, tuple):
+        chosen = batches
+        for number, batch in enumerate(chosen):
+            if max(batch) >= samples:
+                raise InputError(
+                    f"training.batches[{number}]: sample {max(batch)} is not there; allowed: 0 to "
+                    f"{samples - 1}, the samples of the data"
+                )
+    else:
+        if batches.size > samples:
+            raise InputError(
+                f"training.batches.size: got {batches.size}; allowed: 1 to {samples}, the number "
+                "of samples"
+            )
+        drawn = (
+            permutation(batches.seed, "batches", update, size=samples)[: batches.size]
+            for update in range(updates)
+        )
+        chosen = tuple(tuple(sorted(batch.tolist())) for batch in drawn)
+    rows = tuple(
+        tuple(tokens * sample + token for sample in batch for token in range(tokens))
+        for batch in chosen
+    )
+    weights = problem.row_weights
+    for number, batch in enumerate(rows):
+        if weights is not None and not weights[list(batch)].sum() > 0:
+            raise InputError(
+                f"training.batches[{number}]: the weights of its samples are all zero; allowed: "
+                "batches with a sample that counts"
+            )
+    return rows
+
+
 def _own(rate: float | None, common: float) -> float:
-    """Give a learning rate of its own, or the common one where it is left out."""
+    """Give a number of its own, or the common one where it is left out."""
     return common if rate is None else rate

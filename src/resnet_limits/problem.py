@@ -63,7 +63,7 @@ class Loss:
                 f"problem.loss: unknown loss {self.kind!r}; allowed: {', '.join(LOSSES)}"
             )
 
-    def value(self, f: Tensor, y: Tensor) -> Tensor:
+    def value(self, f: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Average the loss over the rows.
 
         Parameters
@@ -72,14 +72,18 @@ class Loss:
             Outputs.
         y : Tensor, shape (rows, d_out)
             Targets.
+        weights : Tensor, shape (rows,), optional
+            Weights of the rows, of mean 1; equal ones by default.
 
         Returns
         -------
         Tensor, shape (...)
         """
         if self.kind == "cross_entropy":
-            return -(y * f.log_softmax(dim=-1)).sum(-1).mean(-1)
-        return self._weight(y) * 0.5 * (f - y).square().sum(-1).mean(-1)
+            each = -(y * f.log_softmax(dim=-1)).sum(-1)
+        else:
+            each = self._weight(y) * 0.5 * (f - y).square().sum(-1)
+        return (each if weights is None else each * weights).mean(-1)
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
         """Give the gradient of every row's own loss with respect to its output.
@@ -122,6 +126,8 @@ class Problem:
         Orthonormal basis of the span of the inputs, where that is not the whole space.
     embedding_std, unembedding_std : float
         s_e and s_u.
+    weight : ndarray, shape (samples, [tokens]), or None
+        Weights of the samples or tokens in the loss, of any sum; None for equal ones.
     """
 
     x: Array
@@ -130,6 +136,12 @@ class Problem:
     input_rotation: Array | None
     embedding_std: float
     unembedding_std: float
+    weight: Array | None = None
+
+    @property
+    def row_weights(self) -> Array | None:
+        """Weights of the rows in the loss, omega, of sum 1; None for equal ones."""
+        return None if self.weight is None else self.weight.ravel() / self.weight.sum()
 
     @property
     def tokens(self) -> int | None:

@@ -3,16 +3,16 @@
 A unit reads ``a`` projections of the residual stream and writes along ``c`` directions
 (docs/concepts/scaling.md). Every solver and network sees a unit only through this module,
 with arrays laid out as ``(..., vectors, rows)``, where the rows are the samples, or for data with
-tokens the (sample, token) pairs with the token index running fastest. A new block type is one
-class here.
+tokens the (sample, token) pairs with the token index running fastest. A new unit is one class here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,13 +73,16 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class Unit(Protocol):
+class Unit(ABC):
     """What solvers and networks need to know of a residual unit.
 
     Attributes
     ----------
     in_vectors, out_vectors : int
         ``a`` and ``c``: the number of in- and out-vectors of one unit.
+    kept_vectors : int
+        Numbers that `forward` gives beside g, a row each, so that `backward` need not compute them
+        again.
     is_linear : bool
         True if g is linear, so that all expectations over units are of second moments.
     is_odd : bool
@@ -88,19 +91,60 @@ class Unit(Protocol):
 
     in_vectors: int
     out_vectors: int
-    is_linear: bool
-    is_odd: bool
+    kept_vectors: int = 0
+    is_linear: bool = False
+    is_odd: bool = False
 
+    @abstractmethod
     def forward(self, p: Tensor) -> Tensor:
-        """Map pre-activations ``(..., a, rows)`` to ``g(p)`` of shape ``(..., c, rows)``."""
-        ...
+        """Map pre-activations ``(..., a, rows)`` to values ``(..., c + kept, rows)``, g first."""
 
-    def backward(self, p: Tensor, g: Tensor, r: Tensor) -> Tensor:
-        """Return ``Dg(p)^T r``, shape ``(..., a, rows)``, for cotangents r ``(..., c, rows)``."""
-        ...
+    @abstractmethod
+    def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
+        """Return ``Dg(p)^T r``, shape ``(..., a, rows)``.
+
+        Parameters
+        ----------
+        p : Tensor, shape (..., a, rows)
+            Pre-activations.
+        values : Tensor, shape (..., c + kept, rows)
+            What `forward` gave for them.
+        r : Tensor, shape (..., c, rows)
+            Cotangents of g.
+        """
 
 
-class Perceptron:
+def activation_of(name: str) -> Activation:
+    """Look up an activation.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`ACTIVATIONS`.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(
+            f"model.unit.activation: unknown activation {name!r}; allowed: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def has_own_map(unit: Unit, kind: type[Unit]) -> bool:
+    """Whether a unit's map is that of a class.
+
+    What is known of the map of a class holds for a subclass only if that has no map of its own: it
+    says itself what holds for it then.
+    """
+    methods = ("forward", "backward")
+    return all(getattr(type(unit), name) is getattr(kind, name) for name in methods)
+
+
+class Perceptron(Unit):
     """Unit of a two-layer perceptron block: one in-vector, one out-vector, pointwise g.
 
     Parameters
@@ -118,16 +162,8 @@ class Perceptron:
     out_vectors = 1
 
     def __init__(self, activation: str) -> None:
-        if activation not in ACTIVATIONS:
-            raise InputError(
-                f"model.unit.activation: unknown activation {activation!r}; "
-                f"allowed: {', '.join(ACTIVATIONS)}"
-            )
-        self.activation = ACTIVATIONS[activation]
-        # Properties of the activation are the unit's only if its map is the activation alone: a
-        # subclass with a map of its own says itself what holds for it.
-        methods = ("forward", "backward")
-        own = all(getattr(type(self), name) is getattr(Perceptron, name) for name in methods)
+        self.activation = activation_of(activation)
+        own = has_own_map(self, Perceptron)
         self.is_linear = own and self.activation.is_linear
         self.is_odd = own and self.activation.is_odd
 
@@ -135,31 +171,190 @@ class Perceptron:
         """Map pre-activations ``(..., 1, rows)`` to activations of the same shape."""
         return self.activation.function(p)
 
-    def backward(self, p: Tensor, g: Tensor, r: Tensor) -> Tensor:
+    def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
         """Return ``g'(p) r``, shape ``(..., 1, rows)``."""
-        return self.activation.derivative(p, g) * r
+        return self.activation.derivative(p, values) * r
 
 
-def make_unit(kind: str, **options: object) -> Unit:
+class GatedPerceptron(Unit):
+    """Unit of a gated perceptron block: ``g(p_1, p_2) = act(p_1) p_2``.
+
+    Parameters
+    ----------
+    activation : str
+        A key of :data:`ACTIVATIONS`.
+
+    Raises
+    ------
+    InputError
+        If the activation is unknown.
+    """
+
+    in_vectors = 2
+    out_vectors = 1
+    kept_vectors = 1
+
+    def __init__(self, activation: str = "silu") -> None:
+        self.activation = activation_of(activation)
+
+    def forward(self, p: Tensor) -> Tensor:
+        """Give g and the open gate ``act(p_1)``, shape ``(..., 2, rows)``."""
+        gate = self.activation.function(p[..., :1, :])
+        return torch.cat([gate * p[..., 1:, :], gate], dim=-2)
+
+    def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
+        """Return ``(act'(p_1) p_2 r, act(p_1) r)``, shape ``(..., 2, rows)``."""
+        gate = values[..., 1:, :]
+        slope = self.activation.derivative(p[..., :1, :], gate)
+        return torch.cat([slope * p[..., 1:, :] * r, gate * r], dim=-2)
+
+
+class AttentionHead(Unit):
+    """An attention head: ``g_t = sum_t' softmax_t'(q_t . k_t' / sqrt(k)) v_t'``.
+
+    Its 3k in-vectors are those of q, k and v, in this order, its k out-vectors those of the values.
+
+    Parameters
+    ----------
+    key_dim : int
+        k.
+    causal : bool
+        Whether a token sees itself and earlier ones alone.
+    tokens : int
+        Tokens of a sample.
+    """
+
+    def __init__(self, key_dim: int, causal: bool = False, tokens: int = 1) -> None:
+        self.key_dim, self.causal, self.tokens = key_dim, causal, tokens
+        self.in_vectors, self.out_vectors, self.kept_vectors = 3 * key_dim, key_dim, tokens
+        self.scale = key_dim**-0.5
+        # q and k change their signs together, so that the logits stay and v decides.
+        self.is_odd = has_own_map(self, AttentionHead)
+
+    def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give q, k and v, shape (..., k, samples, tokens)."""
+        q, k, v = p.unflatten(-1, (-1, self.tokens)).split(self.key_dim, dim=-3)
+        return q, k, v
+
+    def forward(self, p: Tensor) -> Tensor:
+        """Give g, then the weights ``softmax_t'`` of each token, ``(..., k + tokens, rows)``."""
+        q, k, v = self._split(p)
+        logits = (self.scale * q[..., :, None] * k[..., None, :]).sum(-4)
+        if self.causal:
+            ones = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=p.device)
+            logits = logits.masked_fill(ones.triu(1), -torch.inf)
+        weights = logits.softmax(-1)
+        g = (weights[..., None, :, :, :] * v[..., None, :]).sum(-1)
+        return torch.cat([g, weights.movedim(-1, -3)], dim=-3).flatten(-2)
+
+    def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
+        """Return the cotangents of q, k and v, shape ``(..., 3k, rows)``."""
+        q, k, v = self._split(p)
+        split = values.unflatten(-1, (-1, self.tokens))
+        weights = split[..., self.key_dim :, :, :].movedim(-3, -1)
+        rs = r.unflatten(-1, (-1, self.tokens))
+        dv = (weights[..., None, :, :, :] * rs[..., :, None]).sum(-2)
+        of_weights = (rs[..., :, None] * v[..., None, :]).sum(-4)
+        along = (weights * of_weights).sum(-1, keepdim=True)
+        of_logits = self.scale * weights * (of_weights - along)
+        dq = (of_logits[..., None, :, :, :] * k[..., None, :]).sum(-1)
+        dk = (of_logits[..., None, :, :, :] * q[..., :, None]).sum(-2)
+        return torch.cat([dq, dk, dv], dim=-3).flatten(-2)
+
+
+class Convolution(Unit):
+    """A convolution over the tokens: ``g_t = act(sum_j p_(j, t + o_j))``, zero outside.
+
+    Parameters
+    ----------
+    offsets : sequence of int
+        ``o_1 .. o_a``, each smaller in size than the number of tokens.
+    activation : str
+        A key of :data:`ACTIVATIONS`.
+    tokens : int
+        Tokens of a sample.
+
+    Raises
+    ------
+    InputError
+        If the activation is unknown, or an offset goes beyond the tokens.
+    """
+
+    out_vectors = 1
+    kept_vectors = 1
+
+    def __init__(self, offsets: Sequence[int], activation: str = "tanh", tokens: int = 1) -> None:
+        self.activation = activation_of(activation)
+        self.offsets, self.tokens = tuple(offsets), tokens
+        if beyond := [offset for offset in offsets if abs(offset) >= tokens]:
+            raise InputError(
+                f"model.unit.offsets: {beyond[0]} goes beyond the {tokens} tokens of a sample; "
+                f"allowed: {1 - tokens} to {tokens - 1}"
+            )
+        self.in_vectors = len(self.offsets)
+        own = has_own_map(self, Convolution)
+        self.is_linear = own and self.activation.is_linear
+        self.is_odd = own and self.activation.is_odd
+
+    def _shifted(self, values: Tensor, offset: int) -> Tensor:
+        """Give ``values_(t + offset)``, zero outside, shape (..., samples, tokens)."""
+        moved = torch.zeros_like(values)
+        size = self.tokens - abs(offset)
+        to, start = max(0, -offset), max(0, offset)
+        moved[..., to : to + size] = values[..., start : start + size]
+        return moved
+
+    def forward(self, p: Tensor) -> Tensor:
+        """Give g and the sums ``s_t = sum_j p_(j, t + o_j)``, shape ``(..., 2, rows)``."""
+        split = p.unflatten(-1, (-1, self.tokens)).unbind(-3)
+        moved = (self._shifted(q, o) for q, o in zip(split, self.offsets, strict=True))
+        total = sum(moved, start=torch.zeros_like(split[0])).flatten(-2)[..., None, :]
+        return torch.cat([self.activation.function(total), total], dim=-2)
+
+    def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
+        """Return ``act'(s_(t - o_j)) r_(t - o_j)``, shape ``(..., a, rows)``."""
+        g, total = values[..., :1, :], values[..., 1:, :]
+        change = (self.activation.derivative(total, g) * r).unflatten(-1, (-1, self.tokens))
+        return torch.cat([self._shifted(change, -o) for o in self.offsets], dim=-3).flatten(-2)
+
+
+def make_unit(kind: str, tokens: int | None = None, **options: Any) -> Unit:
     """Build the unit that an experiment names.
 
     Parameters
     ----------
     kind : str
         A key of :data:`UNITS`.
+    tokens : int, optional
+        Tokens of a sample, where the data have any.
     **options
         The other keys of the experiment's ``model.unit`` section.
 
     Raises
     ------
     InputError
-        If the kind is not implemented.
+        If the kind is not implemented, or needs tokens and there are none.
     """
     if kind not in UNITS:
         raise InputError(
             f"model.unit.kind: unit {kind!r} is not available; allowed: {', '.join(UNITS)}"
         )
-    return UNITS[kind](**options)
+    if kind not in MIXES_TOKENS:
+        return UNITS[kind](**options)
+    if tokens is None:
+        raise InputError(
+            f"model.unit.kind: {kind} works on the tokens of a sample, and the data have none; "
+            "allowed: data with tokens, or a unit without"
+        )
+    return UNITS[kind](tokens=tokens, **options)
 
 
-UNITS: dict[str, Callable[..., Unit]] = {"perceptron": Perceptron}
+UNITS: dict[str, Callable[..., Unit]] = {
+    "perceptron": Perceptron,
+    "gated_perceptron": GatedPerceptron,
+    "attention_head": AttentionHead,
+    "convolution": Convolution,
+}
+
+MIXES_TOKENS = ("attention_head", "convolution")
+"""Units that need to know the number of tokens."""

@@ -28,7 +28,9 @@ class _Dynamics(Protocol):
     @property
     def targets(self) -> Any: ...
     @property
-    def unit(self) -> Any: ...
+    def layer(self) -> Any: ...
+    @property
+    def rule(self) -> Any: ...
     @property
     def steps(self) -> int: ...
 
@@ -41,10 +43,23 @@ class Branch:
     ----------
     in_vectors, out_vectors : int
         a and c, of a unit.
+    kept_vectors : int
+        Numbers that a unit keeps for its backward pass beside g, in each row.
+    ratio : float
+        Units of the branch over the width M.
+    normed : bool
+        Whether the branch reads the residual stream through a norm.
     """
 
     in_vectors: int = 1
     out_vectors: int = 1
+    kept_vectors: int = 0
+    ratio: float = 1.0
+    normed: bool = False
+
+    def width(self, width: int) -> int:
+        """Units of the branch, M_b, for the width M."""
+        return max(1, round(self.ratio * width))
 
     @property
     def vectors(self) -> int:
@@ -68,6 +83,10 @@ class Work:
         Bytes of one number of the arithmetic.
     inputs, targets : int
         Independent inputs and targets; together the embedding directions r.
+    buffers : int
+        Numbers that the training rule keeps beside each weight.
+    additive : bool
+        Whether the training rule only ever adds gradients to a weight.
     saved : int
         Bytes of the hidden and backward states of all seeds that are kept.
     """
@@ -81,6 +100,8 @@ class Work:
     inputs: int = 0
     targets: int = 0
     saved: int = 0
+    buffers: int = 0
+    additive: bool = True
 
     @property
     def vectors(self) -> int:
@@ -97,11 +118,30 @@ class Work:
         cls, dynamics: _Dynamics, shape: Shape, seeds: int, itemsize: int, saved: int = 0
     ) -> Work:
         """Work of so many seeds of a shape on a problem; arguments as the attributes."""
-        unit = dynamics.unit
         rows, inputs = dynamics.inputs.shape
-        branches = (Branch(unit.in_vectors, unit.out_vectors),)
-        targets = dynamics.targets.shape[1]
-        return cls(shape, rows, dynamics.steps, seeds, branches, itemsize, inputs, targets, saved)
+        branches = tuple(
+            Branch(
+                branch.unit.in_vectors,
+                branch.unit.out_vectors,
+                branch.unit.kept_vectors,
+                branch.ratio,
+                not branch.norm.is_identity,
+            )
+            for branch in dynamics.layer
+        )
+        return cls(
+            shape,
+            rows,
+            dynamics.steps,
+            seeds,
+            branches,
+            itemsize,
+            inputs,
+            dynamics.targets.shape[1],
+            saved,
+            dynamics.rule.buffers,
+            dynamics.rule.is_additive(dynamics.steps),
+        )
 
 
 def saved_bytes(

@@ -53,7 +53,7 @@ CASES = [*((unit, "float64") for unit in UNITS), ("tanh", "float32"), ("gated", 
 def make(unit="tanh", *, rows=2, steps=3, rate=0.3, loss="squared_error", embedding=0.1):
     rng = np.random.default_rng(3)
     targets = rng.standard_normal((rows, 2))
-    return Dynamics(
+    return Dynamics.of_unit(
         inputs=rng.standard_normal((rows, 2)),
         targets=targets if loss == "squared_error" else np.eye(2)[targets.argmax(axis=1)],
         loss=Loss(loss),
@@ -150,7 +150,7 @@ def test_passes_without_and_with_recordings(accelerator, graphs):
 @pytest.mark.parametrize(("unit", "precision"), CASES)
 def test_limits_are_those_of_the_host(accelerator, unit, precision):
     dtype, dynamics = PRECISIONS[precision], make(unit)
-    kind = "cubature" if dynamics.unit.is_linear else "sobol"
+    kind = "cubature" if dynamics.is_linear else "sobol"
     points, replicates = (0, 1) if kind == "cubature" else (1 << 8, 2)
     plan = models.Plan(kind, points, replicates, 4, 0, precision, 1e-8)
     rng = np.random.default_rng(0)

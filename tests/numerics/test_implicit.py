@@ -79,8 +79,9 @@ def replay(network, seed, index):
         ]
 
     root = np.sqrt(shape.embed_dim)
-    ins = weights("incoming", root * dynamics.input_std)
-    outs = weights("outgoing", root * dynamics.output_std)
+    (branch,) = dynamics.layer
+    ins = weights("incoming", root * branch.input_std)
+    outs = weights("outgoing", root * branch.output_std)
     return by_weights(dynamics, shape, table(shape.embed_dim)(seed), ins, outs)
 
 

@@ -176,13 +176,13 @@ def test_a_subclass_is_not_computed_as_its_parent(activation):
     unit = (Bent if activation == "linear" else Twice)(activation)
     assert kernels.activation_code(unit) is None
     assert not unit.is_linear
-    dynamics = replace(make_dynamics(experiment, problem), unit=unit)
+    dynamics = make_dynamics(experiment, problem).with_branches(unit=unit)
     limits = limits_of(experiment, problem, dynamics)
     plan = Plan("sobol", 2048, 2, 6, 0, "float32", 1e-7)
     single = limits.dmft(plan).trajectory.output
     double = limits.dmft(replace(plan, precision="float64")).trajectory.output
     np.testing.assert_allclose(single, double, atol=1e-4)
-    parent = replace(dynamics, unit=Perceptron(activation))
+    parent = dynamics.with_branches(unit=Perceptron(activation))
     apart = limits_of(experiment, problem, parent).dmft(plan).trajectory.output
     assert np.abs(apart - double).max() > 1e-3
 
@@ -208,6 +208,18 @@ def test_raw_targets_are_blamed_when_the_limit_is_not_found(kind):
         limits_of(experiment, problem, raw).dmft(Plan("sobol", 512, 2, 6, 0, "float32", 1e-6))
 
 
+def changed(dynamics, **changes):
+    """A copy with other numbers, of the branches too; the residual scale is one for both."""
+    of_branch = {
+        name: changes.pop(name)
+        for name in ("input_std", "output_std", "rate_in", "rate_out")
+        if name in changes
+    }
+    if "residual_scale" in changes:
+        of_branch["scale"] = changes["residual_scale"]
+    return replace(dynamics.with_branches(**of_branch), **changes)
+
+
 def blamed_for(changes, root=(1.0, 1.0), step=3):
     """The message for scaled data and other numbers of the dynamics, and roots s_e and s_u."""
     dynamics = make_dynamics(*make(trained=False))
@@ -215,7 +227,7 @@ def blamed_for(changes, root=(1.0, 1.0), step=3):
         name: value * getattr(dynamics, name) if name in ("inputs", "targets") else value
         for name, value in changes.items()
     }
-    message = likely_cause(replace(dynamics, **scaled), np.diag(np.repeat(root, 2)), step)
+    message = likely_cause(changed(dynamics, **scaled), np.diag(np.repeat(root, 2)), step)
     assert "\n" not in message
     return message
 
@@ -305,7 +317,7 @@ def test_a_message_blames_the_factor_that_is_out_of_order(changes, blamed):
 )
 def test_no_step_is_blamed_before_there_was_one(changes):
     """At step 0 nothing has moved: a learning rate, large or 0, is no cause."""
-    dynamics = replace(make_dynamics(*make()), **changes)
+    dynamics = changed(make_dynamics(*make()), **changes)
     message = likely_cause(dynamics, np.eye(4), 0)
     assert "step" not in message
     assert "rate" not in message

@@ -38,7 +38,7 @@ def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
         "rate_embedding": 0.0,
         "steps": steps,
     }
-    return Dynamics(**(values | changes))
+    return Dynamics.of_unit(**(values | changes))
 
 
 def layer_by_layer(dynamics, root, incoming, outgoing):
@@ -49,8 +49,9 @@ def layer_by_layer(dynamics, root, incoming, outgoing):
     embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
     x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
     layers, points = incoming.shape[:2]
-    ins = [dynamics.input_std * weights for weights in incoming.clone()]
-    outs = [dynamics.output_std * weights for weights in outgoing.clone()]
+    (branch,) = dynamics.layer
+    ins = [branch.input_std * weights for weights in incoming.clone()]
+    outs = [branch.output_std * weights for weights in outgoing.clone()]
     alpha = dynamics.residual_scale
     outputs = []
     for _ in range(dynamics.steps):
@@ -59,7 +60,7 @@ def layer_by_layer(dynamics, root, incoming, outgoing):
             leaf.requires_grad_(True)
         h = embedding @ x.T
         for i, o in zip(ins, outs, strict=True):
-            g = dynamics.unit.forward(torch.einsum("par,rn->pan", i, h))
+            g = branch.unit.forward(torch.einsum("par,rn->pan", i, h))
             h = h + alpha / (layers * points) * torch.einsum("pcr,pcn->rn", o, g)
         f = (unembedding.T @ h).T
         outputs.append(f.detach().numpy().copy())
@@ -67,7 +68,7 @@ def layer_by_layer(dynamics, root, incoming, outgoing):
         # In raw gradients the block rates are eta L M / alpha^2 (the D is in the root), the
         # embeddings' eta / alpha.
         block = layers * points / alpha**2
-        rates = [dynamics.rate_in * block] * layers + [dynamics.rate_out * block] * layers
+        rates = [branch.rate_in * block] * layers + [branch.rate_out * block] * layers
         rates += [dynamics.rate_embedding / alpha] * 2
         new = [
             (leaf - rate * g).detach()

@@ -30,7 +30,7 @@ def linear(x, y, rate, steps, **changes):
         "rate_embedding": 0.0,
         "steps": steps,
     }
-    return Dynamics(**(values | changes))
+    return Dynamics.of_unit(**(values | changes))
 
 
 def fact_error(nodes=None, rate=FACT["learning_rate"]):

@@ -40,7 +40,7 @@ def make(activation="tanh", samples=3, steps=4, **changes):
         "rate_embedding": 0.0,
         "steps": steps,
     }
-    return Dynamics(**(values | changes))
+    return Dynamics.of_unit(**(values | changes))
 
 
 def table(embed_dim):
@@ -64,8 +64,9 @@ def by_autograd(dynamics, shape, seed):
         generator = randomness.generator(0, role, seed, *shape, layer)
         return generator.standard_normal((M, D)).T * std * np.sqrt(D)
 
-    ins = [draw("block_in", layer, dynamics.input_std) for layer in range(L)]
-    outs = [draw("block_out", layer, dynamics.output_std) for layer in range(L)]
+    (branch,) = dynamics.layer
+    ins = [draw("block_in", layer, branch.input_std) for layer in range(L)]
+    outs = [draw("block_out", layer, branch.output_std) for layer in range(L)]
     return by_weights(dynamics, shape, table(D)(seed), ins, outs)
 
 
@@ -75,7 +76,7 @@ def by_weights(dynamics, shape, rows, ins, outs):
     ``ins`` and ``outs`` hold a matrix (D, M x vectors) for each layer.
     """
     L, M, D = shape
-    alpha, unit = dynamics.residual_scale, dynamics.unit
+    alpha, unit = dynamics.residual_scale, branch.unit
     rows = torch.tensor(rows)
     embedding, unembedding = rows[:, :2].clone(), rows[:, 2:].clone()
     ins, outs = ([torch.tensor(w) for w in weights] for weights in (ins, outs))
@@ -97,8 +98,8 @@ def by_weights(dynamics, shape, rows, ins, outs):
         b = [len(x.T) * D * g for g in gradients[len(leaves) :]]
         states.append((torch.stack(h).detach().numpy(), torch.stack(b).numpy()))
         # "In raw gradients it is eta L M D / alpha^2 for I and O, eta D / alpha for embeddings."
-        rates = [dynamics.rate_in * L * M * D / alpha**2] * L
-        rates += [dynamics.rate_out * L * M * D / alpha**2] * L
+        rates = [branch.rate_in * L * M * D / alpha**2] * L
+        rates += [branch.rate_out * L * M * D / alpha**2] * L
         rates += [dynamics.rate_embedding * D / alpha] * 2
         with torch.no_grad():
             new = [

@@ -20,4 +20,6 @@ from resnet_limits.problem import make_problem
 def test_a_learning_rate_that_is_left_out_is_the_common_one(tiny_experiment, training, rates):
     experiment = tiny_experiment(training=training)
     found = make_dynamics(experiment, make_problem(experiment))
-    assert (found.rate_in, found.rate_out, found.rate_embedding) == rates
+    (branch,) = found.layer
+    assert (branch.rate_in, branch.rate_out, found.rate_embedding) == rates
+    assert found.rate_unembedding == found.rate_embedding

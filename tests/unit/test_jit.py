@@ -318,8 +318,8 @@ def test_without_compiler(source):
     from resnet_limits.dynamics import Dynamics
     from resnet_limits.problem import Loss
     unit = Perceptron("tanh")
-    problem = Dynamics(np.ones((1, 2)), np.ones((1, 1)), Loss("squared_error"), unit,
-                       1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 3)
+    problem = Dynamics.of_unit(np.ones((1, 2)), np.ones((1, 1)), Loss("squared_error"), unit, 3,
+                                rate_in=1.0, rate_out=1.0)
     network = DenseNetwork(problem, Shape(2, 4, 4), [0], np.ones((1, 4, 3)), 0)
     if not jit.enabled():  # the kernels take seconds to compile
         assert network.forward_pass().isfinite().all()

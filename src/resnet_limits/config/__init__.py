@@ -1,12 +1,25 @@
 """The experiment file: what may stand in it, how it is read, and what is said of a wrong one.
 
-`schema` and `sweep` hold the models and `values` the types of single values, `reading` gets from a
+`schema`, `model` and `sweep` hold the models and `values` the types of single values, `reading` gets from a
 file to a validated experiment, and `messages` turns whatever is wrong into one `InputError` line
 that says what, where, and what is allowed. Nothing heavy is imported, so that the Snakefile can
 read an experiment quickly.
 """
 
 from resnet_limits.config.messages import InputError, one_line
+from resnet_limits.config.model import (
+    ACTIVATIONS,
+    INITIAL_LAWS,
+    NORMS,
+    UNIT_KINDS,
+    Activation,
+    BranchConfig,
+    InitStd,
+    ModelConfig,
+    PerceptronUnit,
+    TrainingConfig,
+    UnitConfig,
+)
 from resnet_limits.config.reading import (
     MAX_INPUT_BYTES,
     experiment_from_dict,
@@ -15,27 +28,18 @@ from resnet_limits.config.reading import (
     read_input,
 )
 from resnet_limits.config.schema import (
-    ACTIVATIONS,
     LOSSES,
     MAX_DATA_VALUES,
-    UNIT_KINDS,
-    Activation,
     Data,
     DigitsData,
     Experiment,
     FileData,
     GaussianData,
-    InitStd,
     LinearTeacherData,
     LossKind,
-    ModelConfig,
     NumericsConfig,
-    PerceptronUnit,
     ProblemConfig,
     SaveConfig,
-    TrainingConfig,
-    UnitConfig,
-    UnitKind,
 )
 from resnet_limits.config.sweep import (
     ENGINES,
@@ -53,11 +57,11 @@ from resnet_limits.config.values import MAX_NUMBER
 from resnet_limits.kinds import Shape
 
 __all__ = [
-    "ACTIVATIONS", "ENGINES", "LOSSES", "MAX_CELLS", "MAX_DATA_VALUES", "MAX_INPUT_BYTES",
-    "MAX_NUMBER", "PAIRS", "UNIT_KINDS", "Activation", "Data", "DigitsData", "Engine",
-    "Experiment", "FamilyConfig", "FileData", "GaussianData", "GridConfig", "InitStd",
-    "InputError", "LinearTeacherData", "LossKind", "ModelConfig", "NumericsConfig", "Pair",
-    "PerceptronUnit", "PowerConfig", "ProblemConfig", "SaveConfig", "SeedStepConfig", "Shape",
-    "SweepConfig", "TrainingConfig", "UnitConfig", "UnitKind", "experiment_from_dict",
-    "json_schema", "load_experiment", "one_line", "read_input",
+    "ACTIVATIONS", "ENGINES", "INITIAL_LAWS", "LOSSES", "MAX_CELLS", "MAX_DATA_VALUES",
+    "MAX_INPUT_BYTES", "MAX_NUMBER", "NORMS", "PAIRS", "UNIT_KINDS", "Activation",
+    "BranchConfig", "Data", "DigitsData", "Engine", "Experiment", "FamilyConfig", "FileData",
+    "GaussianData", "GridConfig", "InitStd", "InputError", "LinearTeacherData", "LossKind",
+    "ModelConfig", "NumericsConfig", "Pair", "PerceptronUnit", "PowerConfig", "ProblemConfig",
+    "SaveConfig", "SeedStepConfig", "Shape", "SweepConfig", "TrainingConfig", "UnitConfig",
+    "experiment_from_dict", "json_schema", "load_experiment", "one_line", "read_input",
 ]  # fmt: skip

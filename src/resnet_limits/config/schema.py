@@ -20,12 +20,12 @@ from pydantic import (
 )
 
 from resnet_limits.config.messages import NAME_RULE, short
+from resnet_limits.config.model import ModelConfig, TrainingConfig
 from resnet_limits.config.sweep import PAIRS, SweepConfig, most_seeds
 from resnet_limits.config.values import (
     NAME,
     DataSize,
     DepthPoints,
-    Flag,
     NonNegative,
     Positive,
     Samples,
@@ -36,15 +36,7 @@ from resnet_limits.config.values import (
 )
 from resnet_limits.kinds import Shape
 
-UnitKind = Literal["perceptron"]
-Activation = Literal["linear", "tanh", "erf", "relu", "gelu", "silu"]
 LossKind = Literal["squared_error", "mean_squared_error", "cross_entropy"]
-
-UNIT_KINDS: tuple[str, ...] = get_args(UnitKind)
-"""Names of the residual units, those of ``units.UNITS``."""
-
-ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-"""Names of the activations, those of ``units.ACTIVATIONS``."""
 
 LOSSES: tuple[str, ...] = get_args(LossKind)
 """Names of the losses."""
@@ -164,55 +156,6 @@ class ProblemConfig(Section):
                 "have; allowed: squared_error, mean_squared_error"
             )
         return self
-
-
-# --- model and training ---------------------------------------------------------------------------
-
-
-class PerceptronUnit(Section):
-    """Unit of a two-layer perceptron block: one in-vector, one out-vector, pointwise g."""
-
-    kind: Literal["perceptron"] = Field("perceptron", description="Which residual unit.")
-    activation: Activation = Field("tanh", description="The pointwise map g.")
-
-
-# A second kind makes this Annotated[PerceptronUnit | ..., Field(discriminator="kind")].
-UnitConfig = PerceptronUnit
-
-
-class InitStd(Section):
-    """Standard deviations of the initial weights, before the factor sqrt(D) of the blocks."""
-
-    input: NonNegative = Field(1.0, description="s_in, of the units' in-vectors.")
-    output: NonNegative = Field(1.0, description="s_out, of the units' out-vectors.")
-    embedding: NonNegative = Field(1.0, description="s_e, of W_e.")
-    unembedding: NonNegative = Field(1.0, description="s_u, of W_u.")
-
-
-class ModelConfig(Section):
-    """The residual network, apart from its sizes."""
-
-    unit: UnitConfig = Field(default_factory=PerceptronUnit, description="The residual unit.")
-    residual_scale: Positive = Field(1.0, description="alpha, the scale of the residual branch.")
-    init_std: InitStd = Field(default_factory=InitStd, description="Initial standard deviations.")
-
-
-class TrainingConfig(Section):
-    """Full-batch gradient descent."""
-
-    steps: Annotated[int, Strict(), Field(ge=1, le=10_000)] = Field(
-        15, description="Number of states K; step 0 is before the first update."
-    )
-    learning_rate: NonNegative = Field(1.0, description="eta, in the scaling of the limit.")
-    train_embeddings: Flag = Field(
-        False, description="Whether W_e and W_u are trained too, with eta_e = eta_u = eta."
-    )
-    learning_rate_in: NonNegative | None = Field(
-        None, description="eta_in of the units' in-vectors; learning_rate if left out."
-    )
-    learning_rate_out: NonNegative | None = Field(
-        None, description="eta_out of the units' out-vectors; learning_rate if left out."
-    )
 
 
 # --- sweep, numerics, save ------------------------------------------------------------------------

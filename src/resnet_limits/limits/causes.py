@@ -68,7 +68,7 @@ def likely_cause(dynamics: Dynamics, limit_root: Array, step: int | None = None)
         gradient = targets * math.sqrt(width)
     w = embedding * inputs * math.sqrt(r_in)
     z = unembedding * gradient
-    rate = max(dynamics.rate_in, dynamics.rate_out, dynamics.rate_embedding)
+    rate = max(dynamics.layer[0].rate_in, dynamics.layer[0].rate_out, dynamics.rate_embedding)
     with np.errstate(all="ignore"):
         change = float(np.float64(rate) * w * z / alpha)
     # States that start at 0 move too, where embeddings are trained.
@@ -79,7 +79,10 @@ def likely_cause(dynamics: Dynamics, limit_root: Array, step: int | None = None)
         _Factor(unembedding, f"model.init_std.unembedding {unembedding:.3g}", "lower it"),
         *(
             _Factor(std, f"model.init_std.{name} {std:.3g}", "lower it to about 1", in_step=False)
-            for name, std in (("input", dynamics.input_std), ("output", dynamics.output_std))
+            for name, std in (
+                ("input", dynamics.layer[0].input_std),
+                ("output", dynamics.layer[0].output_std),
+            )
         ),
         _Factor(alpha, f"model.residual_scale {alpha:.3g}", "lower it", in_step=False),
     ]

@@ -118,7 +118,8 @@ class Units:
 
     def __init__(self, dynamics: Dynamics, chunks: list[_Chunk], pool: Pool | None) -> None:
         self.dynamics = dynamics
-        self.unit: Unit = dynamics.unit
+        self.branch = dynamics.layer[0]
+        self.unit: Unit = self.branch.unit
         self.chunks = chunks
         self.pool = pool
         first = chunks[0].incoming
@@ -127,8 +128,8 @@ class Units:
             counts[chunk.pairs] += chunk.incoming.shape[-1]
         self.size = int(counts.sum())
         self.dtype = first.dtype
-        self.code = _code(dynamics.unit, first.dtype, first.device.type)
-        scale = dynamics.residual_scale / counts
+        self.code = _code(self.unit, first.dtype, first.device.type)
+        scale = self.branch.scale / counts
         self.scale = scale[:, None, None].to(first.device)
 
     @classmethod
@@ -143,8 +144,10 @@ class Units:
     ) -> Units:
         """Deal the sample out to the nodes."""
         rows = len(dynamics.inputs)
-        widest = rows * max(dynamics.unit.in_vectors, dynamics.unit.out_vectors)
-        compiled = _code(dynamics.unit, dtype, device) is not None
+        branch = dynamics.layer[0]
+        unit = branch.unit
+        widest = rows * max(unit.in_vectors, unit.out_vectors)
+        compiled = _code(unit, dtype, device) is not None
         most = max(16, _CHUNK_ELEMENTS["compiled" if compiled else device] // widest)
 
         def weights(vectors: Tensor, std: float) -> Tensor:
@@ -165,8 +168,8 @@ class Units:
                             slice(
                                 node * sample.replicates + first, node * sample.replicates + last
                             ),
-                            weights(ins[at], dynamics.input_std),
-                            weights(outs[at], dynamics.output_std),
+                            weights(ins[at], branch.input_std),
+                            weights(outs[at], branch.output_std),
                         )
                     )
         return cls(dynamics, chunks, pool)
@@ -323,8 +326,8 @@ class Units:
 
     def _rates(self, rows: int) -> tuple[float, float]:
         """Return what the sums over rows of a gradient step are multiplied by."""
-        scale = -1.0 / (self.dynamics.residual_scale * rows)
-        return scale * self.dynamics.rate_in, scale * self.dynamics.rate_out
+        scale = -1.0 / (self.branch.scale * rows)
+        return scale * self.branch.rate_in, scale * self.branch.rate_out
 
     def _compiled(
         self,

@@ -262,7 +262,7 @@ class Limits:
         self, kind: str, points: int, root_seed: int, dtype: torch.dtype, replicates: range
     ) -> UnitSample:
         """Draw what depends on these numbers alone, whatever else is in a plan."""
-        unit, r = self.dynamics.unit, len(self.limit_root)
+        unit, r = self.dynamics.layer[0].unit, len(self.limit_root)
         if kind == quadrature.CUBATURE:
             return quadrature.cubature(unit.in_vectors, unit.out_vectors, r)
         r_in = self.dynamics.inputs.shape[1]
@@ -292,7 +292,7 @@ class Limits:
         shared: bool = False,
     ) -> Trajectory:
         """Solve for the given replicates, all of the plan's by default."""
-        unit, depth_grid = self.dynamics.unit, grid(plan.nodes)
+        unit, depth_grid = self.dynamics.layer[0].unit, grid(plan.nodes)
         chosen = range(plan.replicates) if replicates is None else replicates
         units = plan.points * (depth_grid.nodes if shared else 1)
         weights = units * (unit.in_vectors + unit.out_vectors) * len(self.limit_root)
@@ -540,7 +540,7 @@ class Limits:
             plan = replace(plan, nodes=min(plans.MAX_NODES, plans.finer(plan.nodes)))
 
     def _enough_points(self, tolerance: float, root_seed: int) -> tuple[Plan, Trajectory]:
-        linear = self.dynamics.unit.is_linear
+        linear = self.dynamics.is_linear
         plan = plans.first_plan(tolerance, root_seed, self.arithmetic.dtype, linear=linear)
         plan, trajectory = self._reference(plan)
         while True:

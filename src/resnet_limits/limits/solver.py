@@ -140,7 +140,7 @@ def solve(
 
     def read(end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = (unembedding.mT @ end).mT
-        gradient = dynamics.loss.gradient(output, targets)
+        gradient = dynamics.cotangent(output, targets, 0)
         return output, gradient, unembedding @ gradient.mT
 
     outputs, hiddens, backwards, losses = [], [], [], []
@@ -157,7 +157,7 @@ def solve(
                 break
             z_knots = found.z_end + torch.einsum("jk,kbrn->jbrn", backward_knots, found.z_slope)
             outputs.append(found.output)
-            losses.append(dynamics.loss.value(found.output, targets))
+            losses.append(dynamics.value(found.output, targets))
             hiddens.append(start + torch.einsum("jk,kbrn->jbrn", forward_knots, found.slope))
             backwards.append(z_knots)
             if step + 1 < dynamics.steps:

@@ -52,7 +52,7 @@ class Network(ABC):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.unit
+        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.layer[0].unit
         rows, r_in = dynamics.inputs.shape
 
         def put(array: NDArray[np.float64]) -> Tensor:
@@ -63,7 +63,7 @@ class Network(ABC):
         self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
         states = (shape.depth + 1, len(embedding), rows, shape.embed_dim)
         self.hidden, self.backward = (zeros(states, dtype).to(device) for _ in range(2))
-        self.gain = dynamics.residual_scale / (shape.depth * shape.width)
+        self.gain = dynamics.layer[0].scale / (shape.depth * shape.width)
 
     @abstractmethod
     def forward_pass(self) -> Tensor:

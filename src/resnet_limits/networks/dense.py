@@ -256,10 +256,10 @@ class DenseNetwork(Network):
 
         std = float(np.sqrt(embed_dim))
         self.incoming = _block_weights(
-            "block_in", root_seed, seeds, shape, a, std * dynamics.input_std, dtype
+            "block_in", root_seed, seeds, shape, a, std * dynamics.layer[0].input_std, dtype
         ).to(device)
         self.outgoing = _block_weights(
-            "block_out", root_seed, seeds, shape, c, std * dynamics.output_std, dtype
+            "block_out", root_seed, seeds, shape, c, std * dynamics.layer[0].output_std, dtype
         ).to(device)
         arrays = _Arrays(
             incoming=self.incoming,
@@ -277,13 +277,13 @@ class DenseNetwork(Network):
             past_b=room(depth, batch, self.kept, embed_dim),
             past_g=room(depth, batch, self.kept, width * c),
         )
-        step = -1.0 / (dynamics.residual_scale * rows)
+        step = -1.0 / (dynamics.layer[0].scale * rows)
         number = NUMPY[dtype]
         scales = _Scales(
             read=number(1.0 / embed_dim),
             write=number(self.gain),
-            step_in=number(step * dynamics.rate_in),
-            step_out=number(step * dynamics.rate_out),
+            step_in=number(step * dynamics.layer[0].rate_in),
+            step_out=number(step * dynamics.layer[0].rate_out),
         )
         self._arrays, self._scales = arrays, scales
         self._products: _Products = (_Batched if batched else _Compiled)(arrays, scales)

@@ -132,6 +132,7 @@ class _Layer:
 
     def __init__(self, network: ImplicitNetwork, noise: Callable[[str], Noise]) -> None:
         dynamics, shape, unit = network.dynamics, network.shape, network.unit
+        branch = dynamics.layer[0]
         self.unit, self.workers = unit, network.workers
         self.rows = rows = len(dynamics.inputs)
         seeds, steps = network.seeds, dynamics.steps
@@ -139,7 +140,7 @@ class _Layer:
         like = network.hidden
         a, c = unit.in_vectors, unit.out_vectors
         root = float(np.sqrt(shape.embed_dim))
-        scale = 1.0 / (dynamics.residual_scale * rows)
+        scale = 1.0 / (branch.scale * rows)
 
         def matrix(vectors: int, std: float, rate: float, left: str, right: str) -> Conditioned:
             return Conditioned(
@@ -156,8 +157,8 @@ class _Layer:
                 like.device,
             )
 
-        self.incoming = matrix(a, dynamics.input_std, dynamics.rate_in, "read", "write_back")
-        self.outgoing = matrix(c, dynamics.output_std, dynamics.rate_out, "read_back", "write")
+        self.incoming = matrix(a, branch.input_std, branch.rate_in, "read", "write_back")
+        self.outgoing = matrix(c, branch.output_std, branch.rate_out, "read_back", "write")
         self.p = like.new_empty((seeds, probes, shape.width * a))
         self.r = like.new_empty((seeds, probes, shape.width * c))
         vectors = 2 * (a + c) * probes * seeds

@@ -202,7 +202,7 @@ def _run(
 
     for step in range(dynamics.steps):
         f = network.forward_pass()
-        value = dynamics.loss.value(f, network.targets)
+        value = dynamics.value(f, network.targets)
         # The largest RMS over the layers; NaN anywhere comes through.
         norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
         size = (norms / np.sqrt(rows * embed_dim)).cpu().numpy()
@@ -215,7 +215,7 @@ def _run(
         last = step + 1 == dynamics.steps
         place = places.get(step)
         if (alive & sound).any() and (not last or place is not None):
-            network.backward_pass(dynamics.loss.gradient(f, network.targets), update=not last)
+            network.backward_pass(dynamics.cotangent(f, network.targets, step), update=not last)
             sound &= _finite(network.backward)
         if place is not None:
             states = keep(network.hidden), keep(network.backward)

@@ -22,9 +22,15 @@ PACKAGE = "resnet_limits"
 # not make its results stale. What a limit is thought to cost decides whether it is begun, never a
 # number of it.
 _NOT_HASHED = (f"{PACKAGE}.config", f"{PACKAGE}.limits.cost")
-# Tables of which an experiment runs one entry, and the key of ``model.unit`` that names it.
-_TABLES = {"ACTIVATIONS": "activation", "UNITS": "kind"}
-_TABLES_MODULE = f"{PACKAGE}.units"
+# Tables of which an experiment runs some entries, by the module that has them.
+_TABLES = {
+    f"{PACKAGE}.units": {"ACTIVATIONS", "UNITS"},
+    f"{PACKAGE}.norms": {"NORMS"},
+    f"{PACKAGE}.rules": {"RULES", "SCHEDULES"},
+}
+
+Used = frozenset[tuple[str, str]]
+"""Pairs of a table's name and an entry that is used."""
 
 
 def digest(*parts: str) -> str:
@@ -144,16 +150,16 @@ def _target(statement: ast.stmt) -> str | None:
     return None
 
 
-def _without_unused(tree: ast.Module, used: Mapping[str, str]) -> ast.Module:
+def _without_unused(tree: ast.Module, used: Mapping[str, set[str]]) -> ast.Module:
     """Leave out of tables the entries that are not used, and then what only they refer to.
 
     Parameters
     ----------
     tree : Module
         Changed in place.
-    used : mapping of str to str
-        The one entry that counts, by the name of the table, a dictionary written out at the top of
-        the module. A table without that entry, or with keys that are not plain, stays whole.
+    used : mapping of str to set of str
+        The entries that count, by the name of the table, a dictionary written out at the top of
+        the module. A table without one of them, or with keys that are not plain, stays whole.
     """
     unused: list[ast.AST] = []
     for statement in tree.body:
@@ -162,10 +168,14 @@ def _without_unused(tree: ast.Module, used: Mapping[str, str]) -> ast.Module:
         if wanted is None or not isinstance(table, ast.Dict):
             continue
         keys = [key.value if isinstance(key, ast.Constant) else None for key in table.keys]
-        if None not in keys and keys.count(wanted) == 1:
-            index = keys.index(wanted)
-            unused += [*table.values[:index], *table.values[index + 1 :]]
-            table.keys, table.values = [table.keys[index]], [table.values[index]]
+        if None in keys or len(set(keys)) < len(keys) or not wanted <= set(keys):
+            continue
+        chosen = [index for index, key in enumerate(keys) if key in wanted]
+        unused += [
+            value for key, value in zip(keys, table.values, strict=True) if key not in wanted
+        ]
+        table.keys = [table.keys[index] for index in chosen]
+        table.values = [table.values[index] for index in chosen]
     defined = {name: node for node in tree.body if (name := _target(node)) is not None}
     doubtful = _reachable(unused, defined)
     certain = [node for node in tree.body if _target(node) not in doubtful]
@@ -187,21 +197,18 @@ def _reachable(nodes: Iterable[ast.AST], defined: Mapping[str, ast.stmt]) -> set
 
 
 @lru_cache(maxsize=512)
-def _read_source(
-    module: str, file: Path, used: frozenset[tuple[str, str]]
-) -> tuple[str, frozenset[str]]:
+def _read_source(module: str, file: Path, used: Used) -> tuple[str, frozenset[str]]:
     """Hash of a module's own syntax, and the dotted names it imports from this package."""
     tree = ast.parse(file.read_bytes(), filename=str(file))
-    if module == _TABLES_MODULE:
-        tree = _without_unused(tree, dict(used))
+    if module in _TABLES:
+        entries = {table: {name for of, name in used if of == table} for table, _ in used}
+        tree = _without_unused(tree, entries)
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names = frozenset(name for name in _imports(tree, package) if name.partition(".")[0] == PACKAGE)
     return digest(_syntax(tree)), names
 
 
-def _imported_modules(
-    module: str, directory: Path, used: frozenset[tuple[str, str]]
-) -> dict[str, str]:
+def _imported_modules(module: str, directory: Path, used: Used) -> dict[str, str]:
     """Find a module and all of the package that it imports, directly or not, with their hashes."""
     if _source_file(module, directory) is None:
         raise ModuleNotFoundError(f"no module {module} in the package's sources", name=module)
@@ -231,7 +238,7 @@ def code_hash(module: str, experiment: Experiment | None = None) -> str:
     module : str
         Dotted name, such as ``"resnet_limits.stages.limits"``.
     experiment : Experiment, optional
-        Of activations and units only its own count; all of them without it.
+        Of activations, units, norms, rules and schedules only its own count; all without it.
 
     Returns
     -------
@@ -243,13 +250,26 @@ def code_hash(module: str, experiment: Experiment | None = None) -> str:
     ModuleNotFoundError
         If there is no file for the module.
     """
-    unit = getattr(getattr(experiment, "model", None), "unit", None)
-    used = {(table, getattr(unit, key, None)) for table, key in _TABLES.items()}
-    return _code_hash(
-        module, PACKAGE_DIRECTORY, frozenset((table, name) for table, name in used if name)
-    )
+    return _code_hash(module, PACKAGE_DIRECTORY, _used(experiment))
+
+
+def _used(experiment: Experiment | None) -> Used:
+    """Find the entries of tables that an experiment names; none where there is no experiment."""
+    if experiment is None:
+        return frozenset()
+    model, training = experiment.model, experiment.training
+    found: set[tuple[str, str]] = {
+        ("NORMS", model.final_norm),
+        ("RULES", training.rule.kind),
+        ("SCHEDULES", training.schedule.kind),
+    }
+    for branch in model.branches:
+        found |= {("NORMS", branch.norm), ("UNITS", branch.unit.kind)}
+        if activation := getattr(branch.unit, "activation", None):
+            found.add(("ACTIVATIONS", activation))
+    return frozenset(found)
 
 
 @lru_cache(maxsize=512)
-def _code_hash(module: str, directory: Path, used: frozenset[tuple[str, str]]) -> str:
+def _code_hash(module: str, directory: Path, used: Used) -> str:
     return digest(canonical_json(_imported_modules(module, directory, used)))

@@ -72,15 +72,18 @@ def _data_sizes(experiment: Experiment) -> tuple[int, int, int]:
 
 
 def _branches(experiment: Experiment) -> tuple[Branch, ...]:
-    unit = experiment.model.unit
-    known = _BRANCHES.get(unit.kind)
-    if known is None:
-        # Only torch's module knows other units.
-        from resnet_limits.units import make_unit
+    found = []
+    for branch in experiment.model.branches:
+        unit = branch.unit
+        known = _BRANCHES.get(unit.kind)
+        if known is None:
+            # Only torch's module knows other units.
+            from resnet_limits.units import make_unit
 
-        made = make_unit(**unit.model_dump())
-        known = Branch(made.in_vectors, made.out_vectors)
-    return (known,)
+            made = make_unit(**unit.model_dump())
+            known = Branch(made.in_vectors, made.out_vectors)
+        found.append(known)
+    return tuple(found)
 
 
 def work(kind: str, experiment: Experiment, **cell: int) -> Work:
@@ -125,7 +128,7 @@ def _scales(experiment: Experiment) -> Scales:
     else:
         norm = math.sqrt(_data_sizes(experiment)[1])
     return Scales(
-        getattr(model.unit, "activation", ""),
+        getattr(model.branches[0].unit, "activation", ""),
         experiment.problem.loss,
         experiment.numerics.limit_tolerance,
         rate=experiment.training.learning_rate,

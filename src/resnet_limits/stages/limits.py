@@ -132,7 +132,7 @@ def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -
     """Refuse what would not fit in memory, before it starts."""
     dynamics, arithmetic = limits.dynamics, limits.arithmetic
     work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
-    has_kernel = kernels.activation_code(dynamics.unit) is not None
+    has_kernel = kernels.activation_code(dynamics.layer[0].unit) is not None
     single = plan.precision == "float32"
     planned = cost.Quadrature(
         plan.points, plan.replicates, plan.nodes, single, single and has_kernel
@@ -171,10 +171,10 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
         If it would not fit in memory.
     """
     problem, limits, device = _prepare(experiment, made)
-    tolerance, unit = experiment.numerics.limit_tolerance, limits.dynamics.unit
+    tolerance = experiment.numerics.limit_tolerance
     # What the pilot tries first, which is the least that it takes.
     first = plans.first_plan(
-        tolerance, experiment.seed, limits.arithmetic.dtype, linear=unit.is_linear
+        tolerance, experiment.seed, limits.arithmetic.dtype, linear=limits.dynamics.is_linear
     )
     _admit(limits, first, 0, "dmft")
     plan, solution = limits.make_plan(tolerance, experiment.seed)
