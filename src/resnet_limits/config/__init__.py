@@ -27,6 +27,7 @@ from resnet_limits.config.model import (
     Activation,
     BranchConfig,
     BranchInitStd,
+    ConvolutionUnit,
     InitStd,
     ModelConfig,
     PerceptronUnit,
@@ -66,8 +67,8 @@ from resnet_limits.kinds import Shape
 __all__ = [
     "ACTIVATIONS", "ENGINES", "INITIAL_LAWS", "LOSSES", "MAX_CELLS", "MAX_DATA_VALUES",
     "MAX_INPUT_BYTES", "MAX_NUMBER", "NORMS", "PAIRS", "RULE_KINDS", "SCHEDULE_KINDS",
-    "UNIT_KINDS", "Activation", "BranchConfig", "BranchInitStd", "CharactersData", "Data",
-    "DigitsData", "Engine", "Experiment", "FamilyConfig", "FileData", "GaussianData",
+    "UNIT_KINDS", "Activation", "BranchConfig", "BranchInitStd", "CharactersData",
+    "ConvolutionUnit", "Data", "DigitsData", "Engine", "Experiment", "FamilyConfig", "FileData", "GaussianData",
     "GridConfig", "InContextRegressionData", "InitStd", "InputError", "LinearTeacherData",
     "LossKind", "ModelConfig", "NumericsConfig", "Pair", "PerceptronUnit", "PowerConfig",
     "ProblemConfig", "SaveConfig", "SeedStepConfig", "Shape", "SweepConfig", "TrainingConfig",

@@ -289,6 +289,12 @@ SCHEMAS: dict[str, Schema] = {
             "embed_dim": Variable(("cell",), "int", "embedding dimension, D", None),
             "seed": Variable(("cell",), "int", "seed of embedding rows and block weights", None),
             "parameters": Variable(("cell",), "float64", "P = L M D; 0 where a size is infinite"),
+            "weights": Variable(
+                ("cell",),
+                "float64",
+                "weights of all branches, L D sum (a + c) M_b; 0 where a size is infinite",
+                required=False,
+            ),
         },
         grouped=True,
     ),
