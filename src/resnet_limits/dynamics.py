@@ -84,7 +84,8 @@ class Dynamics:
     weights : ndarray, shape (rows,), or None
         omega of every row, of sum 1; None for equal weights.
     batches : tuple of tuple of int, or None
-        The rows that each update sees, K - 1 of them; None for all rows always.
+        The rows that each update sees, those of whole samples, K - 1 times; None for all rows
+        always.
     initial_law : str
         Law of the initial weights, a key of ``randomness.LAWS``.
     """
@@ -175,15 +176,23 @@ class Dynamics:
         """Give R of a state, the number of rows that its gradients are averages over."""
         return len(self.batch(step))
 
-    def row_weights(self, step: int) -> NDArray[np.float64]:
-        """Give R omega of every row at a state, zero outside the batch; shape (rows,)."""
-        chosen = self.batch(step)
-        found = np.zeros(len(self.inputs))
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """Give by what a batch multiplies the cotangents that all rows would have; shape (rows,).
+
+        As a batch has whole samples, backward states of a batch are those of all rows, times this.
+        """
+        chosen, rows = self.batch(step), len(self.inputs)
+        found = np.zeros(rows)
         if self.weights is None:
             found[chosen] = 1.0
         else:
-            found[chosen] = len(chosen) * self.weights[chosen] / self.weights[chosen].sum()
+            found[chosen] = len(chosen) / (rows * self.weights[chosen].sum())
         return found
+
+    def row_weights(self, step: int) -> NDArray[np.float64]:
+        """Give R omega of every row at a state, zero outside the batch; shape (rows,)."""
+        shares = self.shares(step)
+        return shares if self.weights is None else shares * len(self.weights) * self.weights
 
     def value(self, output: Tensor, targets: Tensor) -> Tensor:
         """Give the loss over all rows, shape (...), for outputs ``(..., rows, d_out)``."""
