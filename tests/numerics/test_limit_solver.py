@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plain_descent import SGD, dealt, descend
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
@@ -39,45 +40,6 @@ def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
         "steps": steps,
     }
     return Dynamics.of_unit(**(values | changes))
-
-
-def layer_by_layer(dynamics, root, incoming, outgoing):
-    """Train the network with the given units in each layer, with plain loops and autograd."""
-    r_in = dynamics.inputs.shape[1]
-    rows = len(dynamics.inputs)
-    root = torch.tensor(root)
-    embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
-    x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
-    layers, points = incoming.shape[:2]
-    (branch,) = dynamics.layer
-    ins = [branch.input_std * weights for weights in incoming.clone()]
-    outs = [branch.output_std * weights for weights in outgoing.clone()]
-    alpha = dynamics.residual_scale
-    outputs = []
-    for _ in range(dynamics.steps):
-        leaves = [*ins, *outs, embedding, unembedding]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        h = embedding @ x.T
-        for i, o in zip(ins, outs, strict=True):
-            g = branch.unit.forward(torch.einsum("par,rn->pan", i, h))
-            h = h + alpha / (layers * points) * torch.einsum("pcr,pcn->rn", o, g)
-        f = (unembedding.T @ h).T
-        outputs.append(f.detach().numpy().copy())
-        gradients = torch.autograd.grad(dynamics.loss.value(f, y), leaves)
-        # In raw gradients the block rates are eta L M / alpha^2 (the D is in the root), the
-        # embeddings' eta / alpha.
-        block = layers * points / alpha**2
-        rates = [branch.rate_in * block] * layers + [branch.rate_out * block] * layers
-        rates += [dynamics.rate_embedding / alpha] * 2
-        new = [
-            (leaf - rate * g).detach()
-            for leaf, rate, g in zip(leaves, rates, gradients, strict=True)
-        ]
-        ins, outs = new[:layers], new[layers : 2 * layers]
-        embedding, unembedding = new[-2:]
-    assert rows == f.shape[0]
-    return np.array(outputs)
 
 
 class Crossed(Unit):
@@ -125,11 +87,8 @@ def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, 
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
     plan = Plan("sobol", 384, 1, 6, 0)
-    (sample,) = limits._sample(plan, range(1), shared=False)
-    dealt = sample.at_nodes(np.full(6, 1 / 6))
-    incoming, outgoing = (torch.stack(vectors)[:, 0] for vectors in zip(*dealt, strict=True))
     solved = limits.wide(root, 6, plan).trajectory
-    expected = layer_by_layer(dynamics, root, incoming, outgoing)
+    expected = descend(dynamics, root, dealt(limits, plan, 6), ["none"], SGD())
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
     np.testing.assert_allclose(solved.output[0], expected, atol=1e-9)
     # All units are iterated on; or corrected for; or iterated on after one pass was not enough, at
