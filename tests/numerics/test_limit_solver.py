@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plain_descent import SGD, dealt, descend
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
@@ -20,7 +21,7 @@ from resnet_limits.problem import (
     limit_gram_root,
     make_problem,
 )
-from resnet_limits.units import Perceptron
+from resnet_limits.units import Perceptron, Unit
 
 
 def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
@@ -41,52 +42,11 @@ def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
     return Dynamics.of_unit(**(values | changes))
 
 
-def layer_by_layer(dynamics, root, incoming, outgoing):
-    """Train the network with the given units in each layer, with plain loops and autograd."""
-    r_in = dynamics.inputs.shape[1]
-    rows = len(dynamics.inputs)
-    root = torch.tensor(root)
-    embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
-    x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
-    layers, points = incoming.shape[:2]
-    (branch,) = dynamics.layer
-    ins = [branch.input_std * weights for weights in incoming.clone()]
-    outs = [branch.output_std * weights for weights in outgoing.clone()]
-    alpha = dynamics.residual_scale
-    outputs = []
-    for _ in range(dynamics.steps):
-        leaves = [*ins, *outs, embedding, unembedding]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        h = embedding @ x.T
-        for i, o in zip(ins, outs, strict=True):
-            g = branch.unit.forward(torch.einsum("par,rn->pan", i, h))
-            h = h + alpha / (layers * points) * torch.einsum("pcr,pcn->rn", o, g)
-        f = (unembedding.T @ h).T
-        outputs.append(f.detach().numpy().copy())
-        gradients = torch.autograd.grad(dynamics.loss.value(f, y), leaves)
-        # In raw gradients the block rates are eta L M / alpha^2 (the D is in the root), the
-        # embeddings' eta / alpha.
-        block = layers * points / alpha**2
-        rates = [branch.rate_in * block] * layers + [branch.rate_out * block] * layers
-        rates += [dynamics.rate_embedding / alpha] * 2
-        new = [
-            (leaf - rate * g).detach()
-            for leaf, rate, g in zip(leaves, rates, gradients, strict=True)
-        ]
-        ins, outs = new[:layers], new[layers : 2 * layers]
-        embedding, unembedding = new[-2:]
-    assert rows == f.shape[0]
-    return np.array(outputs)
-
-
-class Crossed:
+class Crossed(Unit):
     """A unit of three in-vectors and two out-vectors."""
 
     in_vectors = 3
     out_vectors = 2
-    is_linear = False
-    is_odd = False
 
     def forward(self, p):
         return torch.stack([torch.tanh(p[..., 0, :]) * p[..., 1, :], torch.sin(p[..., 2, :])], -2)
@@ -127,10 +87,8 @@ def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, 
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
     plan = Plan("sobol", 384, 1, 6, 0)
-    dealt = limits._sample(plan, range(1), shared=False).at_nodes(np.full(6, 1 / 6))
-    incoming, outgoing = (torch.stack(vectors)[:, 0] for vectors in zip(*dealt, strict=True))
     solved = limits.wide(root, 6, plan).trajectory
-    expected = layer_by_layer(dynamics, root, incoming, outgoing)
+    expected = descend(dynamics, root, dealt(limits, plan, 6), ["none"], SGD())
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
     np.testing.assert_allclose(solved.output[0], expected, atol=1e-9)
     # All units are iterated on; or corrected for; or iterated on after one pass was not enough, at
@@ -149,7 +107,7 @@ def visited(code, states, *, trains=True, wanted=(True, True)):
 
     def act(w, z):
         p, cotangent = (state.mT @ values for state, values in zip((w, z), exact, strict=True))
-        if code == kernels.activation_code(make("relu").unit):
+        if code == kernels.activation_code(make("relu").layer[0].unit):
             return np.maximum(p, 0.0), (p > 0) * cotangent
         return np.tanh(p), cotangent / np.cosh(p) ** 2
 
@@ -170,7 +128,7 @@ def visited(code, states, *, trains=True, wanted=(True, True)):
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_compiled_visit_is_its_formulas(activation, trains, wanted):
     """More points than two tiles, and not a whole number of them."""
-    code = kernels.activation_code(make(activation).unit)
+    code = kernels.activation_code(make(activation).layer[0].unit)
     weights, sums, exact, expected = visited(code, 0.3, trains=trains, wanted=wanted)
     for got, right in zip((*weights, *sums), (*exact, *expected), strict=True):
         np.testing.assert_allclose(got, right, atol=2e-6 * max(1.0, np.abs(right).max()))
@@ -180,13 +138,13 @@ def test_a_compiled_visit_is_its_formulas(activation, trains, wanted):
 
 
 def test_a_compiled_visit_keeps_what_is_not_finite():
-    code = kernels.activation_code(make("tanh").unit)
+    code = kernels.activation_code(make("tanh").layer[0].unit)
     assert np.isnan(visited(code, np.float32(np.nan))[1]).all()
 
 
 def test_compiled_activation_is_that_of_the_unit():
     x = np.linspace(-12, 12, 1000 * kernels._TILE, dtype=np.float32).reshape(-1, kernels._TILE)
-    code = kernels.activation_code(make("tanh").unit)
+    code = kernels.activation_code(make("tanh").layer[0].unit)
     g, mirrored = np.empty_like(x), np.empty_like(x)
     kernels._activate(code, x, g)
     kernels._activate(code, -x, mirrored)
@@ -202,7 +160,7 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
     plan = Plan("sobol", 1000, 3, 6, 0, precision="float32", iteration_tolerance=1e-7)
     compiled = limits.dmft(plan).trajectory
-    assert kernels.activation_code(make("gelu").unit) is None
+    assert kernels.activation_code(make("gelu").layer[0].unit) is None
     assert kernels.activation_code(Crossed()) is None
     assert kernels.activation_code(Doubled(activation)) is None
     monkeypatch.setattr(kernels, "activation_code", lambda _unit: None)
