@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.kinds import Shape
+from resnet_limits.rules import Trained
 
 NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 """numpy's names of torch's types."""
@@ -36,12 +37,16 @@ class Network(ABC):
         ``W_e Q`` and W_u.
     inputs, targets : Tensor, shape (rows, r_in) and (rows, d_out)
         The data.
-    hidden : Tensor, shape (L + 1, S, rows, D)
-        ``h^0 .. h^L`` of the last forward pass.
-    backward : Tensor, shape (L + 1, S, rows, D)
-        ``b^0 .. b^L`` of the last backward pass.
-    gain : float
-        ``alpha / (L M)``.
+    states : list of Tensor
+        What each branch of a layer reads, of the last forward pass: ``states[0]``, shape (L + 1, S,
+        rows, D), are ``h^0 .. h^L``, and ``states[b]``, shape (L, S, rows, D), those between
+        branches b - 1 and b.
+    cotangents : list of Tensor
+        The same of the last backward pass: ``b^0 .. b^L``, then those before branches 1, 2, ...
+    gains : tuple of float
+        ``alpha_b / (L M_b)`` of every branch.
+    step : int
+        Number of the state, from 0.
     """
 
     def __init__(
@@ -52,8 +57,9 @@ class Network(ABC):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.layer[0].unit
+        self.dynamics, self.shape = dynamics, shape
         rows, r_in = dynamics.inputs.shape
+        depth, width, embed_dim = shape
 
         def put(array: NDArray[np.float64]) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
@@ -61,34 +67,93 @@ class Network(ABC):
         self.embedding = put(embedding[:, :, :r_in])
         self.unembedding = put(embedding[:, :, r_in:])
         self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
-        states = (shape.depth + 1, len(embedding), rows, shape.embed_dim)
-        self.hidden, self.backward = (zeros(states, dtype).to(device) for _ in range(2))
-        self.gain = dynamics.layer[0].scale / (shape.depth * shape.width)
+        layers = [depth + 1] + [depth] * (len(dynamics.layer) - 1)
+        self.states, self.cotangents = (
+            [zeros((n, len(embedding), rows, embed_dim), dtype).to(device) for n in layers]
+            for _ in range(2)
+        )
+        self.gains = tuple(
+            branch.scale / (depth * branch.width(width)) for branch in dynamics.layer
+        )
+        self.step = 0
+        self._embeddings = [
+            Trained(dynamics.rule, rate, weight)
+            for rate, weight in (
+                (dynamics.rate_embedding, self.embedding),
+                (dynamics.rate_unembedding, self.unembedding),
+            )
+        ]
+
+    @property
+    def hidden(self) -> Tensor:
+        """``h^0 .. h^L`` of the last forward pass, shape (L + 1, S, rows, D)."""
+        return self.states[0]
+
+    @property
+    def backward(self) -> Tensor:
+        """``b^0 .. b^L`` of the last backward pass, shape (L + 1, S, rows, D)."""
+        return self.cotangents[0]
+
+    def before(self, branch: int) -> Tensor:
+        """Give the states that a branch of every layer reads, shape (L, S, rows, D)."""
+        return self.states[branch][: self.shape.depth]
+
+    def after(self, branch: int) -> Tensor:
+        """Give the states that a branch of every layer has written, shape (L, S, rows, D)."""
+        return _after(self.states, branch)
+
+    def cotangent_before(self, branch: int) -> Tensor:
+        """Give the cotangents of :meth:`before`."""
+        return self.cotangents[branch][: self.shape.depth]
+
+    def cotangent_after(self, branch: int) -> Tensor:
+        """Give the cotangents of :meth:`after`."""
+        return _after(self.cotangents, branch)
 
     @abstractmethod
     def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
+        """Compute all states; return the outputs, shape (S, rows, d_out)."""
 
     @abstractmethod
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step.
+    def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:
+        """Compute all cotangents; with `update`, take the training step to the next state.
 
         Parameters
         ----------
-        gradient : Tensor, shape (S, rows, d_out)
-            Gradient of each row's loss with respect to its output.
+        cotangent : Tensor, shape (S, rows, d_out)
+            Of the outputs at this state, as ``Dynamics.cotangent`` gives it.
         update : bool
             Whether to update the weights.
         """
 
-    def _learn_embedding(self, gradient: Tensor) -> None:
-        """Take the gradient step of the embeddings, if they are trained."""
+    def _read_out(self) -> Tensor:
+        """Give the outputs of the last layer's states, ``W_u^T norm(h^L) / D``."""
+        embed_dim = self.shape.embed_dim
+        read = self.dynamics.final_norm.forward(self.hidden[-1], -1, 1.0 / embed_dim)
+        return torch.matmul(read, self.unembedding).div_(embed_dim)
+
+    def _start_back(self, cotangent: Tensor) -> None:
+        """Set ``b^L = J^T W_u cotangent``, with J the derivative of the final norm."""
+        norm, last = self.dynamics.final_norm, self.backward[-1]
+        torch.bmm(cotangent, self.unembedding.mT, out=last)
+        if not norm.is_identity:
+            last.copy_(norm.pull_back(self.hidden[-1], last, -1, 1.0 / self.shape.embed_dim))
+
+    def _learn_embedding(self, cotangent: Tensor) -> None:
+        """Take the training step of the embeddings, those that are trained."""
         dynamics = self.dynamics
-        if not dynamics.rate_embedding:
-            return
-        scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
-        self.embedding += scale * (self.backward[0].mT @ self.inputs)
-        self.unembedding += scale * (self.hidden[-1].mT @ gradient)
+        embedding, unembedding = self._embeddings
+        scale = dynamics.residual_scale * dynamics.batch_size(self.step)
+        if embedding.rate:
+            embedding.advance(self.step, self.backward[0].mT @ self.inputs, scale)
+        if unembedding.rate:
+            embed_dim = self.shape.embed_dim
+            read = dynamics.final_norm.forward(self.hidden[-1], -1, 1.0 / embed_dim)
+            unembedding.advance(self.step, read.mT @ cotangent, scale)
+
+
+def _after(states: list[Tensor], branch: int) -> Tensor:
+    return states[branch + 1] if branch + 1 < len(states) else states[0][1:]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
