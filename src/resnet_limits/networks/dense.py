@@ -239,6 +239,7 @@ class DenseNetwork(Network):
         graphs: bool = True,
     ) -> None:
         super().__init__(dynamics, shape, embedding, dtype, device)
+        self.unit = dynamics.layer[0].unit
         rows = len(dynamics.inputs)
         depth, width, embed_dim = shape
         a, c, batch = self.unit.in_vectors, self.unit.out_vectors, len(seeds)
@@ -281,7 +282,7 @@ class DenseNetwork(Network):
         number = NUMPY[dtype]
         scales = _Scales(
             read=number(1.0 / embed_dim),
-            write=number(self.gain),
+            write=number(self.gains[0]),
             step_in=number(step * dynamics.layer[0].rate_in),
             step_out=number(step * dynamics.layer[0].rate_out),
         )
@@ -304,8 +305,8 @@ class DenseNetwork(Network):
         self._run(self._all_forward)
         return self._output.clone()
 
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step.
+    def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:
+        """Compute all cotangents; with `update`, take the training step to the next state.
 
         Raises
         ------
@@ -314,13 +315,14 @@ class DenseNetwork(Network):
         """
         if update and self.kept and self.used == self.kept:
             raise ValueError("no room for another gradient step as factors")
-        self._gradient.copy_(gradient)
+        self._gradient.copy_(cotangent)
         self._in_place = update and not self.kept
         self._run(self._all_backward)
         if not update:
             return
         self._learn()
         self._learn_embedding(self._gradient)
+        self.step += 1
 
     def _learn(self) -> None:
         """Take the gradient step as far as the backward pass has not."""
@@ -343,12 +345,11 @@ class DenseNetwork(Network):
             products.read(layer, self.used)
             g.copy_(unit.forward(p))
             products.write(layer, self.used)
-        torch.matmul(self.hidden[-1], self.unembedding, out=self._output)
-        self._output /= self.shape.embed_dim
+        self._output.copy_(self._read_out())
 
     def _all_backward(self) -> None:
         products, unit, used, learn = self._products, self.unit, self.used, self._in_place
-        torch.bmm(self._gradient, self.unembedding.transpose(1, 2), out=self.backward[-1])
+        self._start_back(self._gradient)
         for layer in reversed(range(self.shape.depth)):
             products.read_back(layer, used, learn)
             self.dp[layer].copy_(unit.backward(self.p[layer], self.g[layer], self.r[layer]))

@@ -131,8 +131,9 @@ class _Layer:
     """One layer of all seeds: two conditioned matrices and what its units have seen."""
 
     def __init__(self, network: ImplicitNetwork, noise: Callable[[str], Noise]) -> None:
-        dynamics, shape, unit = network.dynamics, network.shape, network.unit
+        dynamics, shape = network.dynamics, network.shape
         branch = dynamics.layer[0]
+        unit = branch.unit
         self.unit, self.workers = unit, network.workers
         self.rows = rows = len(dynamics.inputs)
         seeds, steps = network.seeds, dynamics.steps
@@ -331,7 +332,6 @@ class ImplicitNetwork(Network):
             return Noise(root_seed, (*shape, layer, product), seeds, self.workers)
 
         self.layers = [_Layer(self, partial(noise, number)) for number in range(shape.depth)]
-        self.step = 0
 
     def forward_pass(self) -> Tensor:
         """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
@@ -341,24 +341,27 @@ class ImplicitNetwork(Network):
                 inner = layer.read(self.hidden[number], self.step)
                 written = layer.write(inner, self.step)
                 torch.add(
-                    self.hidden[number], written, alpha=self.gain, out=self.hidden[number + 1]
+                    self.hidden[number], written, alpha=self.gains[0], out=self.hidden[number + 1]
                 )
-        return (self.hidden[-1] @ self.unembedding) / self.shape.embed_dim
+        return self._read_out()
 
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states; the training terms of the step count from now on.
+    def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:
+        """Compute all cotangents; the training terms of the step count from now on.
 
         Without an update, the pass must be the network's last.
         """
-        torch.bmm(gradient, self.unembedding.mT, out=self.backward[-1])
+        self._start_back(cotangent)
         with one_thread():
             for number in reversed(range(self.shape.depth)):
                 layer = self.layers[number]
                 inner = layer.read_back(self.backward[number + 1], self.step)
                 written = layer.write_back(inner, self.step)
                 torch.add(
-                    self.backward[number + 1], written, alpha=self.gain, out=self.backward[number]
+                    self.backward[number + 1],
+                    written,
+                    alpha=self.gains[0],
+                    out=self.backward[number],
                 )
         if update:
-            self._learn_embedding(gradient)
+            self._learn_embedding(cotangent)
         self.step += 1

@@ -203,9 +203,8 @@ def _run(
     for step in range(dynamics.steps):
         f = network.forward_pass()
         value = dynamics.value(f, network.targets)
-        # The largest RMS over the layers; NaN anywhere comes through.
-        norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
-        size = (norms / np.sqrt(rows * embed_dim)).cpu().numpy()
+        # The largest RMS over the layers and branches; NaN anywhere comes through.
+        size = _sizes(network.states)
         if step == 0:
             bound = largest_size(dynamics, size[0])
         growth = size.max(axis=0)
@@ -216,7 +215,8 @@ def _run(
         place = places.get(step)
         if (alive & sound).any() and (not last or place is not None):
             network.backward_pass(dynamics.cotangent(f, network.targets, step), update=not last)
-            sound &= _finite(network.backward)
+            for cotangents in network.cotangents:
+                sound &= _finite(cotangents)
         if place is not None:
             states = keep(network.hidden), keep(network.backward)
             held = _finite(states[0]) & _finite(states[1])
@@ -241,6 +241,13 @@ def _run(
         diverged_step=diverged_step,
         overflowed=overflowed,
     )
+
+
+def _sizes(states: Sequence[Tensor]) -> NDArray[np.float64]:
+    """RMS of a seed's states ``(n, S, rows, D)`` over rows and coordinates; shape (all n, S)."""
+    norms = [torch.linalg.vector_norm(each, dim=(2, 3), dtype=torch.float64) for each in states]
+    found: NDArray[np.float64] = torch.cat(norms).cpu().numpy()
+    return found / np.sqrt(states[0].shape[2] * states[0].shape[3])
 
 
 def _finite(states: Tensor) -> NDArray[np.bool_]:
