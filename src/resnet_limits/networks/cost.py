@@ -218,6 +218,8 @@ def choose(work: Work) -> Choice:
     Choice
         The engine, and the figures that decided.
     """
+    if work.dense_only:
+        return Choice("dense", "auto: no other engine trains these networks")
     need = {name: size(work) for name, size in _BYTES.items()}
     small = [name for name in ENGINES if need[name] <= MEMORY] or [
         min(ENGINES, key=need.__getitem__)
