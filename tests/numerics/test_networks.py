@@ -12,7 +12,7 @@ from resnet_limits import randomness
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.kinds import DIVERGED, OK
-from resnet_limits.networks import cost, dense
+from resnet_limits.networks import cost, dense, products
 from resnet_limits.networks import train as training
 from resnet_limits.networks.train import (
     MemoryRefusedError,
@@ -116,7 +116,7 @@ def engine(monkeypatch):
         made = functools.partial(dense.DenseNetwork, **values)
         monkeypatch.setitem(training.ENGINES, "dense", made)
         if shared_from is not None:
-            monkeypatch.setattr(dense, "_SHARED_FROM", shared_from)
+            monkeypatch.setattr(products, "_SHARED_FROM", shared_from)
 
     return options
 
@@ -168,13 +168,13 @@ def test_steps_that_get_lost_are_seen(engine, monkeypatch, kept, name):
     dynamics = make(steps=5)
     right = run(dynamics)
     for product in ("read_back", "write_back"):
-        whole = getattr(dense._Compiled, product)
+        whole = getattr(products.Compiled, product)
 
-        def lose(self, layer, used, learn, whole=whole):
-            whole(self, layer, used, False)
+        def lose(self, layer, learn, whole=whole):
+            whole(self, layer, False)
 
-        monkeypatch.setattr(dense._Compiled, product, lose)
-    monkeypatch.setattr(dense.DenseNetwork, "_learn", lambda network: None)
+        monkeypatch.setattr(products.Compiled, product, lose)
+    monkeypatch.setattr(dense._Branch, "learn", lambda branch, step: None)
     wrong = run(dynamics)
     assert np.abs(right.output - wrong.output)[:, 0].max() == 0.0
     assert np.abs(right.output - wrong.output)[:, 1:].max() > 1e-3
@@ -215,16 +215,16 @@ def test_memory_is_that_of_the_arrays(monkeypatch, samples, kept):
     network = dense.DenseNetwork(dynamics, shape, [0], table(300)(0)[None], 0)
     allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    at = network._arrays
-    # States are seen twice: before and after each layer.
+    at = network.branches[0].at
+    # States are seen several times: before and after each layer.
     held = network.hidden.nbytes + network.backward.nbytes
-    seen = {"h", "next_h", "b", "next_b"}
+    seen = {"h", "next_h", "b", "next_b", "base_b", "u"}
     held += sum(array.nbytes for name, array in vars(at).items() if name not in seen)
     said = cost.memory_bytes("dense", Work.of(dynamics, shape, 1, 8))
     assert said == held
     # Beside it, scratch arrays for one layer.
     assert held <= allocated < 1.2 * held
-    factors = sum(factor.nbytes for factor in (at.past_h, at.past_dp, at.past_b, at.past_g))
+    factors = sum(factor.nbytes for factor in (at.past_u, at.past_dp, at.past_b, at.past_g))
     # By default factors of ten samples would be too large, and of one sample are not.
     assert (factors > 0) == (samples == 1 if kept is None else kept > 0)
 
@@ -246,13 +246,13 @@ def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name, kept):
 
 def test_draws_are_bit_identical_whatever_the_batch():
     weights = [
-        dense._block_weights("block_in", 0, seeds, SHAPE, 1, 2.0, torch.float64)
+        dense._block_weights("block_in", 0, seeds, SHAPE, 7, 2.0, torch.float64)
         for seeds in (range(8), [5], [7, 5])
     ]
     assert torch.equal(weights[0][:, 5], weights[1][:, 0])
     assert torch.equal(weights[0][:, 5], weights[2][:, 1])
     assert not torch.equal(weights[0][:, 5], weights[0][:, 6])
-    other_role = dense._block_weights("block_out", 0, [5], SHAPE, 1, 2.0, torch.float64)
+    other_role = dense._block_weights("block_out", 0, [5], SHAPE, 7, 2.0, torch.float64)
     assert not torch.equal(weights[1], other_role)
 
 

@@ -134,6 +134,7 @@ def work(kind: str, experiment: Experiment, **cell: int) -> Work:
         saved,
         buffers,
         additive,
+        experiment.model.initial_law != "gaussian",
     )
 
 
