@@ -258,7 +258,11 @@ class Units:
             taken.setdefault(chunk.pairs.start, []).append(few)
         chunks = [_joined(few, few[0].pairs, -1) for few in taken.values()]
         # Compiled kernels see to the cache themselves.
-        most = math.inf if self.code is not None else _most(self.dynamics, self.branch, self.device.type)
+        most = (
+            math.inf
+            if self.code is not None
+            else _most(self.dynamics, self.branch, self.device.type)
+        )
         chunks = _neighbours(chunks, most)
         return Units(self.dynamics, self.branch, chunks, self.group, self.pool)
 

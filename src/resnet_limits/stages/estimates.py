@@ -128,7 +128,10 @@ def _scales(experiment: Experiment) -> Scales:
     else:
         norm = math.sqrt(_data_sizes(experiment)[1])
     return Scales(
-        getattr(model.branches[0].unit, "activation", ""),
+        tuple(
+            getattr(branch.unit, "activation", "") if branch.unit.kind == "perceptron" else ""
+            for branch in model.branches
+        ),
         experiment.problem.loss,
         experiment.numerics.limit_tolerance,
         rate=experiment.training.learning_rate,
