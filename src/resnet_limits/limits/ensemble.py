@@ -99,13 +99,15 @@ def _joined(chunks: list[_Chunk], pairs: slice, axis: int) -> _Chunk:
     )
 
 
-def _neighbours(chunks: list[_Chunk]) -> list[_Chunk]:
-    """Join neighbours of as many points: replicates of one node."""
+def _neighbours(chunks: list[_Chunk], most: float) -> list[_Chunk]:
+    """Join neighbours of equally many points, replicates of one node, to so many points at most."""
     groups: list[list[_Chunk]] = []
     for chunk in chunks:
-        last = groups[-1][-1] if groups else None
-        if last is not None and last.incoming.shape[1:] == chunk.incoming.shape[1:]:
-            groups[-1].append(chunk)
+        last = groups[-1] if groups else []
+        together = sum(len(other.incoming) for other in last) + len(chunk.incoming)
+        alike = last and last[-1].incoming.shape[1:] == chunk.incoming.shape[1:]
+        if alike and together * chunk.incoming.shape[-1] <= most:
+            last.append(chunk)
         else:
             groups.append([chunk])
     return [
@@ -166,6 +168,13 @@ def _code(dynamics: Dynamics, branch: Branch, dtype: torch.dtype, device: str) -
     return kernels.activation_code(branch.unit)
 
 
+def _most(dynamics: Dynamics, branch: Branch, where: str) -> int:
+    """Return the most points of a chunk, a key of _CHUNK_ELEMENTS given."""
+    unit = branch.unit
+    widest = len(dynamics.inputs) * max(unit.in_vectors, unit.out_vectors + unit.kept_vectors)
+    return max(16, _CHUNK_ELEMENTS[where] // widest)
+
+
 class Units:
     """Units of one branch at all depth nodes, and their expectations.
 
@@ -206,11 +215,8 @@ class Units:
         pool: Pool | None,
     ) -> Units:
         """Deal the sample out to the nodes."""
-        rows = len(dynamics.inputs)
-        unit = branch.unit
-        widest = rows * max(unit.in_vectors, unit.out_vectors + unit.kept_vectors)
         compiled = _code(dynamics, branch, dtype, device) is not None
-        most = max(16, _CHUNK_ELEMENTS["compiled" if compiled else device] // widest)
+        most = _most(dynamics, branch, "compiled" if compiled else device)
 
         def weights(vectors: Tensor, std: float) -> Tensor:
             return (std * vectors).to(device, dtype).permute(0, 2, 3, 1).contiguous()
@@ -251,8 +257,13 @@ class Units:
             few = chunk.first(count)
             taken.setdefault(chunk.pairs.start, []).append(few)
         chunks = [_joined(few, few[0].pairs, -1) for few in taken.values()]
-        if self.code is not None:
-            chunks = _neighbours(chunks)
+        # Compiled kernels see to the cache themselves.
+        most = (
+            math.inf
+            if self.code is not None
+            else _most(self.dynamics, self.branch, self.device.type)
+        )
+        chunks = _neighbours(chunks, most)
         return Units(self.dynamics, self.branch, chunks, self.group, self.pool)
 
     def _each(self, work: Callable[[int, _Chunk], Found]) -> Iterable[Found]:
