@@ -84,11 +84,15 @@ def test_blocks_have_a_language_that_is_known(page):
     assert {block.language for block in blocks(page.read_text(encoding="utf-8"))} <= LANGUAGES
 
 
+# Sections that are shown whole; so are those with a kind of their own, or another form of a layer.
+_WHOLE = ("grid", "sweep")
+
+
 def merged(values: dict, changes: dict) -> dict:
     result = dict(values)
     for key, change in changes.items():
         both = isinstance(result.get(key), dict) and isinstance(change, dict)
-        replaces = both and ("kind" in change or key in ("grid", "sweep"))
+        replaces = both and (not change.keys().isdisjoint(("kind", "layer")) or key in _WHOLE)
         result[key] = merged(result[key], change) if both and not replaces else change
     return result
 
