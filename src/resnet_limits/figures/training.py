@@ -17,6 +17,10 @@ from resnet_limits.kinds import Shape
 _DASHED = (0, (4, 2))
 
 
+def _of_token(token: int | None) -> str:
+    return "" if token is None else f" of token {token}"
+
+
 # --- losses ---------------------------------------------------------------------------------------
 
 
@@ -157,6 +161,8 @@ class Trajectory:
         Depths at which the limit was evaluated.
     limit : ndarray, (limit points, coordinates)
         The limit's residual stream.
+    token : int or None
+        Which token of the sample, where there are any.
     """
 
     shape: Shape
@@ -167,6 +173,7 @@ class Trajectory:
     finite: np.ndarray
     limit_s: np.ndarray
     limit: np.ndarray
+    token: int | None = None
 
 
 @style.styled
@@ -218,8 +225,8 @@ def trajectories(panels: Sequence[Trajectory], why_empty: str, notes: Sequence[s
         seeds = ", ".join(dict.fromkeys(str(panel.seed) for panel in panels))
         shown = ", ".join(str(d) for d in panels[-1].coordinates)
         notes = (
-            f"Seed {seeds}, sample 0, coordinates {shown}. The limit takes the same rows of the "
-            "embedding, which networks of all sizes share.",
+            f"Seed {seeds}, sample 0, coordinates {shown}{_of_token(panels[0].token)}. The limit "
+            "takes the same rows of the embedding, which networks of all sizes share.",
             *notes,
         )
     step = f", step {panels[0].step}" if panels else ""
@@ -244,13 +251,19 @@ class LastLayer:
     values : ndarray, (samples, coordinates of all networks)
         Entries of h at s = 1.
     limit_std : ndarray, (samples,)
-        sqrt(c^T G c): the limit's coordinates are Gaussian with mean 0.
+        sqrt(c^T G c): the limit's coordinates have mean 0.
+    token : int or None
+        Which token of the samples, where there are any.
+    is_gaussian : bool
+        Whether the limit's coordinates are Gaussian, as those of Gaussian embeddings are.
     """
 
     shape: Shape
     step: int
     values: np.ndarray
     limit_std: np.ndarray
+    token: int | None = None
+    is_gaussian: bool = True
 
 
 _REACH = 4.0
@@ -288,13 +301,12 @@ def histograms(rows: Sequence[LastLayer], why_empty: str, notes: Sequence[str] =
     for sample, axes in enumerate(panels[-1]):
         axes.set_xlabel(f"coordinate of h, sample {sample}" if rows else "coordinate of h")
     if rows:
-        style.key(
-            figure,
-            [Line2D([], [], color=style.LIMIT_COLOUR, ls=_DASHED, label="DMFT limit, Gaussian")],
-        )
+        law = "DMFT limit, Gaussian" if rows[0].is_gaussian else "Gaussian of the limit's variance"
+        style.key(figure, [Line2D([], [], color=style.LIMIT_COLOUR, ls=_DASHED, label=law)])
         notes = (
-            "All coordinates of the networks of all seeds together, n in number; "
-            "\N{GREEK SMALL LETTER SIGMA}: their root mean square, and below it the limit's.",
+            f"All coordinates{_of_token(rows[0].token)} of the networks of all seeds together, n "
+            "in number; \N{GREEK SMALL LETTER SIGMA}: their root mean square, and below it the "
+            "limit's.",
             *notes,
         )
     step = f", step {rows[0].step}" if rows else ""

@@ -214,8 +214,13 @@ def _loss_curves(experiment: Experiment, open_store: OpenStore) -> Figure:
     return training.loss_curves(curves, limit, networks.notes)
 
 
-def _first_token(dataset: xr.Dataset) -> xr.Dataset:
-    return dataset.isel(token=0) if "token" in dataset.dims else dataset
+def _last_token(dataset: xr.Dataset) -> xr.Dataset:
+    """Take the token that sees all others, also where it sees earlier ones alone."""
+    return dataset.isel(token=-1) if "token" in dataset.dims else dataset
+
+
+def _token_shown(dataset: xr.Dataset) -> int | None:
+    return dataset.sizes["token"] - 1 if "token" in dataset.dims else None
 
 
 def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
@@ -231,8 +236,8 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
         problem = problem_from(experiment, open_store("problem", {}))
     except (StoreError, OSError, KeyError):
         return training.trajectories([], "The data of this experiment could not be opened.")
-    step = saved_steps(experiment)[-1]
-    limit = _first_token(limit[["hidden_coef"]].sel(step=step)).isel(sample=[0]).load()
+    step, token = saved_steps(experiment)[-1], _token_shown(limit)
+    limit = _last_token(limit[["hidden_coef"]].sel(step=step)).isel(sample=[0]).load()
     s = np.linspace(0, 1, _LIMIT_POINTS)
     coordinates: np.ndarray | None = None
     panels = []
@@ -249,7 +254,7 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
             picks = np.linspace(0, len(order) - 1, min(_COORDINATES, len(order)))
             coordinates = np.sort(order[picks.round().astype(int)])
         coordinates = coordinates[coordinates < shape.embed_dim]
-        field = _first_token(dataset[["hidden"]].sel(seed=seed, step=step))["hidden"]
+        field = _last_token(dataset[["hidden"]].sel(seed=seed, step=step))["hidden"]
         panels.append(
             training.Trajectory(
                 shape,
@@ -262,6 +267,7 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
                 .values,
                 s,
                 _values(fields.field(limit, rows[coordinates], s, "hidden_coef")),
+                token,
             )
         )
     return training.trajectories(panels, "", networks.notes)
@@ -281,14 +287,16 @@ def _histograms(experiment: Experiment, open_store: OpenStore) -> Figure:
     if not chosen:
         return training.histograms([], networks.why_empty)
     step = saved_steps(experiment)[-1]
-    samples = slice(0, _SAMPLES)
+    samples, token = slice(0, _SAMPLES), _token_shown(limit)
+    gaussian = experiment.model.initial_law == "gaussian"
     std = _limit_std(experiment, limit, step)[samples]
     rows = []
     for shape, dataset in chosen:
-        last = _first_token(dataset[["hidden"]].sel(step=step))["hidden"]
+        last = _last_token(dataset[["hidden"]].sel(step=step))["hidden"]
         last = last.isel(depth_point=-1, sample=samples).transpose("sample", "seed", "coordinate")
         values = last.values.astype(float)
-        rows.append(training.LastLayer(shape, step, values.reshape(values.shape[0], -1), std))
+        values = values.reshape(values.shape[0], -1)
+        rows.append(training.LastLayer(shape, step, values, std, token, gaussian))
     return training.histograms(rows, "", networks.notes)
 
 
@@ -298,7 +306,7 @@ def _limit_std(experiment: Experiment, limit: xr.Dataset, step: int) -> np.ndarr
     That is sqrt(c^T G c) with G the expected Gram matrix of the embedding rows,
     diag(s_e^2, ..., s_u^2, ...).
     """
-    at_step = _first_token(limit[["output", "hidden_coef"]].sel(step=step))
+    at_step = _last_token(limit[["output", "hidden_coef"]].sel(step=step))
     at_end = fields.coefficients(at_step, np.ones(1)).isel(s=0)
     coefficients = at_end.transpose("sample", "embedding_direction").values
     init_std = experiment.model.init_std
