@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -104,9 +104,9 @@ def _from_unit(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1)
 
 
-def _code(unit: Unit, dtype: torch.dtype, device: str) -> int | None:
+def _code(unit: Unit, dtype: torch.dtype, device: str) -> Any:
     """Return what the compiled kernels know the unit by, or None where torch does the work."""
-    return kernels.activation_code(unit) if (dtype, device) == (torch.float32, "cpu") else None
+    return kernels.code_of(unit) if (dtype, device) == (torch.float32, "cpu") else None
 
 
 class Units:
@@ -361,7 +361,7 @@ class Units:
         def work(_number: int, chunk: _Chunk) -> list[Tensor]:
             at = chunk.pairs
             sums = np.empty((2, at.stop - at.start, r, rows))
-            weights = chunk.incoming[:, 0].numpy(), chunk.outgoing[:, 0].numpy()
+            weights = chunk.incoming.numpy(), chunk.outgoing.numpy()
             old = tuple(state[at] for state in there)
             w_here, z_here = (state[at] for state in here)
             trains = settled is not None
