@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from resnet_limits.config import BranchConfig, Experiment, InputError
+from resnet_limits.config import MAX_DATA_VALUES, Experiment, InputError
 from resnet_limits.norms import Identity, Norm, make_norm
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.randomness import permutation
@@ -340,6 +340,11 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         The validated experiment.
     problem : Problem
         Its data and loss.
+
+    Raises
+    ------
+    InputError
+        If a unit needs tokens that the data do not have, or batches do not fit the data.
     """
     model, training = experiment.model, experiment.training
     rate = training.learning_rate
@@ -350,7 +355,9 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         inputs=problem.inputs,
         targets=problem.targets,
         loss=problem.loss,
-        layer=tuple(_branch(experiment, branch, problem.tokens) for branch in model.branches),
+        layer=tuple(
+            _branch(experiment, place, problem.tokens) for place in range(len(model.branches))
+        ),
         steps=training.steps,
         residual_scale=model.residual_scale,
         unembedding_std=problem.unembedding_std,
@@ -364,12 +371,17 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
     )
 
 
-def _branch(experiment: Experiment, branch: BranchConfig, tokens: int | None) -> Branch:
+def _branch(experiment: Experiment, place: int, tokens: int | None) -> Branch:
     """Give a branch with what its section leaves out."""
     model, training = experiment.model, experiment.training
-    rate = training.learning_rate
+    branch, rate = model.branches[place], training.learning_rate
+    try:
+        unit = make_unit(**branch.unit.model_dump(), tokens=tokens)
+    except InputError as error:
+        key = "model" if model.layer is None else f"model.layer.{place}"
+        raise InputError(f"{key}.{error}") from None
     return Branch(
-        unit=make_unit(**branch.unit.model_dump(), tokens=tokens),
+        unit=unit,
         norm=make_norm(branch.norm),
         ratio=branch.width_ratio,
         scale=_own(branch.residual_scale, model.residual_scale),
@@ -386,18 +398,25 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
     Raises
     ------
     InputError
-        If a batch names a sample that is not there, is larger than the data, or has no weight.
+        If a batch names a sample that is not there, is larger than the data, or has no weight; or
+        if all of them together are too large.
     """
     batches, updates = experiment.training.batches, experiment.training.steps - 1
     if batches is None:
         return None
     samples, tokens = len(problem.x), problem.tokens or 1
+    size = sum(map(len, batches)) if isinstance(batches, tuple) else updates * batches.size
+    if size * tokens > MAX_DATA_VALUES:
+        raise InputError(
+            f"training.batches: {size * tokens} rows in all updates together; allowed: at most "
+            f"{MAX_DATA_VALUES}"
+        )
     if isinstance(batches, tuple):
         chosen = batches
         for number, batch in enumerate(chosen):
             if max(batch) >= samples:
                 raise InputError(
-                    f"training.batches[{number}]: sample {max(batch)} is not there; allowed: 0 to "
+                    f"training.batches.{number}: sample {max(batch)} is not there; allowed: 0 to "
                     f"{samples - 1}, the samples of the data"
                 )
     else:
@@ -419,7 +438,7 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
     for number, batch in enumerate(rows):
         if weights is not None and not weights[list(batch)].sum() > 0:
             raise InputError(
-                f"training.batches[{number}]: the weights of its samples are all zero; allowed: "
+                f"training.batches.{number}: the weights of its samples are all zero; allowed: "
                 "batches with a sample that counts"
             )
     return rows
