@@ -1,8 +1,8 @@
-"""Arrays x and y from a file that anybody may have made.
+"""Arrays x, y and, where there is one, weight from a file that anybody may have made.
 
 Nothing in a data file is believed before it is looked at: what kind of file it is, how large it
 says that it and its arrays are, and which codecs pack them. No pickle is ever read, and no file
-but the one that is named. Of x and y the values are read as they are stored, with what the
+but the one that is named. Of these arrays the values are read as they are stored, with what the
 conventions for packed values (CF, section 8.1) say of them; everything else in a file is left
 alone. Only `read` imports what is heavy, so that the Snakefile can call `check`.
 """
@@ -53,7 +53,12 @@ _ENDINGS = ".npz, .zarr, .zarr.zip or .nc"
 _INSIDE = "files of the folder itself, and links to them"
 _BOTH = "x and y together"
 _ARRAYS = "numeric arrays x and y"
-_SHAPES = "x (samples, [tokens,] inputs) and y (samples, [tokens,] targets)"
+_NAMES, _WEIGHT = ("x", "y"), "weight"
+_SHAPES = {
+    "x": "(samples, [tokens,] inputs)",
+    "y": "(samples, [tokens,] targets)",
+    _WEIGHT: "(samples, [tokens])",
+}
 # Attributes that change what stored values mean.
 _MISSING = ("_FillValue", "missing_value")
 _PACKED = ("scale_factor", "add_offset")
@@ -83,6 +88,22 @@ class _Stored(NamedTuple):
     shape: tuple[int, ...]
     attributes: Mapping[str, Any]
     values: Callable[[], Any]
+
+
+class Data(NamedTuple):
+    """Arrays of a data file.
+
+    Attributes
+    ----------
+    x : ndarray, shape (samples, [tokens,] inputs)
+    y : ndarray, shape (samples, [tokens,] targets)
+    weight : ndarray, shape (samples, [tokens]), or None
+        Not negative, and not all zero; None where the file has none.
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    weight: NDArray[np.float64] | None
 
 
 def _refusal(path: str, what: str, allowed: str) -> InputError:
@@ -185,7 +206,7 @@ def _check_archive(path: str, names: Collection[str] | None = None) -> None:
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def read(path: str) -> Data:
     """Read and check the data.
 
     Parameters
@@ -195,14 +216,14 @@ def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
     Returns
     -------
-    x : ndarray, shape (samples, [tokens,] inputs)
-    y : ndarray, shape (samples, [tokens,] targets)
+    Data
 
     Raises
     ------
     InputError
         If the file is missing, unreadable, or larger than it may be; if an array is missing, holds
-        what are no numbers, or too many; or if the two do not fit together.
+        what are no numbers, or too many; if they do not fit together; or if weights are negative
+        or all zero.
     """
     check(path)
     name = path.rstrip("/")
@@ -226,9 +247,25 @@ def read(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         raise _refusal(path, f"cannot be read ({reason})", _ARRAYS) from None
     # What is decoded need not be what was declared.
     _check_kind(path, arrays)
-    x, y = (_checked_values(path, name, arrays[name]) for name in ("x", "y"))
+    values = {name: _checked_values(path, name, array) for name, array in arrays.items()}
+    x, y, weight = values["x"], values["y"], values.get(_WEIGHT)
     _check_together(path, x.shape, y.shape)
-    return x, y
+    if weight is not None:
+        _check_weight(path, weight, x.shape[:-1])
+    return Data(x, y, weight)
+
+
+def _check_weight(path: str, weight: NDArray[np.float64], rows: tuple[int, ...]) -> None:
+    """Check that every row has a weight, none negative and not all zero."""
+    if weight.shape != rows:
+        raise _refusal(
+            path, f"weight has shape {weight.shape}", f"{_SHAPES[_WEIGHT]} as x has, here {rows}"
+        )
+    if (negative := weight < 0).any():
+        what = f"weight holds {int(negative.sum())} negative values, the first at"
+        raise _refusal(path, f"{what} {_first(negative)}", "numbers from 0")
+    if not weight.any():
+        raise _refusal(path, "weight is zero everywhere", "a row that counts")
 
 
 def _check_together(path: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
@@ -241,7 +278,11 @@ def _check_together(path: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
         why = f"{x[0]} and {y[0]} samples"
     else:
         why = f"{x[1]} and {y[1]} tokens"
-    raise _refusal(path, f"x {x} and y {y} do not fit together: {why}", _SHAPES)
+    raise _refusal(
+        path,
+        f"x {x} and y {y} do not fit together: {why}",
+        f"x {_SHAPES['x']} and y {_SHAPES['y']}",
+    )
 
 
 @contextmanager
@@ -268,28 +309,29 @@ def _bounded_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _check_names(path: str, names: Iterable[str]) -> None:
+def _present(path: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Give the names of the arrays that are read; weight where there is one."""
     there = sorted(names)
-    missing = [name for name in ("x", "y") if name not in there]
+    missing = [name for name in _NAMES if name not in there]
     if missing:
         few = ", ".join(name[:40] for name in there[:5]) + (", ..." if len(there) > 5 else "")
         here = f" (here are {few})" if there else ""
         raise _refusal(path, f"no array {' and '.join(missing)}", f"arrays x and y{here}")
+    return (*_NAMES, _WEIGHT) if _WEIGHT in there else _NAMES
 
 
 def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
     """Check types and sizes as the arrays declare them, before any value is read."""
-    for name in ("x", "y"):
+    for name in arrays:
         dtype, shape = arrays[name].dtype, tuple(arrays[name].shape)
         if dtype.kind not in "fiub":
             raise _refusal(path, f"{name} has values of type {dtype}", "real numbers")
         _check_count(path, name, math.prod(shape))
-        if len(shape) not in (2, 3) or 0 in shape:
-            last = "inputs" if name == "x" else "targets"
-            column = f", here ({shape[0]}, 1)" if len(shape) == 1 else ""
-            allowed = f"(samples, [tokens,] {last}){column}"
-            raise _refusal(path, f"{name} has shape {shape}", allowed)
-    _check_count(path, _BOTH, sum(math.prod(arrays[name].shape) for name in "xy"))
+        dims = len(shape) + (name == _WEIGHT)
+        if dims not in (2, 3) or 0 in shape:
+            column = f", here ({shape[0]}, 1)" if dims == 1 else ""
+            raise _refusal(path, f"{name} has shape {shape}", f"{_SHAPES[name]}{column}")
+    _check_count(path, _BOTH, sum(math.prod(arrays[name].shape) for name in _NAMES))
 
 
 def _check_count(path: str, name: str, values: int) -> None:
@@ -301,9 +343,9 @@ def _check_count(path: str, name: str, values: int) -> None:
 def _read_npz(path: str) -> dict[str, NDArray[Any]]:
     import numpy as np
 
-    files = {name: f"{name}.npy" for name in ("x", "y")}
     with zipfile.ZipFile(path) as archive:
-        _check_names(path, [file.removesuffix(".npy") for file in archive.namelist()])
+        found = (file.removesuffix(".npy") for file in archive.namelist() if file.endswith(".npy"))
+        files = {name: f"{name}.npy" for name in _present(path, found)}
         for name, file in files.items():
             size = archive.getinfo(file).file_size
             if size > _MAX_ARRAY_BYTES:
@@ -351,10 +393,9 @@ def _read_classic(path: str) -> dict[str, NDArray[Any]]:
 
     # Without the map of the file into memory, which can't be closed while an array is left.
     with netcdf_file(path, "r", mmap=False) as file:
-        _check_names(path, file.variables)
         found = {
             name: _Stored(data.dtype, data.shape, file.variables[name]._attributes, data.copy)
-            for name in ("x", "y")
+            for name in _present(path, file.variables)
             for data in [file.variables[name].data]
         }
         return _read_stored(path, found)
@@ -362,9 +403,9 @@ def _read_classic(path: str) -> dict[str, NDArray[Any]]:
 
 def _read_hdf5(path: str) -> dict[str, NDArray[Any]]:
     with open_hdf5(path) as file:
-        _check_names(path, file)
+        names = _present(path, file)
         try:
-            arrays = {name: hdf5_array(file, name) for name in ("x", "y")}
+            arrays = {name: hdf5_array(file, name) for name in names}
         except ValueError as error:
             raise _refusal(path, str(error), "arrays in the file itself") from None
         found = {
@@ -405,9 +446,8 @@ def _read_zarr(path: str) -> dict[str, NDArray[Any]]:
         names = {entry.name for entry in os.scandir(path) if entry.is_dir()}
         if not names:
             raise _refusal(path, "cannot be read (a folder without arrays)", _ARRAYS)
-    _check_names(path, names)
     # One by one: what the group says of itself, and all other arrays, are left alone.
-    arrays = {name: zarr.open_array(source, path=name, mode="r") for name in ("x", "y")}
+    arrays = {name: zarr.open_array(source, path=name, mode="r") for name in _present(path, names)}
     found = {
         name: _Stored(array.dtype, array.shape, dict(array.attrs), partial(array.__getitem__, ...))
         for name, array in arrays.items()

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from resnet_limits.config import BranchConfig, Experiment, InputError
+from resnet_limits.config import MAX_DATA_VALUES, Experiment, InputError
 from resnet_limits.norms import Identity, Norm, make_norm
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.randomness import permutation
-from resnet_limits.rules import SCHEDULES, GradientDescent, Rule, make_rule
+from resnet_limits.rules import SCHEDULES, GradientDescent, Rule, make_rule, move
 from resnet_limits.units import Unit, make_unit
 
 GROWTH_LIMIT = 1e6
@@ -84,7 +84,8 @@ class Dynamics:
     weights : ndarray, shape (rows,), or None
         omega of every row, of sum 1; None for equal weights.
     batches : tuple of tuple of int, or None
-        The rows that each update sees, K - 1 of them; None for all rows always.
+        The rows that each update sees, those of whole samples, K - 1 times; None for all rows
+        always.
     initial_law : str
         Law of the initial weights, a key of ``randomness.LAWS``.
     """
@@ -175,15 +176,23 @@ class Dynamics:
         """Give R of a state, the number of rows that its gradients are averages over."""
         return len(self.batch(step))
 
-    def row_weights(self, step: int) -> NDArray[np.float64]:
-        """Give R omega of every row at a state, zero outside the batch; shape (rows,)."""
-        chosen = self.batch(step)
-        found = np.zeros(len(self.inputs))
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """Give by what a batch multiplies the cotangents that all rows would have; shape (rows,).
+
+        As a batch has whole samples, backward states of a batch are those of all rows, times this.
+        """
+        chosen, rows = self.batch(step), len(self.inputs)
+        found = np.zeros(rows)
         if self.weights is None:
             found[chosen] = 1.0
         else:
-            found[chosen] = len(chosen) * self.weights[chosen] / self.weights[chosen].sum()
+            found[chosen] = len(chosen) / (rows * self.weights[chosen].sum())
         return found
+
+    def row_weights(self, step: int) -> NDArray[np.float64]:
+        """Give R omega of every row at a state, zero outside the batch; shape (rows,)."""
+        shares = self.shares(step)
+        return shares if self.weights is None else shares * len(self.weights) * self.weights
 
     def value(self, output: Tensor, targets: Tensor) -> Tensor:
         """Give the loss over all rows, shape (...), for outputs ``(..., rows, d_out)``."""
@@ -208,6 +217,83 @@ class Dynamics:
             return gradient
         weights = torch.from_numpy(self.row_weights(step)).to(output)
         return gradient * weights[:, None]
+
+
+class Embeddings:
+    """The embedding and the unembedding of networks or limits: what they do and how they learn.
+
+    States are ``(batch, coordinates, rows)`` here.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    embedding, unembedding : Tensor, shapes (batch, coordinates, r_in or d_out)
+        W_e, rotated as the inputs are, and W_u; changed in place where they are trained.
+    weight : float
+        Weight of a coordinate in dot products of states: 1 / D for a network, 1 for a limit.
+
+    Attributes
+    ----------
+    embedding, unembedding : Tensor
+        As given.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, embedding: Tensor, unembedding: Tensor, weight: float
+    ) -> None:
+        self.dynamics, self.weight = dynamics, weight
+        self.embedding, self.unembedding = embedding, unembedding
+        self._inputs = torch.from_numpy(dynamics.inputs).to(embedding)
+        rates = dynamics.rate_embedding, dynamics.rate_unembedding
+        self._trained = [
+            (rate, [matrix, *(torch.zeros_like(matrix) for _ in range(dynamics.rule.buffers))])
+            for rate, matrix in zip(rates, (embedding, unembedding), strict=True)
+        ]
+
+    def first(self) -> Tensor:
+        """Give ``h^0 = W_e x``."""
+        return self.embedding @ self._inputs.mT
+
+    def output(self, last: Tensor) -> Tensor:
+        """Give f, shape (batch, rows, d_out), for ``h^L``."""
+        read = self.dynamics.final_norm.forward(last, -2, self.weight)
+        output = (self.unembedding.mT @ read).mT
+        return output if self.weight == 1 else self.weight * output
+
+    def pull_back(self, last: Tensor, cotangent: Tensor) -> Tensor:
+        """Give ``b^L``, the shape of ``h^L``, for cotangents of f, shape (batch, rows, d_out)."""
+        return self.dynamics.final_norm.pull_back(
+            last, self.unembedding @ cotangent.mT, -2, self.weight
+        )
+
+    def learn(self, step: int, first: Tensor, last: Tensor, cotangent: Tensor) -> None:
+        """Take the step after a state, if they are trained.
+
+        Parameters
+        ----------
+        step : int
+            The state.
+        first : Tensor, shape (batch, coordinates, rows)
+            ``b^0``.
+        last : Tensor, shape (batch, coordinates, rows)
+            ``h^L``, before the final norm.
+        cotangent : Tensor, shape (batch, rows, d_out)
+            Cotangents of f (:meth:`Dynamics.cotangent`).
+        """
+        dynamics = self.dynamics
+        scale = 1.0 / (dynamics.residual_scale * dynamics.batch_size(step))
+
+        def of_embedding() -> Tensor:
+            return first @ self._inputs
+
+        def of_unembedding() -> Tensor:
+            return dynamics.final_norm.forward(last, -2, self.weight) @ cotangent
+
+        gradients = of_embedding, of_unembedding
+        for (rate, parts), gradient in zip(self._trained, gradients, strict=True):
+            if rate:
+                move(dynamics.rule.transition(step, rate), parts, scale * gradient())
 
 
 def largest_size(dynamics: Dynamics, start: ArrayLike) -> NDArray[np.float64]:
@@ -254,6 +340,11 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         The validated experiment.
     problem : Problem
         Its data and loss.
+
+    Raises
+    ------
+    InputError
+        If a unit needs tokens that the data do not have, or batches do not fit the data.
     """
     model, training = experiment.model, experiment.training
     rate = training.learning_rate
@@ -264,7 +355,9 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
         inputs=problem.inputs,
         targets=problem.targets,
         loss=problem.loss,
-        layer=tuple(_branch(experiment, branch, problem.tokens) for branch in model.branches),
+        layer=tuple(
+            _branch(experiment, place, problem.tokens) for place in range(len(model.branches))
+        ),
         steps=training.steps,
         residual_scale=model.residual_scale,
         unembedding_std=problem.unembedding_std,
@@ -278,12 +371,17 @@ def make_dynamics(experiment: Experiment, problem: Problem) -> Dynamics:
     )
 
 
-def _branch(experiment: Experiment, branch: BranchConfig, tokens: int | None) -> Branch:
+def _branch(experiment: Experiment, place: int, tokens: int | None) -> Branch:
     """Give a branch with what its section leaves out."""
     model, training = experiment.model, experiment.training
-    rate = training.learning_rate
+    branch, rate = model.branches[place], training.learning_rate
+    try:
+        unit = make_unit(**branch.unit.model_dump(), tokens=tokens)
+    except InputError as error:
+        key = "model" if model.layer is None else f"model.layer.{place}"
+        raise InputError(f"{key}.{error}") from None
     return Branch(
-        unit=make_unit(**branch.unit.model_dump(), tokens=tokens),
+        unit=unit,
         norm=make_norm(branch.norm),
         ratio=branch.width_ratio,
         scale=_own(branch.residual_scale, model.residual_scale),
@@ -300,18 +398,25 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
     Raises
     ------
     InputError
-        If a batch names a sample that is not there, is larger than the data, or has no weight.
+        If a batch names a sample that is not there, is larger than the data, or has no weight; or
+        if all of them together are too large.
     """
     batches, updates = experiment.training.batches, experiment.training.steps - 1
     if batches is None:
         return None
     samples, tokens = len(problem.x), problem.tokens or 1
+    size = sum(map(len, batches)) if isinstance(batches, tuple) else updates * batches.size
+    if size * tokens > MAX_DATA_VALUES:
+        raise InputError(
+            f"training.batches: {size * tokens} rows in all updates together; allowed: at most "
+            f"{MAX_DATA_VALUES}"
+        )
     if isinstance(batches, tuple):
         chosen = batches
         for number, batch in enumerate(chosen):
             if max(batch) >= samples:
                 raise InputError(
-                    f"training.batches[{number}]: sample {max(batch)} is not there; allowed: 0 to "
+                    f"training.batches.{number}: sample {max(batch)} is not there; allowed: 0 to "
                     f"{samples - 1}, the samples of the data"
                 )
     else:
@@ -333,7 +438,7 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
     for number, batch in enumerate(rows):
         if weights is not None and not weights[list(batch)].sum() > 0:
             raise InputError(
-                f"training.batches[{number}]: the weights of its samples are all zero; allowed: "
+                f"training.batches.{number}: the weights of its samples are all zero; allowed: "
                 "batches with a sample that counts"
             )
     return rows

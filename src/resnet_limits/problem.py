@@ -8,6 +8,9 @@ independent inputs and ``r = r_in + d_out`` the number of embedding directions
 
 from __future__ import annotations
 
+import ast
+import codecs
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +23,16 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_limits import datafile
 from resnet_limits.config import (
     LOSSES,
+    MAX_DATA_VALUES,
+    CharactersData,
     DigitsData,
     Experiment,
     GaussianData,
+    InContextRegressionData,
     InputError,
     LinearTeacherData,
 )
-from resnet_limits.randomness import normal_rows, permutation
+from resnet_limits.randomness import law_rows, normal_rows, permutation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +134,8 @@ class Problem:
         s_e and s_u.
     weight : ndarray, shape (samples, [tokens]), or None
         Weights of the samples or tokens in the loss, of any sum; None for equal ones.
+    initial_law : str
+        Law of the embedding rows, a key of ``randomness.LAWS``.
     """
 
     x: Array
@@ -137,6 +145,7 @@ class Problem:
     embedding_std: float
     unembedding_std: float
     weight: Array | None = None
+    initial_law: str = "gaussian"
 
     @property
     def row_weights(self) -> Array | None:
@@ -206,21 +215,29 @@ def make_problem(experiment: Experiment) -> Problem:
     ------
     InputError
         If a data file is missing, unreadable, too large, holds values that are not finite, arrays
-        that do not fit together, or targets that are not one-hot for cross_entropy; or if there
-        are fewer images than samples.
+        that do not fit together, or targets that are not one-hot for cross_entropy; if positions
+        are asked for where there are no tokens; or if there are fewer images than samples.
     """
-    data = experiment.problem.data
+    data, weight = experiment.problem.data, None
     if isinstance(data, GaussianData):
         x, y = _gaussian(data)
     elif isinstance(data, LinearTeacherData):
         x, y = _linear_teacher(data)
     elif isinstance(data, DigitsData):
         x, y = _digits(data)
+    elif isinstance(data, InContextRegressionData):
+        x, y, weight = _in_context_regression(data)
+    elif isinstance(data, CharactersData):
+        x, y = _characters(data)
     else:
-        x, y = datafile.read(data.path)
+        x, y, weight = datafile.read(data.path)
     if experiment.problem.loss == "cross_entropy":
         _check_one_hot(y)
+    if getattr(data, "positions", False):
+        x = _with_positions(x)
     made = {"x": x, "y": y}
+    if weight is not None:
+        made["weight"] = weight
     if (rotation := _input_rotation(x.reshape(-1, x.shape[-1]))) is not None:
         made["input_rotation"] = rotation
     return problem_from(experiment, made)
@@ -234,7 +251,8 @@ def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Probl
     experiment : Experiment
         The validated experiment.
     data : mapping of str to array
-        ``x``, ``y`` and, where there is one, ``input_rotation``: variables of the problem's store.
+        ``x``, ``y`` and, where they are there, ``weight`` and ``input_rotation``: variables of the
+        problem's store.
 
     Returns
     -------
@@ -242,13 +260,18 @@ def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Probl
         Bit for bit what `make_problem` gives, if the data are what it made.
     """
     arrays = {name: np.asarray(data[name], dtype=np.float64) for name in ("x", "y")}
-    rotation = np.asarray(data["input_rotation"]) if "input_rotation" in data else None
+    weight, rotation = (
+        np.asarray(data[name], dtype=np.float64) if name in data else None
+        for name in ("weight", "input_rotation")
+    )
     return Problem(
         **arrays,
         loss=Loss(experiment.problem.loss),
         input_rotation=rotation,
         embedding_std=experiment.model.init_std.embedding,
         unembedding_std=experiment.model.init_std.unembedding,
+        weight=weight,
+        initial_law=experiment.model.initial_law,
     )
 
 
@@ -314,6 +337,67 @@ def _balanced_choice(labels: NDArray[Any], data: DigitsData) -> NDArray[np.intp]
     return np.lexsort((place_in_round, round_of))[: data.samples]
 
 
+def _in_context_regression(data: InContextRegressionData) -> tuple[Array, Array, Array]:
+    """Draw tasks y = A x + noise n, and give pairs (x, y) with the last y hidden."""
+    samples, tokens, inputs, targets = data.samples, data.tokens, data.inputs, data.targets
+    x, noise = (
+        normal_rows(data.seed, "data", name, rows=samples * tokens, columns=columns)
+        for name, columns in (("x", inputs), ("noise", targets))
+    )
+    A = normal_rows(data.seed, "data", "task", rows=samples * targets, columns=inputs)
+    x = x.reshape(samples, tokens, inputs)
+    y = np.einsum("sti,soi->sto", x, A.reshape(samples, targets, inputs)) / math.sqrt(inputs)
+    y += data.noise * noise.reshape(samples, tokens, targets)
+    shown, weight = y.copy(), np.zeros((samples, tokens))
+    shown[:, -1], weight[:, -1] = 0.0, 1.0
+    return np.concatenate([x, shown], axis=2), y, weight
+
+
+def _text() -> str:
+    """Read the text of the module ``this`` without running it, which would print it."""
+    found = importlib.util.find_spec("this")
+    source = getattr(found and found.loader, "get_source", lambda _: None)("this")
+    if source is None:
+        raise InputError(
+            "problem.data.kind: characters takes its text from the source of Python's standard "
+            "module this, which is not here; allowed: other data"
+        )
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.Assign(value=ast.Constant(value=str(coded))):
+                return codecs.decode(coded, "rot13").lower()
+    raise InputError("problem.data.kind: the module this holds no text; allowed: other data")
+
+
+def _characters(data: CharactersData) -> tuple[Array, Array]:
+    """Choose pieces of the text, and give every character and the one behind it as one-hot."""
+    text = _text()
+    # Of two that are as frequent the one that comes first in the alphabet.
+    frequent = sorted(set(text), key=lambda letter: (-text.count(letter), letter))
+    number = {letter: k for k, letter in enumerate(frequent[: data.alphabet - 1])}
+    codes = np.array([number.get(letter, data.alphabet - 1) for letter in text])
+    places = permutation(data.seed, "data", "pieces", size=len(text) - data.tokens)
+    pieces = places[: data.samples, None] + np.arange(data.tokens)
+    classes = np.eye(data.alphabet)
+    return classes[codes[pieces]], classes[codes[pieces + 1]]
+
+
+def _with_positions(x: Array) -> Array:
+    """Append the one-hot position of its token to every input."""
+    if x.ndim < 3:
+        raise InputError(
+            "problem.data.positions: true, and the data have no tokens; allowed: data with tokens, "
+            "or positions false"
+        )
+    samples, tokens, inputs = x.shape
+    if x.size + samples * tokens**2 > MAX_DATA_VALUES:
+        raise InputError(
+            f"problem.data.positions: inputs are {samples * tokens * (inputs + tokens)} numbers "
+            f"with positions; allowed: at most {MAX_DATA_VALUES}"
+        )
+    return np.concatenate([x, np.broadcast_to(np.eye(tokens), (samples, tokens, tokens))], axis=2)
+
+
 def _check_one_hot(y: Array) -> None:
     rows = y.reshape(-1, y.shape[-1])
     wrong = ~(((rows == 0) | (rows == 1)).all(axis=1) & (rows.sum(axis=1) == 1))
@@ -336,7 +420,7 @@ def embedding_rows(problem: Problem, root_seed: int, seed: int, embed_dim: int) 
     Parameters
     ----------
     problem : Problem
-        Gives the numbers of inputs and targets, s_e and s_u.
+        Gives the numbers of inputs and targets, s_e and s_u, and the law.
     root_seed : int
         The experiment's ``seed``.
     seed : int
@@ -349,8 +433,9 @@ def embedding_rows(problem: Problem, root_seed: int, seed: int, embed_dim: int) 
     ndarray, shape (D, r)
         Column by column: the r_in directions of the inputs, then the targets.
     """
-    W_e = normal_rows(root_seed, "embedding", seed, rows=embed_dim, columns=problem.x.shape[-1])
-    W_u = normal_rows(root_seed, "unembedding", seed, rows=embed_dim, columns=problem.output_dims)
+    law, rows, d_in = problem.initial_law, embed_dim, problem.x.shape[-1]
+    W_e = law_rows(law, root_seed, "embedding", seed, rows=rows, columns=d_in)
+    W_u = law_rows(law, root_seed, "unembedding", seed, rows=rows, columns=problem.output_dims)
     if problem.input_rotation is not None:
         W_e = _rotate_rows(W_e, problem.input_rotation)
     return np.concatenate([problem.embedding_std * W_e, problem.unembedding_std * W_u], axis=1)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from resnet_limits.config import InputError
 
@@ -119,6 +120,32 @@ class GradientDescent(Rule):
         return Transition(
             np.array([[kept, -eta * ahead * mu], [0.0, mu]]), np.array([-eta * fresh, 1.0])
         )
+
+
+def move(transition: Transition, parts: Sequence[Tensor], gradient: Tensor) -> None:
+    """Take a weight and its buffers through one step, in place.
+
+    Parameters
+    ----------
+    transition : Transition
+        The step.
+    parts : sequence of Tensor, 1 + m of one shape
+        The weight and its buffers.
+    gradient : Tensor
+        G, of the same shape.
+    """
+    matrix = transition.matrix.tolist()
+    old = list(parts)
+    for i, part in enumerate(parts):
+        if any(row[i] for row in matrix[i + 1 :]):
+            # What comes later still needs it.
+            old[i] = part.clone()
+        if matrix[i][i] != 1.0:
+            part.mul_(matrix[i][i])
+        for j, other in enumerate(old):
+            if j != i and matrix[i][j]:
+                part.add_(other, alpha=matrix[i][j])
+        part.add_(gradient, alpha=float(transition.gradient[i]))
 
 
 def table(rule: Rule, rate: float, steps: int) -> Table:

@@ -167,7 +167,7 @@ def activation_of(name: str) -> Activation:
     """
     if name not in ACTIVATIONS:
         raise InputError(
-            f"model.unit.activation: unknown activation {name!r}; allowed: {', '.join(ACTIVATIONS)}"
+            f"unit.activation: unknown activation {name!r}; allowed: {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
@@ -361,7 +361,7 @@ class Convolution(Unit):
         self.offsets, self.tokens = tuple(offsets), tokens
         if beyond := [offset for offset in offsets if abs(offset) >= tokens]:
             raise InputError(
-                f"model.unit.offsets: {beyond[0]} goes beyond the {tokens} tokens of a sample; "
+                f"unit.offsets: {beyond[0]} goes beyond the {tokens} tokens of a sample; "
                 f"allowed: {1 - tokens} to {tokens - 1}"
             )
         self.in_vectors = len(self.offsets)
@@ -411,14 +411,12 @@ def make_unit(kind: str, tokens: int | None = None, **options: Any) -> Unit:
         If the kind is not implemented, or needs tokens and there are none.
     """
     if kind not in UNITS:
-        raise InputError(
-            f"model.unit.kind: unit {kind!r} is not available; allowed: {', '.join(UNITS)}"
-        )
+        raise InputError(f"unit.kind: unit {kind!r} is not available; allowed: {', '.join(UNITS)}")
     if kind not in MIXES_TOKENS:
         return UNITS[kind](**options)
     if tokens is None:
         raise InputError(
-            f"model.unit.kind: {kind} works on the tokens of a sample, and the data have none; "
+            f"unit.kind: {kind} works on the tokens of a sample, and the data have none; "
             "allowed: data with tokens, or a unit without"
         )
     return UNITS[kind](tokens=tokens, **options)

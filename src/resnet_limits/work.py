@@ -6,10 +6,11 @@ tells how long the rest will take. Nothing heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from resnet_limits.config import Experiment
 from resnet_limits.kinds import Shape
 
 INFINITE = Shape(0, 0, 0)
@@ -33,6 +34,8 @@ class _Dynamics(Protocol):
     def rule(self) -> Any: ...
     @property
     def steps(self) -> int: ...
+    @property
+    def initial_law(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Work:
         Numbers that the training rule keeps beside each weight.
     additive : bool
         Whether the training rule only ever adds gradients to a weight.
+    dense_only : bool
+        Whether no engine but the dense one trains the networks.
     saved : int
         Bytes of the hidden and backward states of all seeds that are kept.
     """
@@ -102,6 +107,7 @@ class Work:
     saved: int = 0
     buffers: int = 0
     additive: bool = True
+    dense_only: bool = False
 
     @property
     def vectors(self) -> int:
@@ -141,7 +147,48 @@ class Work:
             saved,
             dynamics.rule.buffers,
             dynamics.rule.is_additive(dynamics.steps),
+            dynamics.initial_law != "gaussian",
         )
+
+
+# Vectors of the units that are known without torch, from their sections and the number of tokens.
+# Those of others are asked of ``units``; a test keeps them in step.
+_VECTORS: dict[str, Callable[[Any, int], tuple[int, int, int]]] = {
+    "perceptron": lambda _unit, _tokens: (1, 1, 0),
+    "gated_perceptron": lambda _unit, _tokens: (2, 1, 1),
+    "attention_head": lambda unit, tokens: (3 * unit.key_dim, unit.key_dim, tokens),
+    "convolution": lambda unit, _tokens: (len(unit.offsets), 1, 1),
+}
+
+
+def branches_of(experiment: Experiment, tokens: int | None) -> tuple[Branch, ...]:
+    """Tell the branches of a layer from the experiment alone.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    tokens : int or None
+        Tokens of a sample, where the data have any.
+    """
+    found = []
+    for branch in experiment.model.branches:
+        unit = branch.unit
+        if unit.kind in _VECTORS:
+            vectors = _VECTORS[unit.kind](unit, tokens or 1)
+        else:
+            from resnet_limits.units import make_unit
+
+            made = make_unit(**unit.model_dump(), tokens=tokens)
+            vectors = (made.in_vectors, made.out_vectors, made.kept_vectors)
+        found.append(Branch(*vectors, branch.width_ratio, branch.norm != "none"))
+    return tuple(found)
+
+
+def block_weights(shape: Shape, branches: Sequence[Branch]) -> int:
+    """Count the weights of all residual branches of a network, ``L D sum_b (a_b + c_b) M_b``."""
+    units = sum(branch.vectors * branch.width(shape.width) for branch in branches)
+    return shape.depth * shape.embed_dim * units
 
 
 def saved_bytes(

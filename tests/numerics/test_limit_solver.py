@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plain_descent import SGD, dealt, descend
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
@@ -20,7 +21,7 @@ from resnet_limits.problem import (
     limit_gram_root,
     make_problem,
 )
-from resnet_limits.units import Perceptron
+from resnet_limits.units import Perceptron, Unit
 
 
 def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
@@ -41,52 +42,11 @@ def make(activation="tanh", samples=2, steps=4, seed=3, **changes):
     return Dynamics.of_unit(**(values | changes))
 
 
-def layer_by_layer(dynamics, root, incoming, outgoing):
-    """Train the network with the given units in each layer, with plain loops and autograd."""
-    r_in = dynamics.inputs.shape[1]
-    rows = len(dynamics.inputs)
-    root = torch.tensor(root)
-    embedding, unembedding = root[:, :r_in].clone(), root[:, r_in:].clone()
-    x, y = torch.tensor(dynamics.inputs), torch.tensor(dynamics.targets)
-    layers, points = incoming.shape[:2]
-    (branch,) = dynamics.layer
-    ins = [branch.input_std * weights for weights in incoming.clone()]
-    outs = [branch.output_std * weights for weights in outgoing.clone()]
-    alpha = dynamics.residual_scale
-    outputs = []
-    for _ in range(dynamics.steps):
-        leaves = [*ins, *outs, embedding, unembedding]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        h = embedding @ x.T
-        for i, o in zip(ins, outs, strict=True):
-            g = branch.unit.forward(torch.einsum("par,rn->pan", i, h))
-            h = h + alpha / (layers * points) * torch.einsum("pcr,pcn->rn", o, g)
-        f = (unembedding.T @ h).T
-        outputs.append(f.detach().numpy().copy())
-        gradients = torch.autograd.grad(dynamics.loss.value(f, y), leaves)
-        # In raw gradients the block rates are eta L M / alpha^2 (the D is in the root), the
-        # embeddings' eta / alpha.
-        block = layers * points / alpha**2
-        rates = [branch.rate_in * block] * layers + [branch.rate_out * block] * layers
-        rates += [dynamics.rate_embedding / alpha] * 2
-        new = [
-            (leaf - rate * g).detach()
-            for leaf, rate, g in zip(leaves, rates, gradients, strict=True)
-        ]
-        ins, outs = new[:layers], new[layers : 2 * layers]
-        embedding, unembedding = new[-2:]
-    assert rows == f.shape[0]
-    return np.array(outputs)
-
-
-class Crossed:
+class Crossed(Unit):
     """A unit of three in-vectors and two out-vectors."""
 
     in_vectors = 3
     out_vectors = 2
-    is_linear = False
-    is_odd = False
 
     def forward(self, p):
         return torch.stack([torch.tanh(p[..., 0, :]) * p[..., 1, :], torch.sin(p[..., 2, :])], -2)
@@ -127,71 +87,13 @@ def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, 
     root = np.diag([1.1, 0.9, 0.8, 1.2])
     limits = Limits(dynamics, root)
     plan = Plan("sobol", 384, 1, 6, 0)
-    dealt = limits._sample(plan, range(1), shared=False).at_nodes(np.full(6, 1 / 6))
-    incoming, outgoing = (torch.stack(vectors)[:, 0] for vectors in zip(*dealt, strict=True))
     solved = limits.wide(root, 6, plan).trajectory
-    expected = layer_by_layer(dynamics, root, incoming, outgoing)
+    expected = descend(dynamics, root, dealt(limits, plan, 6), ["none"], SGD())
     assert np.abs(expected[-1] - expected[0]).max() > 0.05
     np.testing.assert_allclose(solved.output[0], expected, atol=1e-9)
     # All units are iterated on; or corrected for; or iterated on after one pass was not enough, at
     # step 1, as at step 0 there is nothing to correct.
     assert solved.passes in {"all": [0], "part": range(8, 40), "given up": [2]}[way]
-
-
-def visited(code, states, *, trains=True, wanted=(True, True)):
-    """Weights and sums after a visit, and the same by formulas in float64."""
-    pairs, r, rows, points = 2, 7, 3, 300
-    rng = np.random.default_rng(0)
-    weights = [rng.standard_normal((pairs, r, points), dtype=np.float32) for _ in range(2)]
-    old, new = rng.standard_normal((2, 2, pairs, r, rows)).astype(np.float32) * states
-    rates = np.float32(0.3), np.float32(-0.2)
-    exact = [values.astype(float) for values in weights]
-
-    def act(w, z):
-        p, cotangent = (state.mT @ values for state, values in zip((w, z), exact, strict=True))
-        if code == kernels.activation_code(make("relu").unit):
-            return np.maximum(p, 0.0), (p > 0) * cotangent
-        return np.tanh(p), cotangent / np.cosh(p) ** 2
-
-    if trains:
-        g, change = act(*old)
-        exact = [exact[0] + rates[0] * old[0] @ change, exact[1] + rates[1] * old[1] @ g]
-    g, change = act(*new)
-    expected = exact[1] @ g.mT * wanted[0], exact[0] @ change.mT * wanted[1]
-    rows_first = [np.ascontiguousarray(state.mT) for state in (*old, *new)]
-    steps = [rate * state for rate, state in zip(rates, old, strict=True)]
-    sums = np.full((2, pairs, r, rows), np.nan)
-    kernels.visit(code, *weights, trains, (*rows_first[:2], *steps), *rows_first[2:], wanted, sums)
-    return weights, sums, exact, expected
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("trains", [True, False])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
-def test_a_compiled_visit_is_its_formulas(activation, trains, wanted):
-    """More points than two tiles, and not a whole number of them."""
-    code = kernels.activation_code(make(activation).unit)
-    weights, sums, exact, expected = visited(code, 0.3, trains=trains, wanted=wanted)
-    for got, right in zip((*weights, *sums), (*exact, *expected), strict=True):
-        np.testing.assert_allclose(got, right, atol=2e-6 * max(1.0, np.abs(right).max()))
-    if trains:
-        before = visited(code, 0.3, trains=False)[0]
-        assert min(np.abs(a - b).mean() for a, b in zip(weights, before, strict=True)) > 1e-2
-
-
-def test_a_compiled_visit_keeps_what_is_not_finite():
-    code = kernels.activation_code(make("tanh").unit)
-    assert np.isnan(visited(code, np.float32(np.nan))[1]).all()
-
-
-def test_compiled_activation_is_that_of_the_unit():
-    x = np.linspace(-12, 12, 1000 * kernels._TILE, dtype=np.float32).reshape(-1, kernels._TILE)
-    code = kernels.activation_code(make("tanh").unit)
-    g, mirrored = np.empty_like(x), np.empty_like(x)
-    kernels._activate(code, x, g)
-    kernels._activate(code, -x, mirrored)
-    assert np.abs(g - np.tanh(x.astype(float))).max() < 3e-7
-    np.testing.assert_array_equal(mirrored, -g)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -202,10 +104,9 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
     plan = Plan("sobol", 1000, 3, 6, 0, precision="float32", iteration_tolerance=1e-7)
     compiled = limits.dmft(plan).trajectory
-    assert kernels.activation_code(make("gelu").unit) is None
-    assert kernels.activation_code(Crossed()) is None
-    assert kernels.activation_code(Doubled(activation)) is None
-    monkeypatch.setattr(kernels, "activation_code", lambda _unit: None)
+    assert kernels.code_of(Crossed()) is None
+    assert kernels.code_of(Doubled(activation)) is None
+    monkeypatch.setattr(kernels, "code_of", lambda _unit: None)
     plain = limits.dmft(plan).trajectory
     assert (compiled.passes > 0) == (part == 16)
     assert not np.array_equal(compiled.output, plain.output)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -22,8 +22,12 @@ from jsonschema import Draft202012Validator
 from resnet_limits.config import (
     ACTIVATIONS,
     ENGINES,
+    INITIAL_LAWS,
     LOSSES,
+    NORMS,
     PAIRS,
+    RULE_KINDS,
+    SCHEDULE_KINDS,
     UNIT_KINDS,
     Experiment,
     InputError,
@@ -60,6 +64,10 @@ _FAMILY: dict[str, Any] = {
     "depth": {"factor": 4, "exponent": "1/6"},
     "embed_dim": {"factor": 2, "exponent": "1/3"},
 }
+
+
+# Data with tokens.
+_TASKS = {"kind": "in_context_regression", "samples": 4, "inputs": 2, "tokens": 3}
 
 
 def _families(family: dict[str, Any]) -> dict[str, Any]:
@@ -244,6 +252,75 @@ def test_the_three_forms_of_a_sweep_give_the_same_shapes() -> None:
     assert list(grid.seeds) == [0, 1, 2, 3]
 
 
+def test_a_unit_is_a_layer_of_one_branch() -> None:
+    unit = {"kind": "gated_perceptron", "activation": "tanh"}
+    one, other = (
+        experiment_from_dict(_minimal(**change)).model
+        for change in ({"model__unit": unit}, {"model__layer": [{"unit": unit}]})
+    )
+    assert one.branches == other.branches
+    assert (other.unit, one.layer) == (None, None)
+    plain = experiment_from_dict(_minimal()).model
+    assert plain.branches == experiment_from_dict(_minimal(model__layer=[{}])).model.branches
+    assert plain == experiment_from_dict(_minimal(model={"unit": None, "layer": None})).model
+
+
+def test_forms_of_yaml(tmp_path: Path) -> None:
+    model = """
+model:
+  layer:
+    - {unit: {kind: attention_head, key_dim: 2, causal: true}, norm: rms}
+    - unit: {activation: gelu}
+      width_ratio: 2
+      init_std: {output: 1e-1}
+training:
+  steps: 3
+  batches: [[0, 1], [2]]
+  schedule: {kind: table, factors: [1, 5e-1]}
+"""
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump(_minimal(problem__data=_TASKS)) + model)
+    experiment = load_experiment(file)
+    head, perceptron = experiment.model.branches
+    assert head.unit.model_dump() == {"kind": "attention_head", "key_dim": 2, "causal": True}
+    assert (perceptron.unit.kind, perceptron.width_ratio) == ("perceptron", 2.0)
+    assert perceptron.init_std.model_dump() == {"input": None, "output": 0.1}
+    assert experiment.training.batches == ((0, 1), (2,))
+    assert experiment.training.schedule.model_dump()["factors"] == (1.0, 0.5)
+
+
+def test_names_are_those_of_the_code() -> None:
+    from resnet_limits import norms, randomness, rules, units
+
+    assert set(UNIT_KINDS) == set(units.UNITS)
+    assert set(ACTIVATIONS) == set(units.ACTIVATIONS)
+    assert set(NORMS) == set(norms.NORMS)
+    assert set(RULE_KINDS) == set(rules.RULES)
+    assert set(SCHEDULE_KINDS) == set(rules.SCHEDULES)
+    assert set(INITIAL_LAWS) == set(randomness.LAWS)
+    found = json_schema()["$defs"]
+    for names, ending in ((UNIT_KINDS, "Unit"), (SCHEDULE_KINDS, "Schedule"), (RULE_KINDS, "Rule")):
+        sections = [section for name, section in found.items() if name.endswith(ending)]
+        assert {section["properties"]["kind"]["const"] for section in sections} == set(names)
+
+
+def test_units_that_mix_tokens_are_those_of_the_code() -> None:
+    from resnet_limits import units
+    from resnet_limits.config import model
+
+    sections = (
+        model.PerceptronUnit, model.GatedPerceptronUnit, model.AttentionHeadUnit,
+        model.ConvolutionUnit,
+    )  # fmt: skip
+    mixing = {
+        kind
+        for s in sections
+        if s.mixes_tokens
+        for kind in get_args(s.model_fields["kind"].annotation)
+    }
+    assert mixing == set(units.MIXES_TOKENS)
+
+
 @pytest.mark.parametrize(
     ("pairs", "needed"),
     [
@@ -288,7 +365,7 @@ def test_relative_data_path_starts_from_the_files_folder(tmp_path: Path) -> None
     assert experiment_from_dict(loaded.model_dump(mode="json")) == loaded
     absolute = {"kind": "file", "path": str(tmp_path / "x.nc")}
     file.write_text(yaml.safe_dump(_minimal(problem={"data": absolute})))
-    assert load_experiment(file).problem.data.model_dump() == absolute
+    assert load_experiment(file).problem.data.model_dump() == {**absolute, "positions": False}
 
 
 def test_import_brings_in_nothing_heavy() -> None:
@@ -337,11 +414,130 @@ def test_import_brings_in_nothing_heavy() -> None:
         ({"training__train_embeddings": 1}, "training.train_embeddings: got 1", "true or false"),
         ({"model__init_std__input": -0.1}, "model.init_std.input: got -0.1", "from 0 to 1e+30"),
         ({"model__residual_scale": 0}, "model.residual_scale: got 0", "number > 0"),
-        ({"model__unit__kind": "attention_head"}, "model.unit.kind: got", ", ".join(UNIT_KINDS)),
+        ({"model__unit__kind": "head"}, "model.unit.kind: got", ", ".join(sorted(UNIT_KINDS))),
+        ({"model__unit": 3}, "model.unit: got 3", "a mapping with kind attention_head"),
+        ({"model__unit": {"kind": "attention_head"}}, "model.unit.key_dim: missing", "from 1 to"),
+        (
+            {"model__unit": {"kind": "convolution", "offsets": []}},
+            "model.unit.offsets: got []", "a list of 1 to 1024 values, each an integer",
+        ),
+        (
+            {"model__layer": [{"unit": {"kind": "convolution", "offsets": [0, "a"]}}]},
+            "model.layer.0.unit.offsets.1: got 'a'", "an integer from",
+        ),
+        (
+            {"model__layer": [{"unit": {"kind": "convolution", "offset": [0]}}]},
+            "model.layer.0.unit.offset: unknown key (did you mean offsets?)", "kind, offsets,",
+        ),
+        ({"model__layer": [{"unit": {"kind": "x"}}]}, "model.layer.0.unit.kind: got 'x'", "gated"),
+        ({"model__layer": [{"unit": {"activation": "sin"}}]}, "model.layer.0.unit.activ", "linear"),
+        ({"model__layer": [{}, {"norm": "layer"}]}, "model.layer.1.norm: got 'layer'", "none, rms"),
+        ({"model__layer": [{"width_ratio": 0}]}, "model.layer.0.width_ratio: got 0", "<= 1e+06"),
+        ({"model__layer": [{"width_ratio": 2e6}]}, "model.layer.0.width_ratio: got", "<= 1e+06"),
+        ({"model__layer": [{"widht_ratio": 1}]}, "model.layer.0.widht_ratio: unknown", "unit"),
+        ({"model__layer": [{"init_std": {"embedding": 1}}]}, "model.layer.0.init_std.emb", "input"),
+        ({"model__layer": []}, "model.layer: got []", "a list of 1 to 16 values"),
+        ({"model__layer": {"unit": {}}}, "model.layer: got {'unit'", "a list of 1 to 16 values"),
+        ({"model": {"layer": [{}], "unit": {}}}, "model: unit and layer are both given", "one of"),
+        ({"model__final_norm": "batch"}, "model.final_norm: got 'batch'", "none, rms"),
+        ({"model__initial_law": "normal"}, "model.initial_law: got", "gaussian, uniform, rade"),
+        ({"training__rule": {"kind": "adam"}}, "training.rule.kind: got 'adam'", "sgd"),
+        ({"training__rule": {"beta1": 0.9}}, "training.rule.beta1: unknown key", "kind, momentum"),
+        ({"training__rule": {"momentum": 1}}, "training.rule.momentum: got 1", "from 0 to below 1"),
+        ({"training__rule": {"nesterov": True}}, "training.rule: nesterov needs a mom", "momentum"),
+        ({"training__weight_decay": -1}, "training.weight_decay: got -1", "from 0"),
+        ({"training__schedule": {}}, "training.schedule.kind: missing", "constant, cosine, linear"),
+        ({"training__schedule": {"kind": "step"}}, "training.schedule.kind: got 'step'", "table"),
+        (
+            {"training__schedule": {"kind": "cosine", "final": 3}},
+            "training.schedule.final: unknown key", "kind",
+        ),
+        (
+            {"training__schedule": {"kind": "table", "factors": [1, 2]}},
+            "training: schedule.factors: 2 numbers", "14, one for each update of 15 states",
+        ),
+        (
+            {"training__schedule": {"kind": "table", "factors": [1, -2]}},
+            "training.schedule.factors.1: got -2", "a finite number from 0",
+        ),
+        ({"training__batches": 3}, "training.batches: got 3", "a mapping with the keys size, seed"),
+        ({"training__batches": {"size": 0}}, "training.batches.size: got 0", "an integer from 1"),
+        ({"training__batches": {"sise": 1}}, "training.batches.sise: unknown key", "size, seed"),
+        ({"training__batches": {"size": 5}}, "training.batches.size: got 5", "1 to 4, the number"),
+        ({"training__batches": [[0, "a"]]}, "training.batches.0.1: got 'a'", "an integer from 0"),
+        ({"training__batches": [[]]}, "training.batches.0: got []", "a list of 1 to"),
+        ({"training__batches": [[0], [1]]}, "training: batches: 2 lists", "14, one for each"),
+        (
+            {"training__batches": [[0, 0]], "training__steps": 2},
+            "training: batches.0: a sample is named twice", "distinct samples",
+        ),
+        (
+            {"training__batches": [[0], [4]], "training__steps": 3},
+            "training.batches.1: sample 4 is not there", "0 to 3",
+        ),
+        (
+            {"training__learning_rate_embedding": 1},
+            "training: learning_rate_embedding is given", "train_embeddings: true",
+        ),
+        (
+            {"model__unit": {"kind": "attention_head", "key_dim": 2}},
+            "model.unit.kind: attention_head works on the tokens", "data with tokens",
+        ),
+        (
+            {"model__layer": [{}, {"unit": {"kind": "convolution", "offsets": [0]}}]},
+            "model.layer.1.unit.kind: convolution works on the tokens", "data with tokens",
+        ),
+        (
+            {"model__unit": {"kind": "convolution", "offsets": [0, -3]}, "problem__data": _TASKS},
+            "model.unit.offsets: -3 goes beyond the 3 tokens", "-2 to 2",
+        ),
+        (
+            {"model__initial_law": "uniform"},
+            "sweep.pairs: finite-wide with model.initial_law uniform: at finite D", "finite-dmft",
+        ),
+        (
+            {
+                "model__initial_law": "rademacher", "sweep__pairs": ["finite-dmft"],
+                "sweep__engine": "implicit",
+            },
+            "sweep.engine: implicit with model.initial_law rademacher", "auto, dense",
+        ),
+        ({"problem__data": {**_TASKS, "tokens": 1}}, "problem.data.tokens: got 1", "from 2 to"),
+        (
+            {"problem__data": {**_TASKS, "seq_len": 1}},
+            "problem.data.seq_len: unknown key (did you mean tokens?)", "kind, samples, tokens",
+        ),
+        (
+            {"problem__data": {**_TASKS, "samples": 10**6, "tokens": 1000}},
+            "problem.data: samples * tokens * (inputs of a token + targets) = 4000000000",
+            "at most 10000000",
+        ),
+        (
+            {"problem__data": _TASKS, "problem__loss": "cross_entropy"},
+            "problem: loss cross_entropy needs one-hot targets, which in_context_regression",
+            "squared_error",
+        ),
+        (
+            {"problem__data": {"kind": "characters", "samples": 800, "tokens": 57}},
+            "problem.data: 800 samples of 57 tokens", "samples + tokens up to 856",
+        ),
+        (
+            {
+                "problem__data": {
+                    "kind": "characters", "samples": 400, "tokens": 400, "positions": True
+                }
+            },
+            "problem.data: samples * tokens * (inputs of a token + targets) =", "at most 10000000",
+        ),
+        (
+            {"problem__data": {"kind": "characters", "samples": 4, "tokens": 5, "alphabet": 33}},
+            "problem.data.alphabet: got 33", "from 2 to 32",
+        ),
+        ({"problem__data__positions": True}, "problem.data.positions: unknown", "kind, samples"),
         ({"model__unit__activation": "sin"}, "model.unit.activation: got", ", ".join(ACTIVATIONS)),
         ({"problem__loss": "hinge"}, "problem.loss: got 'hinge'", ", ".join(LOSSES)),
         ({"problem__loss": "cross_entropy"}, "problem: loss cross_entropy needs", "squared_error"),
-        ({"problem__data__kind": "images"}, "problem.data.kind: got 'images'", "gaussian, linear"),
+        ({"problem__data__kind": "images"}, "problem.data.kind: got 'images'", "characters, dig"),
         ({"problem__data": {"samples": 2}}, "problem.data.kind: missing", "digits, file, gauss"),
         ({"problem__data": None}, "problem.data: got nothing", "a mapping with kind"),
         ({"problem__data__samples": 10**7}, "problem.data.samples: got", "from 1 to 1000000"),
@@ -623,7 +819,7 @@ def test_sizes_of_file_data_come_from_the_file(key: str) -> None:
     data = {"kind": "file", "path": "d.npz", key: 3}
     assert _refusal(_minimal(problem__data=data)) == (
         f"problem.data.{key}: unknown key (of data in a file the shapes of x and y say it); "
-        "allowed: kind, path"
+        "allowed: kind, path, positions"
     )
 
 
@@ -695,7 +891,19 @@ _JUNK = st.recursive(
     max_leaves=6,
 )
 _NAMES = {part for key in _keys(json_schema(), json_schema()) for part in key.split(".")}
-_LARGE = experiment_from_dict(_minimal()).model_dump(mode="json")
+_LARGE = experiment_from_dict(
+    _minimal(
+        problem__data=_TASKS,
+        model__layer=[
+            {"unit": {"kind": "attention_head", "key_dim": 2}, "norm": "rms"},
+            {"unit": {"kind": "convolution", "offsets": [0, -1]}, "init_std": {"input": 2}},
+        ],
+        training__steps=3,
+        training__rule={"momentum": 0.5},
+        training__schedule={"kind": "table", "factors": [1, 0.5]},
+        training__batches=[[0, 1], [3]],
+    )
+).model_dump(mode="json")
 
 
 def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -801,17 +1009,42 @@ def _valid(draw: st.DrawFn) -> dict[str, Any]:
                 {"kind": "gaussian", **counts},
                 {"kind": "linear_teacher", **counts, "noise": 0},
                 {"kind": "digits", "samples": counts["samples"]},
-                {"kind": "file", "path": "data/x.zarr"},
+                {"kind": "file", "path": "data/x.zarr", "positions": True},
+                {"kind": "in_context_regression", **counts, "tokens": 9},
+                {"kind": "characters", "samples": counts["samples"], "tokens": 9},
             ]
         )
     )
-    one_hot = data["kind"] in {"digits", "file"}
+    one_hot = data["kind"] in {"digits", "file", "characters"}
+    units: list[dict[str, Any]] = [
+        {"activation": draw(st.sampled_from(ACTIVATIONS))},
+        {"kind": "gated_perceptron"},
+    ]
+    if "tokens" in data:
+        units += [
+            {"kind": "attention_head", "key_dim": draw(st.integers(1, 8)), "causal": True},
+            {"kind": "convolution", "offsets": draw(st.lists(st.integers(-8, 8), min_size=1))},
+        ]
+    unit = st.sampled_from(units)
+    branch = st.fixed_dictionaries(
+        {"unit": unit, "norm": st.sampled_from(NORMS), "width_ratio": st.floats(0.01, 1e6)}
+    )
+    schedules = [
+        {"kind": "cosine"},
+        {"kind": "linear", "warmup": 3},
+        {"kind": "table", "factors": [0.5] * (steps - 1)},
+    ]
+    batches = [None, {"size": counts["samples"]}, [[0]] * (steps - 1)]
     return {
         "experiment": draw(st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", fullmatch=True)),
         "seed": draw(st.integers(0, 2**63 - 1)),
         "problem": {"data": data, "loss": draw(st.sampled_from(LOSSES if one_hot else LOSSES[:2]))},
         "model": {
-            "unit": {"activation": draw(st.sampled_from(ACTIVATIONS))},
+            **draw(
+                st.fixed_dictionaries({"unit": unit})
+                | st.fixed_dictionaries({"layer": st.lists(branch, min_size=1, max_size=4)})
+            ),
+            "final_norm": draw(st.sampled_from(NORMS)),
             "residual_scale": draw(_POSITIVE),
             "init_std": {"input": draw(st.floats(0, 1e6))},
         },
@@ -820,6 +1053,9 @@ def _valid(draw: st.DrawFn) -> dict[str, Any]:
             "learning_rate": draw(st.floats(0, 1e6)),
             "learning_rate_in": draw(st.none() | st.floats(0, 1e6)),
             "train_embeddings": draw(st.booleans()),
+            "rule": {"momentum": draw(st.floats(0.1, 0.9)), "nesterov": draw(st.booleans())},
+            "schedule": draw(st.sampled_from(schedules)),
+            "batches": draw(st.sampled_from(batches)),
         },
         "sweep": {
             **draw(st.sampled_from(forms)),

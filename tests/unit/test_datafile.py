@@ -94,7 +94,7 @@ def edited(path: Path, name: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_sound_archive_is_read(tmp_path, method):
-    x, y = datafile.read(str(archive(tmp_path / "d.npz", method, x=saved(X), y=saved(Y))))
+    x, y, _ = datafile.read(str(archive(tmp_path / "d.npz", method, x=saved(X), y=saved(Y))))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
 
@@ -172,7 +172,7 @@ def test_a_sound_folder_is_read_whatever_else_is_in_it(tmp_path, version):
     with warnings.catch_warnings(action="ignore"):
         path = zarr_folder(tmp_path / "d.zarr", version, names=np.array(["a", "b"]))
     with warnings.catch_warnings(action="error"):
-        x, y = datafile.read(str(path))
+        x, y, _ = datafile.read(str(path))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
 
@@ -373,7 +373,7 @@ KINDS = [
 def test_zarr_arrays_are_read_as_they_are_stored(tmp_path, packed, version, name, x, options):
     with warnings.catch_warnings(action="ignore"):
         path = zarr_arrays(tmp_path / "d.zarr", version, x, x, **options)
-    found, other = datafile.read(str(zipped(path) if packed else path))
+    found, other, _ = datafile.read(str(zipped(path) if packed else path))
     np.testing.assert_array_equal(found, x.astype(float))
     np.testing.assert_array_equal(other, x.astype(float))
 
@@ -429,7 +429,7 @@ ENGINES = ["scipy", "h5netcdf"]
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_both_kinds_of_netcdf_are_read(tmp_path, engine):
-    x, y = datafile.read(str(netcdf(tmp_path / "d.nc", engine)))
+    x, y, _ = datafile.read(str(netcdf(tmp_path / "d.nc", engine)))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
     assert (tmp_path / "d.nc").read_bytes()[:3] == (b"CDF" if engine == "scipy" else b"\x89HD")
@@ -477,7 +477,7 @@ SMALL = np.array([[1, 2, 3]] * 3 + [[4, -1, 6]], np.int8)
 )
 def test_packed_values_are_unpacked(tmp_path, kind, x, attrs, wanted):
     attrs = {key: value if kind == "Zarr" else _plain(value) for key, value in attrs.items()}
-    found, _ = datafile.read(str(WRITERS[kind](tmp_path / "d.nc", x, attrs)))
+    found, *_ = datafile.read(str(WRITERS[kind](tmp_path / "d.nc", x, attrs)))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -587,7 +587,7 @@ def test_all_real_numbers_of_hdf5_are_read(tmp_path, x):
     def packed(file: Any, name: str) -> None:
         file.create_dataset(name, data=x, chunks=(2, 3), compression="gzip", shuffle=True)
 
-    found, _ = datafile.read(str(hdf5(tmp_path / "d.nc", x=packed, names=np.array([b"a"]))))
+    found, *_ = datafile.read(str(hdf5(tmp_path / "d.nc", x=packed, names=np.array([b"a"]))))
     np.testing.assert_array_equal(found, x.astype(float))
 
 
@@ -673,7 +673,7 @@ def test_any_damage_is_one_line_or_none(tmp_path, ending):
             content[place] = rng.integers(0, 256)
         path.write_bytes(content[: rng.integers(len(content) // 2, 2 * len(content))])
         try:
-            x, y = datafile.read(str(path))
+            x, y, _ = datafile.read(str(path))
         except InputError as error:
             messages.append(str(error))
         else:

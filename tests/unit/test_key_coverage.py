@@ -20,6 +20,8 @@ from test_provenance import CELLS
 
 from resnet_limits import config, provenance
 from resnet_limits.config import Experiment, experiment_from_dict
+from resnet_limits.config import data as data_module
+from resnet_limits.config import model as model_module
 from resnet_limits.config import schema as schema_module
 from resnet_limits.config import sweep as sweep_module
 from resnet_limits.provenance import stage_key, stage_module
@@ -69,7 +71,7 @@ def keys() -> dict[str, list[str]]:
 def derived() -> dict[str, tuple[type, str]]:
     """Find all that the models of config compute: their methods and properties, checks apart."""
     found = {}
-    for module in (schema_module, sweep_module):
+    for module in (schema_module, data_module, model_module, sweep_module):
         for model in vars(module).values():
             if not (inspect.isclass(model) and issubclass(model, BaseModel)):
                 continue
@@ -86,6 +88,8 @@ def derived() -> dict[str, tuple[type, str]]:
 def other(value: Any) -> Any:
     """Give another value of the same kind."""
     match value:
+        case config.BranchConfig():
+            return value.model_copy(update={"width_ratio": value.width_ratio + 1})
         case config.Shape():
             return value._replace(depth=value.depth + 1)
         case int() | float():

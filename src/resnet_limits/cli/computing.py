@@ -43,10 +43,14 @@ def validate(config: Config) -> None:
     Prints the sizes of the problem and how many results of each kind are asked for.
     """
     experiment = load_experiment(config)
+    from resnet_limits.dynamics import make_dynamics
+    from resnet_limits.problem import problem_from
     from resnet_limits.stages import paths, problem
 
     with naming(config):
-        sizes = problem.problem(experiment).sizes
+        data = problem.problem(experiment)
+        make_dynamics(experiment, problem_from(experiment, data))
+    sizes = data.sizes
     typer.echo(one_line(f"{config}: experiment {experiment.experiment}"))
     typer.echo("problem: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     typer.echo(f"shapes: {len(experiment.shapes)}, seeds: {len(experiment.seeds)}")

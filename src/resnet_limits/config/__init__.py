@@ -1,19 +1,33 @@
 """The experiment file: what may stand in it, how it is read, and what is said of a wrong one.
 
-`schema`, `model` and `sweep` hold the models and `values` the types of single values, `reading` gets from a
-file to a validated experiment, and `messages` turns whatever is wrong into one `InputError` line
-that says what, where, and what is allowed. Nothing heavy is imported, so that the Snakefile can
-read an experiment quickly.
+`schema`, `data`, `model` and `sweep` hold the models and `values` the types of single values,
+`reading` gets from a file to a validated experiment, and `messages` turns whatever is wrong into
+one `InputError` line that says what, where, and what is allowed. Nothing heavy is imported, so that
+the Snakefile can read an experiment quickly.
 """
 
+from resnet_limits.config.data import (
+    MAX_DATA_VALUES,
+    CharactersData,
+    Data,
+    DigitsData,
+    FileData,
+    GaussianData,
+    InContextRegressionData,
+    LinearTeacherData,
+)
 from resnet_limits.config.messages import InputError, one_line
 from resnet_limits.config.model import (
     ACTIVATIONS,
     INITIAL_LAWS,
     NORMS,
+    RULE_KINDS,
+    SCHEDULE_KINDS,
     UNIT_KINDS,
     Activation,
     BranchConfig,
+    BranchInitStd,
+    ConvolutionUnit,
     InitStd,
     ModelConfig,
     PerceptronUnit,
@@ -29,13 +43,7 @@ from resnet_limits.config.reading import (
 )
 from resnet_limits.config.schema import (
     LOSSES,
-    MAX_DATA_VALUES,
-    Data,
-    DigitsData,
     Experiment,
-    FileData,
-    GaussianData,
-    LinearTeacherData,
     LossKind,
     NumericsConfig,
     ProblemConfig,
@@ -58,10 +66,12 @@ from resnet_limits.kinds import Shape
 
 __all__ = [
     "ACTIVATIONS", "ENGINES", "INITIAL_LAWS", "LOSSES", "MAX_CELLS", "MAX_DATA_VALUES",
-    "MAX_INPUT_BYTES", "MAX_NUMBER", "NORMS", "PAIRS", "UNIT_KINDS", "Activation",
-    "BranchConfig", "Data", "DigitsData", "Engine", "Experiment", "FamilyConfig", "FileData",
-    "GaussianData", "GridConfig", "InitStd", "InputError", "LinearTeacherData", "LossKind",
-    "ModelConfig", "NumericsConfig", "Pair", "PerceptronUnit", "PowerConfig", "ProblemConfig",
-    "SaveConfig", "SeedStepConfig", "Shape", "SweepConfig", "TrainingConfig", "UnitConfig",
-    "experiment_from_dict", "json_schema", "load_experiment", "one_line", "read_input",
+    "MAX_INPUT_BYTES", "MAX_NUMBER", "NORMS", "PAIRS", "RULE_KINDS", "SCHEDULE_KINDS",
+    "UNIT_KINDS", "Activation", "BranchConfig", "BranchInitStd", "CharactersData",
+    "ConvolutionUnit", "Data", "DigitsData", "Engine", "Experiment", "FamilyConfig", "FileData",
+    "GaussianData", "GridConfig", "InContextRegressionData", "InitStd", "InputError",
+    "LinearTeacherData", "LossKind", "ModelConfig", "NumericsConfig", "Pair", "PerceptronUnit",
+    "PowerConfig", "ProblemConfig", "SaveConfig", "SeedStepConfig", "Shape", "SweepConfig",
+    "TrainingConfig", "UnitConfig", "experiment_from_dict", "json_schema", "load_experiment",
+    "one_line", "read_input",
 ]  # fmt: skip

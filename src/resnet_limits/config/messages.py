@@ -74,6 +74,12 @@ class _SchemaWalker:
         is_key : bool
             Whether the part stands in the file; the choice within a union does not.
         """
+        return self._below(node, part) or (self._deref(node), False)
+
+    def _below(
+        self, node: Mapping[str, Any], part: str | int
+    ) -> tuple[Mapping[str, Any], bool] | None:
+        """Follow one part of a location, also through the choices within a union."""
         node = self._deref(node)
         if part in node.get("properties", {}):
             return node["properties"][part], True
@@ -87,12 +93,8 @@ class _SchemaWalker:
         mapping = node.get("discriminator", {}).get("mapping", {})
         if part in mapping:
             return {"$ref": mapping[part]}, False
-        for option in map(self._deref, self._options(node)):
-            if isinstance(part, int) and option.get("type") == "array":
-                return self.step(option, part)
-            if part in option.get("properties", {}) or "patternProperties" in option:
-                return self.step(option, part)
-        return node, False
+        found = (self._below(option, part) for option in self._options(node))
+        return next(filter(None, found), None)
 
     def _options(self, node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Give the schemas of which a value fulfils one."""
@@ -109,6 +111,13 @@ class _SchemaWalker:
             found += self.keys(option)
         return found
 
+    def tags(self, node: Mapping[str, Any]) -> str:
+        """Name the kinds of a section that there are several of, also of one that may be absent."""
+        node = self._deref(node)
+        if "discriminator" in node:
+            return ", ".join(node["discriminator"]["mapping"])
+        return next(filter(None, map(self.tags, self._options(node))), "")
+
     def allowed(self, node: Mapping[str, Any]) -> str:
         """Say in words what a schema accepts."""
         node = self._deref(node)
@@ -116,8 +125,7 @@ class _SchemaWalker:
         if options:
             return " or ".join(self.allowed(option) for option in options)
         if "discriminator" in node:
-            kinds = ", ".join(node["discriminator"]["mapping"])
-            return f"a mapping with {node['discriminator']['propertyName']} {kinds}"
+            return f"a mapping with {node['discriminator']['propertyName']} {self.tags(node)}"
         if "const" in node:
             return str(node["const"])
         if "enum" in node:
@@ -142,12 +150,14 @@ class _SchemaWalker:
             return (
                 f"a list of {len(node['prefixItems'])}, each {self.allowed(node['prefixItems'][0])}"
             )
-        sizes = f"{node['minItems']} to {node['maxItems']} values"
+        sizes = f"{node.get('minItems', 0)} to {node['maxItems']} values"
         return f"a list of {sizes}, each {self.allowed(node['items'])}"
 
 
 def _bounds(node: Mapping[str, Any]) -> str:
     low, high = node.get("minimum"), node.get("maximum")
+    if low is not None and "exclusiveMaximum" in node:
+        return f" from {low:g} to below {node['exclusiveMaximum']:g}"
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}" if isinstance(high, float) else f" from {low} to {high}"
     if low is not None:
@@ -186,10 +196,10 @@ def explain(error: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         what = f"missing; allowed: {walker.allowed(node)}"
     elif kind == "union_tag_not_found":
         path.append("kind")
-        what = f"missing; allowed: {error['ctx'].get('expected_tags') or _tags(node)}"
+        what = f"missing; allowed: {error['ctx'].get('expected_tags') or walker.tags(node)}"
     elif kind == "union_tag_invalid":
         path.append("kind")
-        what = f"got {short(error['ctx']['tag'])}; allowed: {_tags(node)}"
+        what = f"got {short(error['ctx']['tag'])}; allowed: {walker.tags(node)}"
     elif kind == "invalid_key":
         what = f"a key that is not text, {short(value)}; allowed: {walker.allowed(node)}"
     else:
@@ -200,12 +210,10 @@ def explain(error: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 def _hint(name: str, location: Sequence[str | int], keys: Sequence[str]) -> str:
     """Say in parentheses what somebody may have meant by a key that there is not."""
     if _OF_TOKENS.search(name):
+        if "tokens" in keys:
+            return " (did you mean tokens?)"
         return " (tokens come from the data alone, whose x is then (samples, tokens, inputs))"
     if tuple(location[:-1]) == ("problem", "data", "file") and name in _OF_FILES:
         return " (of data in a file the shapes of x and y say it)"
     near = difflib.get_close_matches(name, keys, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _tags(node: Mapping[str, Any]) -> str:
-    return ", ".join(node["discriminator"]["mapping"])

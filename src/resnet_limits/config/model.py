@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, model_validator
 
-from resnet_limits.config.values import Flag, NonNegative, Positive, Section, Seed
+from resnet_limits.config.values import Flag, NonNegative, Positive, Section, Seed, number
 
 Activation = Literal["linear", "tanh", "erf", "relu", "gelu", "silu"]
 NormKind = Literal["none", "rms"]
@@ -24,37 +24,53 @@ INITIAL_LAWS: tuple[str, ...] = get_args(InitialLaw)
 MAX_STEPS = 10_000
 _KeyDim = Annotated[int, Strict(), Field(ge=1, le=1024)]
 _Offset = Annotated[int, Strict(), Field(ge=-1_000_000, le=1_000_000)]
-_Ratio = Annotated[Positive, Field(le=1e6)]
-_Share = Annotated[NonNegative, Field(lt=1)]
+_Ratio = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), BeforeValidator(number)]
+_Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(number)]
 
 
 # --- units ----------------------------------------------------------------------------------------
 
 
-class PerceptronUnit(Section):
+class _Unit(Section):
+    """What the file alone tells of a unit.
+
+    Attributes
+    ----------
+    mixes_tokens : bool
+        Whether it works on the tokens of a sample, as ``units.MIXES_TOKENS`` has it.
+    """
+
+    mixes_tokens: ClassVar[bool] = False
+
+
+class PerceptronUnit(_Unit):
     """Unit of a two-layer perceptron block: one in-vector, one out-vector, pointwise g."""
 
     kind: Literal["perceptron"] = Field("perceptron", description="Which residual unit.")
     activation: Activation = Field("tanh", description="The pointwise map g.")
 
 
-class GatedPerceptronUnit(Section):
+class GatedPerceptronUnit(_Unit):
     """Unit of a gated perceptron block: two in-vectors, one out-vector, g = act(p1) p2."""
 
     kind: Literal["gated_perceptron"] = Field(description="Which residual unit.")
     activation: Activation = Field("silu", description="The activation of the gate.")
 
 
-class AttentionHeadUnit(Section):
+class AttentionHeadUnit(_Unit):
     """An attention head over the tokens of a sample."""
+
+    mixes_tokens = True
 
     kind: Literal["attention_head"] = Field(description="Which residual unit.")
     key_dim: _KeyDim = Field(description="k, the dimension of queries, keys and values.")
     causal: Flag = Field(False, description="Whether a token sees itself and earlier ones alone.")
 
 
-class ConvolutionUnit(Section):
+class ConvolutionUnit(_Unit):
     """A convolution over the tokens of a sample: g_t = act(sum_j p_(j, t + o_j))."""
+
+    mixes_tokens = True
 
     kind: Literal["convolution"] = Field(description="Which residual unit.")
     offsets: Annotated[tuple[_Offset, ...], Field(min_length=1, max_length=1024)] = Field(
@@ -208,6 +224,13 @@ Schedule = Annotated[
 ]
 
 
+RULE_KINDS = ("sgd",)
+"""Names of the training rules, those of ``rules.RULES``."""
+
+SCHEDULE_KINDS = ("constant", "cosine", "linear", "table")
+"""Names of the schedules, those of ``rules.SCHEDULES``."""
+
+
 class SeededBatches(Section):
     """Batches of distinct samples, drawn anew for every update."""
 
@@ -288,7 +311,7 @@ class TrainingConfig(Section):
             for number, batch in enumerate(self.batches):
                 if len(set(batch)) < len(batch):
                     raise ValueError(
-                        f"batches[{number}]: a sample is named twice; allowed: distinct samples"
+                        f"batches.{number}: a sample is named twice; allowed: distinct samples"
                     )
         if not self.train_embeddings:
             for name in ("learning_rate_embedding", "learning_rate_unembedding"):

@@ -5,30 +5,23 @@ Unknown keys are errors and every value has bounds.
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    Strict,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
-from resnet_limits.config.messages import NAME_RULE, short
-from resnet_limits.config.model import ModelConfig, TrainingConfig
+from resnet_limits.config.data import Data
+from resnet_limits.config.messages import NAME_RULE
+from resnet_limits.config.model import (
+    ConvolutionUnit,
+    ModelConfig,
+    SeededBatches,
+    TrainingConfig,
+)
 from resnet_limits.config.sweep import PAIRS, SweepConfig, most_seeds
 from resnet_limits.config.values import (
     NAME,
-    DataSize,
     DepthPoints,
-    NonNegative,
-    Positive,
-    Samples,
     Section,
     Seed,
     Steps,
@@ -41,98 +34,13 @@ LossKind = Literal["squared_error", "mean_squared_error", "cross_entropy"]
 LOSSES: tuple[str, ...] = get_args(LossKind)
 """Names of the losses."""
 
-MAX_DATA_VALUES = 10_000_000
-"""Most numbers in the inputs and targets of one problem."""
-
 # Names of devices, which some systems take for such in every folder and with every ending.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _MAX_DEPTH_WITH_ALL_LAYERS = 100_000
-_REAL_VALUED_DATA = ("gaussian", "linear_teacher")
+_REAL_VALUED_DATA = ("gaussian", "linear_teacher", "in_context_regression")
 
 
 # --- problem --------------------------------------------------------------------------------------
-
-
-def _check_data_size(samples: int, inputs: int, targets: int) -> None:
-    if samples * (inputs + targets) > MAX_DATA_VALUES:
-        raise ValueError(
-            f"samples * (inputs + targets) = {samples * (inputs + targets)} numbers; "
-            f"allowed: at most {MAX_DATA_VALUES}"
-        )
-
-
-class GaussianData(Section):
-    """Inputs and targets with independent standard normal entries."""
-
-    kind: Literal["gaussian"]
-    samples: Samples = Field(description="Number of samples N.")
-    inputs: DataSize = Field(description="Input dimension d_in.")
-    targets: DataSize = Field(description="Target dimension d_out.")
-    seed: Seed = Field(0, description="Names the draw of the data.")
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        _check_data_size(self.samples, self.inputs, self.targets)
-        return self
-
-
-class LinearTeacherData(Section):
-    """Inputs of fixed norm and targets from a noisy random linear map, y = A x + noise n."""
-
-    kind: Literal["linear_teacher"]
-    samples: Samples = Field(1, description="Number of samples N.")
-    inputs: DataSize = Field(description="Input dimension d_in.")
-    targets: DataSize = Field(description="Target dimension d_out.")
-    seed: Seed = Field(0, description="Names the draw of the data.")
-    input_norm: Positive = Field(0.8, description="Euclidean norm of every input.")
-    noise: NonNegative = Field(0.05, description="Standard deviation of the targets' noise.")
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        _check_data_size(self.samples, self.inputs, self.targets)
-        return self
-
-
-class DigitsData(Section):
-    """Scikit-learn's 8 x 8 images of handwritten digits, standardised, with one-hot targets."""
-
-    kind: Literal["digits"]
-    samples: Annotated[int, Strict(), Field(ge=1, le=1797)] = Field(
-        description="Number of images, balanced over the classes as far as possible."
-    )
-    classes: Annotated[int, Strict(), Field(ge=2, le=10)] = Field(
-        10, description="The digits 0 to classes - 1 are used."
-    )
-    seed: Seed = Field(0, description="Names the choice of the images.")
-
-
-class FileData(Section):
-    """Data from a file with arrays x and y."""
-
-    kind: Literal["file"]
-    path: Annotated[str, Strict()] = Field(
-        min_length=1,
-        max_length=4096,
-        pattern=r"\.(npz|zarr|nc|zarr\.zip)/?$",
-        json_schema_extra={"$comment": "a path that ends in .npz, .zarr, .zarr.zip or .nc"},
-        description=(
-            "File or Zarr folder with x (samples, [tokens,] inputs) and y (samples, [tokens,] "
-            "targets); a relative path starts from the experiment file's folder."
-        ),
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _resolve(cls, path: str, info: ValidationInfo) -> str:
-        if not path.isprintable():
-            raise ValueError(f"got {short(path)}; allowed: a path of printable characters")
-        folder = (info.context or {}).get("folder")
-        return path if folder is None else os.path.normpath(Path(folder) / path)
-
-
-Data = Annotated[
-    GaussianData | LinearTeacherData | DigitsData | FileData, Field(discriminator="kind")
-]
 
 
 class ProblemConfig(Section):
@@ -244,6 +152,72 @@ class Experiment(Section):
             raise ValueError(
                 f"save.depth_points: all with depth {deepest} keeps too much; allowed: a number of "
                 f"layers, or all up to depth {_MAX_DEPTH_WITH_ALL_LAYERS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Self:
+        """Refuse units that the data's tokens do not suit, where the file alone tells."""
+        data = self.problem.data
+        if data.kind == "file":
+            return self
+        tokens: int | None = getattr(data, "tokens", None)
+        for place, branch in enumerate(self.model.branches):
+            key = "model.unit" if self.model.layer is None else f"model.layer.{place}.unit"
+            unit = branch.unit
+            if unit.mixes_tokens and tokens is None:
+                raise ValueError(
+                    f"{key}.kind: {unit.kind} works on the tokens of a sample, and {data.kind} "
+                    "data have none; allowed: data with tokens, or a unit without"
+                )
+            if tokens is None or not isinstance(unit, ConvolutionUnit):
+                continue
+            for offset in unit.offsets:
+                if abs(offset) >= tokens:
+                    raise ValueError(
+                        f"{key}.offsets: {offset} goes beyond the {tokens} tokens of a sample; "
+                        f"allowed: {1 - tokens} to {tokens - 1}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        """Refuse batches of more samples than the file says that there are."""
+        data, batches = self.problem.data, self.training.batches
+        if data.kind == "file" or batches is None:
+            return self
+        if isinstance(batches, SeededBatches):
+            if batches.size > data.samples:
+                raise ValueError(
+                    f"training.batches.size: got {batches.size}; allowed: 1 to {data.samples}, "
+                    "the number of samples"
+                )
+            return self
+        for update, batch in enumerate(batches):
+            if max(batch) >= data.samples:
+                raise ValueError(
+                    f"training.batches.{update}: sample {max(batch)} is not there; allowed: 0 to "
+                    f"{data.samples - 1}, the samples of the data"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _law_fits(self) -> Self:
+        """Refuse what holds for Gaussian weights alone where the weights are others."""
+        law = self.model.initial_law
+        if law == "gaussian":
+            return self
+        for pair in self.pairs:
+            if pair != "finite-dmft":
+                raise ValueError(
+                    f"sweep.pairs: {pair} with model.initial_law {law}: at finite D the states of "
+                    "the limits wide and mean_ode stand for Gaussian weights alone; allowed: "
+                    "finite-dmft, or initial_law gaussian"
+                )
+        if self.sweep.engine == "implicit":
+            raise ValueError(
+                f"sweep.engine: implicit with model.initial_law {law}: it draws what networks of "
+                "Gaussian weights show; allowed: auto, dense, or initial_law gaussian"
             )
         return self
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from resnet_limits import speeds
-from resnet_limits.work import Work
+from resnet_limits.work import Branch, Work
 
 # The pilot's numbers, those of ``limits/plan.py``, ``models.py`` and ``ensemble.py``; a test keeps
 # them in step.
@@ -28,8 +28,8 @@ _FIRST_ERROR = 1.1e-4
 # How a standard error falls with the number of points.
 _POWER = 1.5
 # States of all nodes that a step holds at once: forecasts and, where plain iteration does not
-# converge, Anderson's memory.
-_STATES = 90
+# converge, Anderson's memory; and with each branch more, what is kept of every branch.
+_STATES, _BRANCH_STATES = 90, 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Scales:
     Attributes
     ----------
     activation : str
-        Name of the activation.
+        Name of the activation, the least smooth one of all branches.
     loss : str
         Name of the loss.
     tolerance : float
@@ -110,7 +110,9 @@ def first_error(work: Work, scales: Scales) -> float:
 def quadratures(work: Work, scales: Scales) -> list[Quadrature]:
     """Guess the quadratures that the pilot tries, the last of which all limits use."""
     single = scales.tolerance > DOUBLE_TOLERANCE or work.itemsize == 4
-    compiled = single and scales.activation in _KERNELS and work.vectors == 2
+    # Training rules that do more than to add are torch's.
+    known = scales.activation in _KERNELS and all(b.vectors == 2 for b in work.branches)
+    compiled = single and work.additive and known
     if scales.activation == "linear":
         return [Quadrature(0, 1, FIRST_NODES, False, False)]
     error, points = first_error(work, scales), FIRST_POINTS
@@ -137,26 +139,36 @@ def finer(nodes: int) -> int:
     return nodes + max(2, nodes // 4 * 2)
 
 
-def _units(work: Work, quadrature: Quadrature) -> int:
-    """Points of all replicates at all nodes."""
+def _numbers(work: Work, branch: Branch) -> int:
+    """Weights of a unit of a branch."""
+    return branch.vectors * work.directions
+
+
+def _units(work: Work, quadrature: Quadrature, branch: Branch) -> int:
+    """Units of a branch in all replicates at all nodes."""
     if quadrature.points:
         return quadrature.points * quadrature.replicates
-    return 2 * work.vectors * work.directions * _nodes(work, quadrature.nodes)
+    return 2 * _numbers(work, branch) * _nodes(work, quadrature.nodes)
 
 
-def _depth_units(work: Work, quadrature: Quadrature, replicates: int) -> int:
-    """Points of both solutions whose difference is the depth error."""
-    each = min(DEPTH_POINTS, quadrature.points) or 2 * work.vectors * work.directions
+def _depth_units(work: Work, quadrature: Quadrature, branch: Branch, replicates: int) -> int:
+    """Units of a branch in both solutions whose difference is the depth error."""
+    each = min(DEPTH_POINTS, quadrature.points) or 2 * _numbers(work, branch)
     nodes = _nodes(work, quadrature.nodes) + _nodes(work, finer(quadrature.nodes))
     return each * nodes * min(replicates, quadrature.replicates)
 
 
-def _solve_seconds(work: Work, quadrature: Quadrature, units: int) -> float:
+def _solve_seconds(work: Work, quadrature: Quadrature, units: list[int]) -> float:
+    """Seconds of a solution with so many units of each branch."""
     speed = speeds.COMPILED if quadrature.compiled else speeds.GENERIC
-    weights = work.vectors * work.directions
-    rows = work.rows * work.vectors / 2
-    each = speed.row * rows + speed.weight * weights + speed.product * rows * weights
-    return work.steps * (speed.step + units * each)
+    total = speed.step * len(units)
+    for branch, count in zip(work.branches, units, strict=True):
+        weights = _numbers(work, branch)
+        rows = work.rows * (branch.vectors + branch.kept_vectors) / 2
+        learning = 1 + 0.5 * work.buffers
+        each = speed.row * rows + learning * speed.weight * weights + speed.product * rows * weights
+        total += count * each
+    return work.steps * total
 
 
 def _draw_seconds(work: Work, quadrature: Quadrature) -> float:
@@ -176,9 +188,12 @@ def pilot_seconds(work: Work, tried: list[Quadrature]) -> float:
     """
     last = tried[-1]
     solved = sum(
-        _draw_seconds(work, one) + _solve_seconds(work, one, _units(work, one)) for one in tried
+        _draw_seconds(work, one)
+        + _solve_seconds(work, one, [_units(work, one, branch) for branch in work.branches])
+        for one in tried
     )
-    return solved + _solve_seconds(work, last, _depth_units(work, last, PILOT_REPLICATES))
+    depth = [_depth_units(work, last, branch, PILOT_REPLICATES) for branch in work.branches]
+    return solved + _solve_seconds(work, last, depth)
 
 
 def seconds(work: Work, quadrature: Quadrature) -> float:
@@ -191,7 +206,10 @@ def seconds(work: Work, quadrature: Quadrature) -> float:
     quadrature : Quadrature
         The plan.
     """
-    units = _units(work, quadrature) + _depth_units(work, quadrature, 1)
+    units = [
+        _units(work, quadrature, branch) + _depth_units(work, quadrature, branch, 1)
+        for branch in work.branches
+    ]
     return _draw_seconds(work, quadrature) + work.seeds * _solve_seconds(work, quadrature, units)
 
 
@@ -212,21 +230,33 @@ def peak_bytes(work: Work, quadrature: Quadrature) -> int:
     r, nodes = work.directions, _nodes(work, quadrature.nodes)
     numbers = work.vectors * r
     replicates = quadrature.replicates
-    one = max(1, quadrature.points * numbers * quadrature.itemsize)
+    drawn = quadrature.points * numbers * quadrature.itemsize
+    one = max(1, drawn * (1 + work.buffers))
     together = min(replicates, max(1, STATE_BYTES // one))
-    weights = together * one
     # Those of the points before are still kept, and a part of the units is there twice.
-    units = 2.75 * weights if quadrature.points else 0.0
-    drawing = 5 * 8 * min(DRAWN_BLOCK, quadrature.points) / 2 * numbers
+    units = together * drawn * (2.75 + 1.25 * work.buffers)
+    drawing = (
+        5
+        * 8
+        * min(DRAWN_BLOCK, quadrature.points)
+        / 2
+        * max(_numbers(work, branch) for branch in work.branches)
+    )
     activations = 0
     if not quadrature.compiled:
-        for at_once in (
-            _units(work, quadrature) * together // replicates,
-            _depth_units(work, quadrature, PILOT_REPLICATES),
-        ):
-            kept = at_once * work.vectors * work.rows
-            activations = max(activations, kept if kept <= KEPT_ELEMENTS else 0)
-    states = 8 * _STATES * together * nodes * r * work.rows
+        for share, depth in ((together / replicates, False), (1.0, True)):
+            kept = 0
+            for branch in work.branches:
+                count = share * (
+                    _depth_units(work, quadrature, branch, PILOT_REPLICATES)
+                    if depth
+                    else _units(work, quadrature, branch)
+                )
+                each = math.ceil(count * (branch.vectors + branch.kept_vectors) * work.rows)
+                kept += each if each <= KEPT_ELEMENTS else 0
+            activations = max(activations, kept)
+    of_step = _STATES + _BRANCH_STATES * (len(work.branches) - 1)
+    states = 8 * of_step * together * nodes * r * work.rows
     field = 8 * work.steps * (nodes + 2) * work.rows * r
     seeds = 2 * work.seeds * (2 * field + 8 * replicates * work.steps * work.rows * 2 * r)
     solving = units + drawing + quadrature.itemsize * activations + states

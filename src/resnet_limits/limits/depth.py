@@ -40,6 +40,9 @@ class DepthGrid:
         Where states are stored: 0, the nodes, 1, increasing.
     forward_knots, backward_knots : ndarray, shape (m, n)
         The same maps for the states at the knots (``z^l`` itself for the backward state).
+    step : float
+        1/L: the share of its drift that a branch adds to what the next branch of its layer sees;
+        0 where depth is continuous.
     """
 
     s: Array
@@ -49,6 +52,7 @@ class DepthGrid:
     knots: Array
     forward_knots: Array
     backward_knots: Array
+    step: float = 0.0
 
     @property
     def nodes(self) -> int:
@@ -130,6 +134,7 @@ def layered(depth: int, nodes: int) -> DepthGrid:
         knots=knots / depth,
         forward_knots=forward_knots,
         backward_knots=total - forward_knots,
+        step=1.0 / depth,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from resnet_limits.limits.depth import Array, DepthGrid
-from resnet_limits.limits.ensemble import Units
-from resnet_limits.limits.quadrature import UnitSample
+from resnet_limits.limits.ensemble import Seen
+from resnet_limits.limits.layer import Drifts, Layer, total
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class UnboundedError(Exception):
 class _FixedPoint:
     """Fixed point of ``state = start + accumulate @ drift(state)`` over the depth grid.
 
+    The drift of a layer is the sum of those of its branches.
+
     The map is a Volterra operator, so plain (Picard) iteration converges faster than any geometric
     series, whatever the number of nodes. Where its norm is so large that the powers grow beyond
     rounding before they fall, Anderson's acceleration takes over.
@@ -68,19 +70,19 @@ class _FixedPoint:
         self.name = name
 
     def solve(
-        self, start: Tensor, guess: Tensor, drift: Callable[[Tensor], Tensor], step: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the state at the nodes and its drift."""
+        self, start: Tensor, guess: Tensor, drift: Callable[[Tensor], Drifts], step: int
+    ) -> tuple[Tensor, Drifts]:
+        """Return the state at the nodes and the branches' drifts."""
         state, change, size = guess, np.inf, 1.0
         anderson = _Anderson()
         for iteration in range(MAX_ITERATIONS):
-            slope = drift(state)
-            new = start + torch.einsum("jk,kbrn->jbrn", self.accumulate, slope)
+            slopes = drift(state)
+            new = start + torch.einsum("jk,kbrn->jbrn", self.accumulate, total(slopes))
             change, size = float((new - state).abs().max()), float(new.abs().max())
             if not np.isfinite(change + size):
                 raise UnboundedError
             if change <= self.tolerance * max(1.0, size):
-                return new, slope
+                return new, slopes
             if iteration == PICARD_ITERATIONS:
                 state = guess
             elif iteration > PICARD_ITERATIONS:
@@ -136,13 +138,14 @@ class _Anderson:
 
 
 class _Forecast:
-    """Extrapolation of a sequence by the polynomial through its last three members."""
+    """Extrapolation of a sequence by the polynomial through its last members, three by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: int = 3) -> None:
+        self.members = members
         self.last: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
-        self.last = [*self.last[-2:], state]
+        self.last = [*self.last, state][-self.members :]
 
     def next(self) -> Tensor:
         weights = ((), (1.0,), (-1.0, 2.0), (1.0, -3.0, 3.0))[len(self.last)]
@@ -158,14 +161,25 @@ def _moved(old: Tensor, new: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    """States of a step: at the nodes, their drifts, and what they are at s = 1."""
+    """States of a step.
 
-    w: Tensor
+    Attributes
+    ----------
+    w, z : list of Tensor
+        Those inside of the layer at the nodes, one a branch.
+    slope, z_slope : Tensor
+        Drifts of the layer at the nodes.
+    end, z_end : Tensor
+        The states at s = 1.
+    output : Tensor
+        The output.
+    """
+
+    w: list[Tensor]
     slope: Tensor
     end: Tensor
     output: Tensor
-    gradient: Tensor
-    z: Tensor
+    z: list[Tensor]
     z_slope: Tensor
     z_end: Tensor
 
@@ -178,30 +192,46 @@ class Fields:
     ``d = F(w) - f(w)`` the defect of the part at the current state, the next state is the fixed
     point of ``f + d``, which is iterated on the part alone. At a state that no longer moves the
     fixed point is that of F. One pass gains what 1 - f'/F' leaves, a factor of 30 to 300, and the
-    first state of a step has the defect that the steps before extrapolate to.
+    first state of a step has the defect that the steps before extrapolate to. Each branch has its
+    own defect, so that the states inside of a layer come out right as well.
 
     If the passes do not converge, or if the part has no bounded fixed point, the part is all units
     from there on: then this is plain iteration.
+
+    Parameters
+    ----------
+    layer : Layer
+        All units.
+    grid : DepthGrid
+        The depth grid.
+    tolerance : float
+        Of the states, relative to their largest entry or to 1.
+    largest : float
+        RMS of a state above which it counts as unbounded.
+    smooth : bool
+        Whether states change smoothly from step to step, so that forecasts pay.
+    name : str
+        What is being solved, for messages.
     """
 
     def __init__(
         self,
-        units: Units,
-        sample: UnitSample,
+        layer: Layer,
         grid: DepthGrid,
         tolerance: float,
         largest: float,
+        smooth: bool,
         name: str,
     ):
-        device = units.chunks[0].incoming.device
+        device = layer.branches[0].device
 
         def put(matrix: Array) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
 
-        self.units = units
-        self.group = sample.group
+        self.layer = layer
         self.tolerance = tolerance
         self.largest = largest
+        self.members = 3 if smooth else 1
         self.name = name
         self.hidden = _FixedPoint(put(grid.forward), tolerance, name)
         self.backward = _FixedPoint(put(grid.backward), tolerance, name)
@@ -209,16 +239,16 @@ class Fields:
         self.passes = 0
         # What one pass has been seen to leave of an error.
         self.gain = 1.0
-        self.settled: tuple[Tensor, Tensor] | None = None
-        self._take_part(max(_PART_POINTS * sample.replicates / units.size, 1 / _PART_SHARE))
+        self.settled: list[Seen] | None = None
+        self._take_part(max(_PART_POINTS * layer.replicates / layer.size, 1 / _PART_SHARE))
 
     def _take_part(self, share: float) -> None:
-        self.part = self.units if share > _WHOLE_SHARE else self.units.part(share, self.group)
-        self.hidden_change, self.backward_change = _Forecast(), _Forecast()
-        self.hidden_defect, self.backward_defect = _Forecast(), _Forecast()
+        self.part = self.layer if share > _WHOLE_SHARE else self.layer.part(share)
+        changes = (_Forecast(self.members) for _ in range(4))
+        self.hidden_change, self.backward_change, self.hidden_defect, self.backward_defect = changes
 
     def settle(
-        self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], step: int
+        self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]], step: int
     ) -> Settled:
         """Find the states of a step.
 
@@ -227,7 +257,7 @@ class Fields:
         start : Tensor, shape (replicates, r, rows)
             Hidden state at s = 0.
         read : callable
-            Output, its gradient, and the backward state at s = 1, given the hidden state there.
+            Output, and the backward state at s = 1, given the hidden state there.
         step : int
             For messages.
         """
@@ -236,67 +266,80 @@ class Fields:
                 return self._settle(start, read, step)
             except (UnboundedError, LimitError) as error:
                 self._train()
-                if self.part is self.units:
+                if self.part is self.layer:
                     raise
                 logger.debug("%s: step %d: %s: from here on with all units", self.name, step, error)
                 self._take_part(1.0)
 
-    def train(self, w: Tensor, z: Tensor) -> None:
-        """Let the units take their gradient step, all but the part when they are next needed."""
-        if self.part is not self.units:
-            self.part.update(w, z)
-        self.settled = w, z
+    def train(self, step: int, w: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+        """Let the units take a training step, all but the part when they are next needed.
+
+        Parameters
+        ----------
+        step : int
+            The state's number.
+        w, z : sequence of Tensor
+            The states inside of the layer by which they learn.
+        """
+        self.settled = self.layer.seen(step, w, z)
+        if self.part is not self.layer:
+            self.part.update(self.settled)
 
     def _train(self) -> None:
         settled, self.settled = self.settled, None
         if settled is not None:
-            self.units.update(*settled)
+            self.layer.update(settled)
 
     def _settle(
-        self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], step: int
+        self, start: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]], step: int
     ) -> Settled:
         shape = (self.hidden.accumulate.shape[0], *start.shape)
-        whole = self.part is self.units
+        whole = self.part is self.layer
         if whole:
             self._train()
-        zero = torch.zeros((), dtype=start.dtype, device=start.device)
+        zero = start.new_zeros(len(self.layer.branches), *(1 for _ in shape))
         hidden_defect = zero if whole else zero + self.hidden_defect.next()
         backward_defect = zero if whole else zero + self.backward_defect.next()
 
-        def forward(guess: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(guess: Tensor) -> tuple[Tensor, Drifts]:
             return self.hidden.solve(
-                start, guess, lambda w: self.part.forward_drift(w) + hidden_defect, step
+                start, guess, lambda w: self.part.forward_drifts(w, hidden_defect), step
             )
 
-        def backward(z_end: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
-            return self.backward.solve(z_end, guess, lambda z: drift(z) + backward_defect, step)
+        def backward(z_end: Tensor, guess: Tensor) -> tuple[Tensor, Drifts]:
+            return self.backward.solve(z_end, guess, lambda z: drifts(z, backward_defect), step)
 
-        def onward(slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            end = start + torch.einsum("k,kbrn->brn", self.total, slope)
+        def onward(slopes: Drifts) -> tuple[Tensor, Tensor, Tensor]:
+            end = start + torch.einsum("k,kbrn->brn", self.total, total(slopes))
             # The mean square over coordinates of h is the square of w (docs/concepts/limits.md).
             if float(end.square().sum(1).mean(1).max().sqrt()) > self.largest:
                 raise UnboundedError
             return end, *read(end)
 
-        w, slope = forward((start + self.hidden_change.next()).expand(shape))
-        end, output, gradient, z_end = onward(slope)
-        drift = self.part.backward_drift(w)
-        z, z_slope = backward(z_end, (z_end + self.backward_change.next()).expand(shape))
+        w, slopes = forward((start + self.hidden_change.next()).expand(shape))
+        end, output, z_end = onward(slopes)
+        before = self.layer.inside(w, slopes)
+        drifts = self.part.backward_drifts(before)
+        z, z_slopes = backward(z_end, (z_end + self.backward_change.next()).expand(shape))
+        after = self.layer.inside_backward(z, z_slopes)
         change = math.inf
         for _ in range(0 if whole else MAX_PASSES):
             self.passes += 1
             settled, self.settled = self.settled, None
-            forward_all, backward_all = self.units.drifts(w, z, settled)
-            hidden_defect = forward_all - self.part.forward_drift(w)
-            backward_defect = backward_all - drift(z)
-            old, before = (w, z), change
-            w, slope = forward(w)
-            end, output, gradient, z_end = onward(slope)
-            drift = self.part.backward_drift(w)
-            z, z_slope = backward(z_end, z)
-            change = max(_moved(*pair) for pair in zip(old, (w, z), strict=True))
-            if before < math.inf:
-                self.gain = min(1.0, max(_BEST_GAIN, change / before))
+            forward_all, backward_all = self.layer.drifts(before, after, settled)
+            forward_part, backward_part = self.part.drifts(before, after)
+            hidden_defect = forward_all - forward_part
+            backward_defect = backward_all - backward_part
+            old, last = (*before, *after), change
+            w, slopes = forward(w)
+            end, output, z_end = onward(slopes)
+            before = self.layer.inside(w, slopes)
+            drifts = self.part.backward_drifts(before)
+            z, z_slopes = backward(z_end, z)
+            after = self.layer.inside_backward(z, z_slopes)
+            change = max(_moved(*pair) for pair in zip(old, (*before, *after), strict=True))
+            if last < math.inf:
+                self.gain = min(1.0, max(_BEST_GAIN, change / last))
             if self.gain * change <= self.tolerance:
                 break
         else:
@@ -310,4 +353,4 @@ class Fields:
         self.backward_change.add(z - z_end)
         self.hidden_defect.add(hidden_defect)
         self.backward_defect.add(backward_defect)
-        return Settled(w, slope, end, output, gradient, z, z_slope, z_end)
+        return Settled(before, total(slopes), end, output, after, total(z_slopes), z_end)

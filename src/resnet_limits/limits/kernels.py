@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
 from resnet_limits import tiles
 from resnet_limits.jit import compiled, enabled
@@ -110,46 +111,112 @@ def _pre_activate(w, weights, at, p):
 
 
 @njit(**tiles.OPTIONS)
-def _visit_tile(code, ins, outs, at, trains, settled, w, z, wanted, room, forward, backward):
-    """Do what :func:`visit` does with the points of a tile, from column `at` on."""
-    p, values, r = room
+def _move(step, weights, buffers, v, at, gradient, count):
+    """Take so many points of weights and their buffers through ``X <- T X + g G``."""
+    matrix, of_gradient = step
+    moved = np.empty((len(matrix), _TILE), np.float32)
+    # In views, loops over points need no test for negative indices.
+    for k in range(weights.shape[1]):
+        g = gradient[v, k]
+        for i in range(len(matrix)):
+            new, share = moved[i], of_gradient[i]
+            for t in range(count):
+                new[t] = share * g[t]
+            for j in range(len(matrix)):
+                factor = matrix[i, j]
+                old = weights[v, k, at : at + count] if j == 0 else buffers[j - 1][v, k, at:]
+                for t in range(count):
+                    new[t] += factor * old[t]
+        weights[v, k, at : at + count] = moved[0, :count]
+        for j in range(1, len(matrix)):
+            buffers[j - 1][v, k, at : at + count] = moved[j, :count]
+
+
+@njit(**tiles.OPTIONS)
+def _adds(step):
+    """Whether a step adds a multiple of the gradient to the weights, and nothing else."""
+    matrix, _ = step
+    return len(matrix) == 1 and matrix[0, 0] == 1
+
+
+def _of_pair(buffers: Any, pair: int) -> Any:
+    raise NotImplementedError
+
+
+@overload(_of_pair, jit_options=tiles.OPTIONS)
+def _of_pair_of(buffers, pair):
+    """Give the buffers of one pair, a tuple as long as the one given."""
+    if len(buffers) == 1:
+        return lambda buffers, pair: (buffers[0][pair],)
+    return lambda buffers, pair: (buffers[0][pair], *_of_pair(buffers[1:], pair))
+
+
+@njit(**tiles.OPTIONS)
+def _visit_tile(code, tile, at, weights, point, count, trains, settled, w, z, wanted, room, sums):
+    """Do what :func:`visit` does with the points of a tile.
+
+    They are columns of the weights from `point` on, so many as `count`, and columns of `tile` from
+    `at` on: of the weights themselves, or of copies with units that have no weights after them.
+    """
+    ins, outs = tile
+    p, values, r, gradient = room
     if trains:
-        old_w, old_z, step_in, step_out = settled
+        old_w, old_z, of_in, of_out, step_in, step_out = settled
         _pre_activate(old_w, ins, at, p)
         tiles.forward(code, p, values, _TILE)
         _pre_activate(old_z, outs, at, r)
         tiles.backward(code, p, values, r, _TILE)
-        for v in range(len(p)):
-            _combine(step_in, p, v, 0, ins, at, False)
-        for v in range(len(r)):
-            _combine(step_out, values, v, 0, outs, at, False)
+        if _adds(step_in):
+            for v in range(len(p)):
+                _combine(of_in, p, v, 0, ins, at, False)
+        else:
+            for v in range(len(p)):
+                _combine(of_in, p, v, 0, gradient, 0, True)
+                _move(step_in, weights[0], weights[1], v, point, gradient, count)
+                if count < _TILE:
+                    ins[v, :, :count] = weights[0][v, :, point:]
+        if _adds(step_out):
+            for v in range(len(r)):
+                _combine(of_out, values, v, 0, outs, at, False)
+        else:
+            for v in range(len(r)):
+                _combine(of_out, values, v, 0, gradient, 0, True)
+                _move(step_out, weights[2], weights[3], v, point, gradient, count)
+                if count < _TILE:
+                    outs[v, :, :count] = weights[2][v, :, point:]
     if wanted[0] or wanted[1]:
         _pre_activate(w, ins, at, p)
         tiles.forward(code, p, values, _TILE)
         if wanted[0]:
             for v in range(len(r)):
-                _correlate(outs, v, at, values, forward)
+                _correlate(outs, v, at, values, sums[0])
         if wanted[1]:
             _pre_activate(z, outs, at, r)
             tiles.backward(code, p, values, r, _TILE)
             for v in range(len(p)):
-                _correlate(ins, v, at, p, backward)
+                _correlate(ins, v, at, p, sums[1])
 
 
 @compiled(nogil=True, **tiles.OPTIONS)
-def visit(code, incoming, outgoing, trains, settled, w, z, wanted, sums):
-    """Let units take a gradient step, then add up their drifts.
+def visit(code, weights, trains, settled, w, z, wanted, sums):
+    """Let units take a training step, then add up their drifts.
 
     Parameters
     ----------
     code : NamedTuple
         The unit's compiled code.
-    incoming, outgoing : ndarray, shapes (pairs, a or c, r, points), C-contiguous
-        Weights, changed in place by a gradient step.
+    weights : tuple
+        In-vectors, shape (pairs, a, r, points), a tuple of their buffers, and out-vectors, shape
+        (pairs, c, r, points), with a tuple of theirs: changed in place by a training step. All are
+        C-contiguous. What stands in a tuple beyond the rule's buffers is not looked at; none is
+        empty.
     trains : bool
-        Whether a gradient step is taken.
-    settled : tuple of ndarray, shapes (pairs, rows, r) twice, (pairs, r, rows) twice
-        States w and z of the gradient step, by rows, and w and z times the step's rates.
+        Whether a training step is taken.
+    settled : tuple
+        States w and z of the training step, by rows, (pairs, rows, r); w and z again, (pairs, r,
+        rows), so scaled that their products with dp and g are gradients, or what is added where a
+        step does only that; and the steps of the in- and out-vectors, each T and g of
+        :class:`~resnet_limits.rules.Transition`.
     w, z : ndarray, shape (pairs, rows, r)
         States at which drifts are wanted, by rows.
     wanted : tuple of bool
@@ -157,6 +224,7 @@ def visit(code, incoming, outgoing, trains, settled, w, z, wanted, sums):
     sums : ndarray, shape (2, pairs, r, rows), float64
         Receive sums over points of ``O g(p)`` and ``I Dg(p)^T O^T z``, zero where not wanted.
     """
+    incoming, in_buffers, outgoing, out_buffers = weights
     pairs, a, r, points = incoming.shape
     c, rows = outgoing.shape[1], sums.shape[3]
     kept = tiles.kept(code)
@@ -164,31 +232,37 @@ def visit(code, incoming, outgoing, trains, settled, w, z, wanted, sums):
         np.empty((a, rows, _TILE), np.float32),
         np.empty((c + kept, rows, _TILE), np.float32),
         np.empty((c, rows, _TILE), np.float32),
+        np.empty((max(a, c), r, _TILE), np.float32),
     )
-    last_in = np.zeros((a, r, _TILE), np.float32)
-    last_out = np.zeros((c, r, _TILE), np.float32)
+    last = np.zeros((a, r, _TILE), np.float32), np.zeros((c, r, _TILE), np.float32)
     lanes = np.empty((2, r, rows, _LANES), np.float32)
+    old_w, old_z, of_in, of_out, step_in, step_out = settled
     rest = points % _TILE
     whole = points - rest
     for pair in range(pairs):
         lanes[:] = 0
         ins, outs = incoming[pair], outgoing[pair]
-        old = settled[0][pair], settled[1][pair], settled[2][pair], settled[3][pair]
+        tile = ins, outs
+        here = ins, _of_pair(in_buffers, pair), outs, _of_pair(out_buffers, pair)
+        old = old_w[pair], old_z[pair], of_in[pair], of_out[pair], step_in, step_out
         states = w[pair], z[pair]
+        both = lanes[0], lanes[1]
         for at in range(0, whole, _TILE):
-            _visit_tile(code, ins, outs, at, trains, old, *states, wanted, room, lanes[0], lanes[1])
+            _visit_tile(
+                code, tile, at, here, at, _TILE, trains, old, *states, wanted, room, both
+            )
         if rest:
             # The units that fill the tile have no weights and add nothing to any sum.
-            last_in[:, :, rest:] = 0
-            last_out[:, :, rest:] = 0
-            last_in[:, :, :rest] = ins[:, :, whole:]
-            last_out[:, :, :rest] = outs[:, :, whole:]
+            last[0][:, :, rest:] = 0
+            last[1][:, :, rest:] = 0
+            last[0][:, :, :rest] = ins[:, :, whole:]
+            last[1][:, :, :rest] = outs[:, :, whole:]
             _visit_tile(
-                code, last_in, last_out, 0, trains, old, *states, wanted, room, lanes[0], lanes[1]
+                code, last, 0, here, whole, rest, trains, old, *states, wanted, room, both
             )
             if trains:
-                ins[:, :, whole:] = last_in[:, :, :rest]
-                outs[:, :, whole:] = last_out[:, :, :rest]
+                ins[:, :, whole:] = last[0][:, :, :rest]
+                outs[:, :, whole:] = last[1][:, :, :rest]
         for way in range(2):
             for k in range(r):
                 for row in range(rows):

@@ -250,35 +250,41 @@ class Limits:
 
     def _sample(
         self, plan: Plan, replicates: range, shared: bool, kept: bool = False
-    ) -> UnitSample:
-        """Give a plan's points, from those that are kept or to be kept for the next limit."""
+    ) -> tuple[UnitSample, ...]:
+        """Give the points of each branch, from those kept or to be kept for the next limit."""
         draw = self._draw
         if kept:
             draw = self._drawn_shared if shared else self._drawn
-        sample = draw(plan.quadrature, plan.points, plan.root_seed, self._dtype(plan), replicates)
-        return replace(sample, shared=True) if shared else sample
+        samples = draw(plan.quadrature, plan.points, plan.root_seed, self._dtype(plan), replicates)
+        return tuple(replace(sample, shared=True) for sample in samples) if shared else samples
 
     def _draw(
         self, kind: str, points: int, root_seed: int, dtype: torch.dtype, replicates: range
-    ) -> UnitSample:
+    ) -> tuple[UnitSample, ...]:
         """Draw what depends on these numbers alone, whatever else is in a plan."""
-        unit, r = self.dynamics.layer[0].unit, len(self.limit_root)
+        units, r = [branch.unit for branch in self.dynamics.layer], len(self.limit_root)
         if kind == quadrature.CUBATURE:
-            return quadrature.cubature(unit.in_vectors, unit.out_vectors, r)
+            return tuple(
+                quadrature.cubature(unit.in_vectors, unit.out_vectors, r) for unit in units
+            )
         r_in = self.dynamics.inputs.shape[1]
         directions = Directions.of_data(
             self.limit_root[:, :r_in] @ self.dynamics.inputs.T,
             self.limit_root[:, r_in:] @ self.dynamics.targets.T,
         )
-        return quadrature.sobol(
-            unit.in_vectors,
-            unit.out_vectors,
-            directions,
-            points=points,
-            replicates=replicates,
-            root_seed=root_seed,
-            flip_inputs=not unit.is_odd,
-            dtype=dtype,
+        return tuple(
+            quadrature.sobol(
+                unit.in_vectors,
+                unit.out_vectors,
+                directions,
+                points=points,
+                replicates=replicates,
+                root_seed=root_seed,
+                flip_inputs=not unit.is_odd,
+                branch=number,
+                dtype=dtype,
+            )
+            for number, unit in enumerate(units)
         )
 
     def _trajectory(
@@ -292,11 +298,13 @@ class Limits:
         shared: bool = False,
     ) -> Trajectory:
         """Solve for the given replicates, all of the plan's by default."""
-        unit, depth_grid = self.dynamics.layer[0].unit, grid(plan.nodes)
+        depth_grid = grid(plan.nodes)
         chosen = range(plan.replicates) if replicates is None else replicates
         units = plan.points * (depth_grid.nodes if shared else 1)
-        weights = units * (unit.in_vectors + unit.out_vectors) * len(self.limit_root)
-        size = max(1, weights * self._dtype(plan).itemsize)
+        each = (branch.unit for branch in self.dynamics.layer)
+        vectors = sum(unit.in_vectors + unit.out_vectors for unit in each)
+        numbers = units * vectors * len(self.limit_root) * (1 + self.dynamics.rule.buffers)
+        size = max(1, numbers * self._dtype(plan).itemsize)
         kept = 2 * len(chosen) * size <= _STATE_BYTES
         together = max(1, _STATE_BYTES // size)
         parts = [

@@ -160,6 +160,7 @@ def sobol(
     replicates: range,
     root_seed: int,
     flip_inputs: bool,
+    branch: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> UnitSample:
     """Scrambled Sobol' points mapped to normals, closed under sign flips.
@@ -176,10 +177,12 @@ def sobol(
     replicates : range
         Numbers of the independent scramblings.
     root_seed : int
-        Replicate i is a function of (root_seed, i) and of the shapes alone.
+        Replicate i is a function of (root_seed, i, branch) and of the shapes alone.
     flip_inputs : bool
         Flip the signs of the in-vectors too: worth its points unless g is odd, for which
         (-I, -O) behaves as (I, O) does.
+    branch : int
+        Number of the branch whose units these are; each has its own scramblings.
     dtype : torch dtype
         What the normals, drawn in float64, are rounded to.
     """
@@ -193,7 +196,8 @@ def sobol(
 
     def draw(index: int) -> None:
         # scipy spawns children of the seed that it is given, which a plain integer allows.
-        seed = int(randomness.generator(root_seed, "quadrature", replicates[index]).integers(2**63))
+        name = (replicates[index], branch) if branch else (replicates[index],)
+        seed = int(randomness.generator(root_seed, "quadrature", *name).integers(2**63))
         sequence = qmc.Sobol(vectors * r, scramble=True, rng=seed)
         for start in range(0, points, _BLOCK):
             stop = min(points, start + _BLOCK)

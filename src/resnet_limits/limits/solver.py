@@ -4,7 +4,8 @@ One solver for every limit: what differs is the root R of the embedding's Gram m
 grid (docs/concepts/limits.md). Training steps are taken one after the other;
 within a step the forward and the backward state are fixed points over the depth grid
 (:mod:`.fixed_point`), and the units at every node are then updated one by one, as in the finite
-network (:mod:`.ensemble`).
+network (:mod:`.layer`, :mod:`.ensemble`). Backward states are found for the cotangents of all rows,
+which change smoothly from step to step; those of a batch are multiples of them, row by row.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics, largest_size
+from resnet_limits.dynamics import Dynamics, Embeddings, largest_size
 from resnet_limits.limits.depth import Array, DepthGrid
-from resnet_limits.limits.ensemble import Units
 from resnet_limits.limits.fixed_point import Fields, LimitError, UnboundedError
+from resnet_limits.limits.layer import Layer
 from resnet_limits.limits.quadrature import UnitSample
 from resnet_limits.threads import workers
 
@@ -85,7 +86,7 @@ def solve(
     dynamics: Dynamics,
     root: Array,
     grid: DepthGrid,
-    sample: UnitSample,
+    samples: Sequence[UnitSample],
     *,
     name: str,
     dtype: torch.dtype = torch.float64,
@@ -102,8 +103,9 @@ def solve(
         Symmetric root R of the embedding's Gram matrix, input directions first.
     grid : DepthGrid
         Continuous or layered depth.
-    sample : UnitSample
-        The quadrature over units; its replicates are solved side by side, independently.
+    samples : sequence of UnitSample
+        The quadrature over the units of each branch; its replicates, as many for all branches, are
+        solved side by side, independently.
     name : str
         What is being solved, for messages.
     dtype : torch dtype
@@ -129,45 +131,55 @@ def solve(
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     rows, r_in = dynamics.inputs.shape
-    embedding = put(root[:, :r_in]).expand(sample.replicates, -1, -1).clone()
-    unembedding = put(root[:, r_in:]).expand(sample.replicates, -1, -1).clone()
-    inputs, targets = put(dynamics.inputs.T), put(dynamics.targets)
+    batch = samples[0].replicates
+    embeddings = Embeddings(
+        dynamics,
+        put(root[:, :r_in]).expand(batch, -1, -1).clone(),
+        put(root[:, r_in:]).expand(batch, -1, -1).clone(),
+        1.0,
+    )
+    targets = put(dynamics.targets)
     forward_knots, backward_knots = put(grid.forward_knots), put(grid.backward_knots)
-    embedding_scale = dynamics.rate_embedding / (dynamics.residual_scale * rows)
     tolerance = accuracy(tolerance, dtype)
-    start_size = float((embedding[0] @ inputs).square().sum(0).mean().sqrt())
+    start_size = float(embeddings.first()[0].square().sum(0).mean().sqrt())
     largest = float(largest_size(dynamics, start_size))
 
-    def read(end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = (unembedding.mT @ end).mT
-        gradient = dynamics.cotangent(output, targets, 0)
-        return output, gradient, unembedding @ gradient.mT
+    def read(end: Tensor) -> tuple[Tensor, Tensor]:
+        output = embeddings.output(end)
+        return output, embeddings.pull_back(end, everything.cotangent(output, targets, 0))
+
+    # Of all rows, whatever the batch.
+    everything = replace(dynamics, batches=None)
+    smooth = dynamics.batches is None
 
     outputs, hiddens, backwards, losses = [], [], [], []
     diverged_step = -1
     with workers() if device == "cpu" else nullcontext() as pool:
-        units = Units.of_sample(dynamics, sample, grid.total, dtype, device, pool)
-        fields = Fields(units, sample, grid, tolerance, largest, name)
+        layer = Layer.of_samples(dynamics, samples, grid, dtype, device, pool)
+        fields = Fields(layer, grid, tolerance, largest, smooth, name)
         for step in range(dynamics.steps):
-            start = embedding @ inputs
+            start = embeddings.first()
             try:
                 found = fields.settle(start, read, step)
             except UnboundedError:
                 diverged_step = step
                 break
+            after = found.z
             z_knots = found.z_end + torch.einsum("jk,kbrn->jbrn", backward_knots, found.z_slope)
+            if not smooth:
+                shares = put(dynamics.shares(step))
+                after, z_knots = [z * shares for z in after], z_knots * shares
             outputs.append(found.output)
             losses.append(dynamics.value(found.output, targets))
             hiddens.append(start + torch.einsum("jk,kbrn->jbrn", forward_knots, found.slope))
             backwards.append(z_knots)
             if step + 1 < dynamics.steps:
-                fields.train(found.w, found.z)
-                if dynamics.rate_embedding:
-                    embedding -= embedding_scale * z_knots[0] @ inputs.T
-                    unembedding -= embedding_scale * found.end @ found.gradient
+                fields.train(step, found.w, after)
+                cotangent = dynamics.cotangent(found.output, targets, step)
+                embeddings.learn(step, z_knots[0], found.end, cotangent)
             logger.debug("%s: step %d of %d", name, step + 1, dynamics.steps)
 
-    batch, states = sample.replicates, (len(forward_knots), sample.replicates, len(root), rows)
+    states = (len(forward_knots), batch, len(root), rows)
 
     def take(found: list[Tensor], size: tuple[int, ...], *axes: int) -> Array:
         # A limit that diverges at its first step has no state to go by.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import Dynamics, Embeddings
 from resnet_limits.kinds import Shape
 
 NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
@@ -36,12 +36,16 @@ class Network(ABC):
         ``W_e Q`` and W_u.
     inputs, targets : Tensor, shape (rows, r_in) and (rows, d_out)
         The data.
-    hidden : Tensor, shape (L + 1, S, rows, D)
-        ``h^0 .. h^L`` of the last forward pass.
-    backward : Tensor, shape (L + 1, S, rows, D)
-        ``b^0 .. b^L`` of the last backward pass.
-    gain : float
-        ``alpha / (L M)``.
+    states : list of Tensor
+        What each branch of a layer reads, of the last forward pass: ``states[0]``, shape (L + 1, S,
+        rows, D), are ``h^0 .. h^L``, and ``states[b]``, shape (L, S, rows, D), those between
+        branches b - 1 and b.
+    cotangents : list of Tensor
+        The same of the last backward pass: ``b^0 .. b^L``, then those before branches 1, 2, ...
+    gains : tuple of float
+        ``alpha_b / (L M_b)`` of every branch.
+    step : int
+        Number of the state, from 0.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class Network(ABC):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        self.dynamics, self.shape, self.unit = dynamics, shape, dynamics.layer[0].unit
+        self.dynamics, self.shape = dynamics, shape
         rows, r_in = dynamics.inputs.shape
+        depth, width, embed_dim = shape
 
         def put(array: NDArray[np.float64]) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
@@ -61,34 +66,75 @@ class Network(ABC):
         self.embedding = put(embedding[:, :, :r_in])
         self.unembedding = put(embedding[:, :, r_in:])
         self.inputs, self.targets = put(dynamics.inputs), put(dynamics.targets)
-        states = (shape.depth + 1, len(embedding), rows, shape.embed_dim)
-        self.hidden, self.backward = (zeros(states, dtype).to(device) for _ in range(2))
-        self.gain = dynamics.layer[0].scale / (shape.depth * shape.width)
+        layers = [depth + 1] + [depth] * (len(dynamics.layer) - 1)
+        self.states, self.cotangents = (
+            [zeros((n, len(embedding), rows, embed_dim), dtype).to(device) for n in layers]
+            for _ in range(2)
+        )
+        self.gains = tuple(
+            branch.scale / (depth * branch.width(width)) for branch in dynamics.layer
+        )
+        self.step = 0
+        self.embeddings = Embeddings(dynamics, self.embedding, self.unembedding, 1.0 / embed_dim)
+
+    @property
+    def hidden(self) -> Tensor:
+        """``h^0 .. h^L`` of the last forward pass, shape (L + 1, S, rows, D)."""
+        return self.states[0]
+
+    @property
+    def backward(self) -> Tensor:
+        """``b^0 .. b^L`` of the last backward pass, shape (L + 1, S, rows, D)."""
+        return self.cotangents[0]
+
+    def before(self, branch: int) -> Tensor:
+        """Give the states that a branch of every layer reads, shape (L, S, rows, D)."""
+        return self.states[branch][: self.shape.depth]
+
+    def after(self, branch: int) -> Tensor:
+        """Give the states that a branch of every layer has written, shape (L, S, rows, D)."""
+        return _after(self.states, branch)
+
+    def cotangent_before(self, branch: int) -> Tensor:
+        """Give the cotangents of :meth:`before`."""
+        return self.cotangents[branch][: self.shape.depth]
+
+    def cotangent_after(self, branch: int) -> Tensor:
+        """Give the cotangents of :meth:`after`."""
+        return _after(self.cotangents, branch)
 
     @abstractmethod
     def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
+        """Compute all states; return the outputs, shape (S, rows, d_out)."""
 
     @abstractmethod
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states and take the gradient step.
+    def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:
+        """Compute all cotangents; with `update`, take the training step to the next state.
 
         Parameters
         ----------
-        gradient : Tensor, shape (S, rows, d_out)
-            Gradient of each row's loss with respect to its output.
+        cotangent : Tensor, shape (S, rows, d_out)
+            Of the outputs at this state, as ``Dynamics.cotangent`` gives it.
         update : bool
             Whether to update the weights.
         """
 
-    def _learn_embedding(self, gradient: Tensor) -> None:
-        """Take the gradient step of the embeddings, if they are trained."""
-        dynamics = self.dynamics
-        if not dynamics.rate_embedding:
-            return
-        scale = -dynamics.rate_embedding / (dynamics.residual_scale * gradient.shape[1])
-        self.embedding += scale * (self.backward[0].mT @ self.inputs)
-        self.unembedding += scale * (self.hidden[-1].mT @ gradient)
+    def _read_out(self) -> Tensor:
+        """Give the outputs of the last layer's states, shape (S, rows, d_out)."""
+        return self.embeddings.output(self.hidden[-1].mT)
+
+    def _start_back(self, cotangent: Tensor) -> None:
+        """Set ``b^L``."""
+        self.backward[-1] = self.embeddings.pull_back(self.hidden[-1].mT, cotangent).mT
+
+    def _learn_embedding(self, cotangent: Tensor) -> None:
+        """Take the training step of the embeddings, those that are trained."""
+        first, last = self.backward[0].mT, self.hidden[-1].mT
+        self.embeddings.learn(self.step, first, last, cotangent)
+
+
+def _after(states: list[Tensor], branch: int) -> Tensor:
+    return states[branch + 1] if branch + 1 < len(states) else states[0][1:]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -9,8 +9,8 @@ u and C of the right probes v, and ``X = W^T A``, ``Y = W C``:
     W^T q = C Y^T q + (1 - C C^T) g        q a unit vector orthogonal to A, g ~ N(0, D s^2 I_m)
     W q   = A X^T q + (1 - A A^T) g        q a unit vector orthogonal to C, g ~ N(0, D s^2 I_D)
 
-Trained weights are ``W - c sum_j u_j v_j^T`` with the same probes, ``c = eta / (alpha N)``, so that
-training terms are coefficients on the bases.
+Trained weights of state k are ``rho_k W - sum_q c_kq u_q v_q^T`` with the probes q of earlier
+states (:class:`Course`), so that training terms are coefficients on the bases.
 
 In embedding space A and Y are held as they are. In unit space nothing is held but what the units
 themselves have seen: the products ``t = (1/D) (trained W)^T u``, which are p for the in-vectors
@@ -33,8 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_limits import randomness
+from resnet_limits.dynamics import Dynamics
 from resnet_limits.networks import cost
 from resnet_limits.networks.workers import Workers
+from resnet_limits.rules import table
 
 Array = NDArray[np.float64]
 
@@ -62,7 +64,8 @@ class Remainder:
     inverse : ndarray, shape (S, N, count)
         Coordinates of the new directions in the remainders; zero columns to fill up.
     smallest : ndarray, shape (S,)
-        The smallest squared length that any probe has outside the span and the probes before it.
+        The smallest squared length that any probe but those of zeros has outside the span and the
+        probes before it, as a share of its size.
     """
 
     places: NDArray[np.int64]
@@ -92,20 +95,21 @@ def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remaind
 
     Gram and Schmidt's, probe by probe, so that directions depend on the numbers continuously: a
     decomposition into eigenvectors may turn signs for a rounding error, and with them the meaning
-    of the noise. Directions of a squared length below ``tolerance^2 scale`` are none. A seed whose
-    numbers have become infinite or NaN gets no direction; its coordinates in the old ones carry the
-    NaN on.
+    of the noise. Directions of a squared length below ``tolerance^2 scale`` are none, with `scale`
+    (S, N) the probes' squared sizes; a probe of zeros, such as that of a row outside the batch,
+    has none. A seed whose numbers have become infinite or NaN gets no direction; its coordinates in
+    the old ones carry the NaN on.
     """
     seeds, rows, _ = gram.shape
-    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale)
+    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1)
     rest = np.where(sound[:, None, None], gram, 0.0)
-    bound = np.where(sound, tolerance**2 * scale, np.inf)
+    bound = np.where(sound[:, None], tolerance**2 * scale, np.inf)
     mixing = np.zeros_like(gram)
     kept = np.zeros((seeds, rows), dtype=bool)
     lengths = np.zeros((seeds, rows))
     for row in range(rows):
         lengths[:, row] = length = rest[:, row, row]
-        kept[:, row] = new = length > bound
+        kept[:, row] = new = length > bound[:, row]
         if room < rows:
             new &= kept[:, :row].sum(axis=1) < room
             kept[:, row] = new
@@ -113,7 +117,8 @@ def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remaind
         mixing[:, row, row:] = rest[:, row, row:] / root[:, None]
         if row + 1 < rows:
             rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
-    smallest = lengths.min(axis=1)
+    some = scale > 0
+    smallest = np.where(some, lengths / np.where(some, scale, 1.0), np.inf).min(axis=1)
     if rows == 1:
         places = np.zeros((seeds, int(kept.any())), dtype=np.int64)
         inverse = kept[:, :, None] / np.where(kept[:, :, None], mixing, 1.0)
@@ -183,6 +188,50 @@ class Noise:
         return self.streams[key]
 
 
+@dataclass(frozen=True)
+class Course:
+    """The weights of every state in the initial ones and in the probes of earlier states.
+
+    ``W_k = initial[k] W_0 - sum_q rate[k] shares[k, q] u_q v_q^T`` over the probes q, step by step
+    and row by row.
+
+    Attributes
+    ----------
+    initial : ndarray, shape (K,)
+        rho_k.
+    rate : ndarray, shape (K,)
+        The largest size of a coefficient.
+    shares : ndarray, shape (K, K N)
+        The coefficients over the largest size; all are 1 in gradient descent.
+    """
+
+    initial: Array
+    rate: Array
+    shares: Array
+
+    @classmethod
+    def of(cls, dynamics: Dynamics, rate: float, scale: float) -> Course:
+        """Course of a block's weights.
+
+        Parameters
+        ----------
+        dynamics : Dynamics
+            The training problem.
+        rate : float
+            The weights' learning rate.
+        scale : float
+            alpha, which divides their gradients.
+        """
+        steps, rows = dynamics.steps, len(dynamics.inputs)
+        initial, gradients = table(dynamics.rule, rate, steps)
+        means = np.array([1.0 / (scale * dynamics.batch_size(step)) for step in range(steps - 1)])
+        terms = np.zeros((steps, steps * rows))
+        terms[:, : (steps - 1) * rows] = np.repeat(means * gradients, rows, axis=1)
+        largest = np.abs(terms).max(axis=1)
+        shares = terms / np.where(largest > 0, largest, 1.0)[:, None]
+        return cls(initial, largest, shares)
+
+
 class Conditioned:
     """What is known of one Gaussian matrix ``W`` (D x m), for all seeds.
 
@@ -212,7 +261,7 @@ class Conditioned:
         steps: int,
         rows: int,
         std: float,
-        rate: float,
+        course: Course,
         dtype: torch.dtype,
         noise_left: Noise,
         noise_right: Noise,
@@ -222,7 +271,7 @@ class Conditioned:
         self.noise_left, self.noise_right = noise_left, noise_right
         self.workers = noise_left.workers
         left, right = cost.implicit_directions(embed_dim, unit_dim, probes)
-        self.rows, self.probes, self.rate = rows, probes, rate
+        self.rows, self.probes, self.course = rows, probes, course
         self.embed_dim, self.std = embed_dim, std
         self.tolerance = _DEPENDENT[dtype]
         self.left = torch.empty((seeds, left, embed_dim), dtype=dtype, device=device)
@@ -259,7 +308,7 @@ class Conditioned:
         exact = rest.double()
         gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
         size = gram.diagonal(axis1=1, axis2=2) + (old**2).sum(axis=1)
-        new = remainder(gram, size.max(axis=1), self.tolerance, self.left.shape[1] - i)
+        new = remainder(gram, size, self.tolerance, self.left.shape[1] - i)
         self.alpha[:, :i, at : at + self.rows] = old
         if new.count:
             stop = i + new.count
@@ -296,10 +345,13 @@ class Conditioned:
         i, j, at, rows = self.lefts, self.rights, self.left_probes, self.rows
         v_rows = slice(self.probes, self.probes + at)
         old = self.xi[:, :, :i] @ self.alpha[:, :i, at : at + rows]
+        step = at // rows
+        initial, rate = self.course.initial[step], self.course.rate[step]
         # The training terms: updates of all earlier steps.
         both = self.alpha[:, : i + new.count]
-        trained = self.rate * (both[:, :, :at].transpose(0, 2, 1) @ both[:, :, at : at + rows])
-        coefficients = old.copy()
+        trained = both[:, :, :at].transpose(0, 2, 1) @ both[:, :, at : at + rows]
+        trained *= rate * self.course.shares[step, :at, None]
+        coefficients = initial * old
         coefficients[:, v_rows] -= trained
         if new.count:
             assert projected is not None
@@ -308,16 +360,16 @@ class Conditioned:
             known = self.cross[:, i : i + new.count, :j].transpose(0, 2, 1)
             drawn = new.compact(projected.transpose(0, 2, 1)).transpose(0, 2, 1)
             known = (known - tau.transpose(0, 2, 1) @ drawn) @ new.compact(new.mixing)
-            coefficients[:, self.probes : self.probes + asked] += tau @ known
+            coefficients[:, self.probes : self.probes + asked] += initial * (tau @ known)
             # The new columns of X, from the product that is about to be raw vectors itself.
             fresh = -old
-            fresh[:, v_rows] += trained
-            fresh[:, np.arange(at, at + rows), np.arange(rows)] += self.embed_dim
+            fresh[:, v_rows] += trained / initial
+            fresh[:, np.arange(at, at + rows), np.arange(rows)] += self.embed_dim / initial
             self.xi[:, :, i : i + new.count] = fresh @ new.inverse
         self.lefts += new.count
         self.left_probes += rows
         mixing = new.mixing if new.count else new.mixing[:, :0]
-        return coefficients / self.embed_dim, mixing / self.embed_dim
+        return coefficients / self.embed_dim, initial * mixing / self.embed_dim
 
     def ask_right(self, inner: Array) -> tuple[Remainder, Array, Array, bool]:
         """Take in a block of right probes through their inner products with all raw vectors.
@@ -342,11 +394,11 @@ class Conditioned:
         own = inner[:, probes + at : probes + at + rows]
         gamma = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
         gram = own - gamma.transpose(0, 2, 1) @ gamma
-        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
+        scale = own.diagonal(axis1=1, axis2=2)
         room = self.image.shape[1] - j
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ gamma
         new = remainder(gram, scale, self.tolerance, room)
-        certain = not j or bool((new.smallest >= _EXPLICIT**2 * scale).all())
+        certain = not j or bool((new.smallest >= _EXPLICIT**2).all())
         self.inner[:, : at + rows, at : at + rows] = inner[:, probes : probes + at + rows]
         return new, gamma, toward, certain
 
@@ -369,7 +421,7 @@ class Conditioned:
         more = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
         rest = gram - more.transpose(0, 2, 1) @ more
         own = self.inner[:, at : at + rows, at : at + rows]
-        scale = own.diagonal(axis1=1, axis2=2).max(axis=1)
+        scale = own.diagonal(axis1=1, axis2=2)
         new = remainder(rest, scale, self.tolerance, self.image.shape[1] - j)
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
         return new, gamma + more, toward
@@ -408,11 +460,13 @@ class Conditioned:
             columns[:, :at] = -self.tau[:, :at, :j] @ gamma @ new.inverse
             columns[:, at : at + rows] = new.inverse
         coordinates = np.concatenate([gamma, new.compact(new.mixing)], axis=1).transpose(0, 2, 1)
+        step = at // rows
+        initial, rate, shares = (x[step] for x in vars(self.course).values())
         product = self.left.new_zeros((len(coordinates), rows, self.embed_dim))
-        self.workers.add_(product, self._put(coordinates), self.image[:, :stop])
+        self.workers.add_(product, self._put(initial * coordinates), self.image[:, :stop])
         # The training terms: updates of all earlier steps.
-        trained = self.alpha[:, :i, :at] @ self.inner[:, :at, at : at + rows]
-        self.workers.add_(product, self._put(-self.rate * trained.transpose(0, 2, 1)), basis)
+        trained = (shares[:at] * self.alpha[:, :i, :at]) @ self.inner[:, :at, at : at + rows]
+        self.workers.add_(product, self._put(-rate * trained.transpose(0, 2, 1)), basis)
         self.rights = stop
         self.right_probes += rows
         return product

@@ -15,17 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.config import InputError
+from resnet_limits.dynamics import Branch, Dynamics
 from resnet_limits.kinds import Shape
 from resnet_limits.networks import cost
 from resnet_limits.networks.base import Network
-from resnet_limits.networks.conditioned import Conditioned, Noise
+from resnet_limits.networks.conditioned import Conditioned, Course, Noise
 from resnet_limits.networks.workers import Workers
+from resnet_limits.rules import table
 from resnet_limits.threads import one_thread
 from resnet_limits.units import Unit
 
 Array = NDArray[np.float64]
 
+# Initial weights are known through trained ones up to the rounding of a vector over this share.
+_LEAST = {torch.float64: 1e-3, torch.float32: 1e-3}
 # Numbers of one temporary array: all seeds' raw vectors over a few units.
 _CHUNK_ELEMENTS = 1 << 18
 # A layer's raw vectors are kept over one pass where they are at most so many numbers (128 MiB), and
@@ -34,15 +38,16 @@ _KEPT_ELEMENTS = cost.IMPLICIT_KEPT
 
 
 class _Chunk:
-    """Raw vectors of some units of one layer, in float64, each computed at most once.
+    """Raw vectors of some units of one branch, in float64, each computed at most once.
 
-    Vectors are laid out ``(S, steps x N, units x vectors)``.
+    Vectors are laid out ``(S, steps x N, vectors x units)``, units side by side: a unit that mixes
+    its vectors or rows then works on long runs of numbers.
 
     Parameters
     ----------
     unit : Unit
         The residual unit.
-    p, r : Tensor
+    p, r : Tensor, shape (S, steps x N, vectors, units)
         What the units have seen at the first steps, of the in- and the out-vectors; r may lack the
         last step.
     rows : int
@@ -50,56 +55,60 @@ class _Chunk:
     """
 
     def __init__(self, unit: Unit, p: Tensor, r: Tensor, rows: int) -> None:
-        self.unit, self.rows = unit, rows
-        self.p, self.r = p.double(), r.double()
-        self._g: Tensor | None = None
+        self.unit, self.rows, self.units = unit, rows, p.shape[3]
+        self.p, self.r = p.double().flatten(2), r.double().flatten(2)
+        self._values: Tensor | None = None
         self._dp: Tensor | None = None
 
-    def _by_unit(self, vectors: Tensor, count: int) -> Tensor:
+    def _by_unit(self, vectors: Tensor) -> Tensor:
         """View as the unit wants it, ``(S, steps, units, vectors, N)``."""
-        return (
-            vectors.unflatten(1, (-1, self.rows)).unflatten(3, (-1, count)).permute(0, 1, 3, 4, 2)
-        )
+        split = vectors.unflatten(2, (-1, self.units)).unflatten(1, (-1, self.rows))
+        return split.permute(0, 1, 4, 3, 2)
 
     def _flat(self, states: Tensor) -> Tensor:
-        return states.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+        return states.permute(0, 1, 4, 3, 2).flatten(3).flatten(1, 2)
 
-    def evaluate(self, p: Tensor) -> Tensor:
-        """``g(p)``."""
-        return self._flat(self.unit.forward(self._by_unit(p, self.unit.in_vectors)))
+    @property
+    def values(self) -> Tensor:
+        """``g(p)`` at all steps of p, and what the unit keeps beside it."""
+        if self._values is None:
+            self._values = self._evaluate(self.p)
+        return self._values
+
+    def _evaluate(self, p: Tensor) -> Tensor:
+        return self._flat(self.unit.forward(self._by_unit(p)))
+
+    def _of_g(self, values: Tensor) -> Tensor:
+        return values[:, :, : self.unit.out_vectors * self.units]
 
     @property
     def g(self) -> Tensor:
         """``g(p)`` at all steps of p."""
-        if self._g is None:
-            self._g = self.evaluate(self.p)
-        return self._g
+        return self._of_g(self.values)
 
     @property
     def dp(self) -> Tensor:
         """``Dg(p)^T r`` at all steps of r."""
         if self._dp is None:
-            self._dp = self.pull_back(slice(0, self.r.shape[1]), self.r)
+            self._dp = self._pull_back(slice(0, self.r.shape[1]))
         return self._dp
 
-    def pull_back(self, at: slice, r: Tensor) -> Tensor:
+    def _pull_back(self, at: slice) -> Tensor:
         """``Dg(p)^T r`` at some steps."""
-        a, c = self.unit.in_vectors, self.unit.out_vectors
-        p, g = self._by_unit(self.p[:, at], a), self._by_unit(self.g[:, at], c)
-        return self._flat(self.unit.backward(p, g, self._by_unit(r, c)))
+        p, values, r = (self._by_unit(x[:, at]) for x in (self.p, self.values, self.r))
+        return self._flat(self.unit.backward(p, values, r))
 
     def append_p(self, p: Tensor) -> Tensor:
         """Take p with one step more; return the ``g(p)`` of that step."""
-        before, self.p = self.g, p.double()
-        new = self.evaluate(self.p[:, before.shape[1] :])
-        self._g = torch.cat([before, new], 1) if before.shape[1] else new
-        return new
+        before, self.p = self.values, p.double()
+        new = self._evaluate(self.p[:, before.shape[1] :])
+        self._values = torch.cat([before, new], 1) if before.shape[1] else new
+        return self._of_g(new)
 
     def append_r(self, r: Tensor) -> Tensor:
         """Take r with one step more, up to p's last one; return the ``Dg(p)^T r`` of that step."""
         before, self.r = self.dp, r.double()
-        at = slice(before.shape[1], self.r.shape[1])
-        new = self.pull_back(at, self.r[:, at])
+        new = self._pull_back(slice(before.shape[1], self.r.shape[1]))
         self._dp = torch.cat([before, new], 1) if before.shape[1] else new
         return new
 
@@ -127,67 +136,82 @@ def _outgoing(chunk: _Chunk) -> tuple[Tensor, Tensor]:
     return chunk.r, chunk.g
 
 
-class _Layer:
-    """One layer of all seeds: two conditioned matrices and what its units have seen."""
+class _Branch:
+    """One branch of one layer, of all seeds: two conditioned matrices and what its units have seen.
 
-    def __init__(self, network: ImplicitNetwork, noise: Callable[[str], Noise]) -> None:
-        dynamics, shape, unit = network.dynamics, network.shape, network.unit
-        branch = dynamics.layer[0]
-        self.unit, self.workers = unit, network.workers
+    Parameters
+    ----------
+    network : ImplicitNetwork
+        The network.
+    branch : Branch
+        Which of its layer's branches.
+    courses : tuple of Course
+        Of the incoming and of the outgoing weights.
+    noise : callable
+        Noise of a kind of product.
+    """
+
+    def __init__(
+        self,
+        network: ImplicitNetwork,
+        branch: Branch,
+        courses: tuple[Course, Course],
+        noise: Callable[[str], Noise],
+    ) -> None:
+        dynamics, embed_dim = network.dynamics, network.shape.embed_dim
+        self.unit = unit = branch.unit
+        self.workers = network.workers
+        width = branch.width(network.shape.width)
         self.rows = rows = len(dynamics.inputs)
         seeds, steps = network.seeds, dynamics.steps
         self.probes = probes = steps * rows
         like = network.hidden
         a, c = unit.in_vectors, unit.out_vectors
-        root = float(np.sqrt(shape.embed_dim))
-        scale = 1.0 / (branch.scale * rows)
+        root = float(np.sqrt(embed_dim))
 
-        def matrix(vectors: int, std: float, rate: float, left: str, right: str) -> Conditioned:
+        def matrix(vectors: int, std: float, course: Course, left: str, right: str) -> Conditioned:
             return Conditioned(
                 seeds,
-                shape.embed_dim,
-                shape.width * vectors,
+                embed_dim,
+                width * vectors,
                 steps,
                 rows,
                 root * std,
-                scale * rate,
+                course,
                 like.dtype,
                 noise(left),
                 noise(right),
                 like.device,
             )
 
-        self.incoming = matrix(a, branch.input_std, branch.rate_in, "read", "write_back")
-        self.outgoing = matrix(c, branch.output_std, branch.rate_out, "read_back", "write")
-        self.p = like.new_empty((seeds, probes, shape.width * a))
-        self.r = like.new_empty((seeds, probes, shape.width * c))
-        vectors = 2 * (a + c) * probes * seeds
+        first, second = courses
+        self.incoming = matrix(a, branch.input_std, first, "read", "write_back")
+        self.outgoing = matrix(c, branch.output_std, second, "read_back", "write")
+        self.p = like.new_empty((seeds, probes, a, width))
+        self.r = like.new_empty((seeds, probes, c, width))
+        vectors = (2 * (a + c) + unit.kept_vectors) * probes * seeds
         size = max(64, _CHUNK_ELEMENTS // vectors)
-        self.places = [
-            (slice(units.start * a, units.stop * a), slice(units.start * c, units.stop * c))
-            for units in self.workers.blocks(shape.width, size)
-        ]
-        self.keeps = vectors * shape.width <= _KEPT_ELEMENTS
+        self.places = self.workers.blocks(width, size)
+        self.keeps = vectors * width <= _KEPT_ELEMENTS
         self.kept: dict[int, _Chunk] = {}
 
     def _sweep(
-        self, work: Callable[[_Chunk, slice, slice], Sequence[Tensor]], p_steps: int, r_steps: int
+        self, work: Callable[[_Chunk, slice], Sequence[Tensor]], p_steps: int, r_steps: int
     ) -> list[Array]:
         """Go through the units and add up what `work` returns for each chunk of them.
 
-        It is given the chunk with its first steps of p and r, and its places in p and r.
+        It is given the chunk with its first steps of p and r, and its units.
         """
 
-        def one(places: tuple[slice, slice]) -> Sequence[Tensor]:
-            p_at, r_at = places
-            chunk = self.kept.get(p_at.start)
+        def one(units: slice) -> Sequence[Tensor]:
+            chunk = self.kept.get(units.start)
             if chunk is None:
-                p = self.p[:, : p_steps * self.rows, p_at]
-                r = self.r[:, : r_steps * self.rows, r_at]
+                p = self.p[:, : p_steps * self.rows, :, units]
+                r = self.r[:, : r_steps * self.rows, :, units]
                 chunk = _Chunk(self.unit, p, r, self.rows)
                 if self.keeps:
-                    self.kept[p_at.start] = chunk
-            return work(chunk, p_at, r_at)
+                    self.kept[units.start] = chunk
+            return work(chunk, units)
 
         parts = self.workers.run(one, self.places, self.p[:, : p_steps * self.rows].numel())
         return [reduce(torch.add, terms).cpu().numpy() for terms in zip(*parts, strict=True)]
@@ -237,27 +261,27 @@ class _Layer:
         the `other` matrix, whose inner products with that matrix's raw vectors are returned.
         """
         at, stop, asked = step * self.rows, (step + 1) * self.rows, matrix.right_probes
-        places = 0 if products is self.p else 1
         new = matrix.ask_left(u)
         noise = products[:, at : stop if new.count else at]
         projected = None
         if new.count:
-            matrix.noise_left.fill(noise, new.found, matrix.std)
+            matrix.noise_left.fill(noise.flatten(2), new.found, matrix.std)
 
-            def project(chunk: _Chunk, *where: slice) -> Sequence[Tensor]:
+            def project(chunk: _Chunk, units: slice) -> Sequence[Tensor]:
                 _, v = own(chunk)
-                return (torch.bmm(v, noise[:, :, where[places]].double().mT),)
+                return (torch.bmm(v, noise[..., units].double().flatten(2).mT),)
 
             (projected,) = self._sweep(project, p_steps, step)
         coefficients, mixing = (self._tensor(x) for x in matrix.product_left(new, projected))
         on_t, on_v = coefficients[:, :at], coefficients[:, self.probes : self.probes + asked]
 
-        def combine(chunk: _Chunk, *where: slice) -> Sequence[Tensor]:
-            (t, v), here = own(chunk), where[places]
-            fresh = _combined((on_t, t), (on_v, v), (mixing, noise[:, :, here].double()))
-            products[:, at:stop, here] = fresh
+        def combine(chunk: _Chunk, units: slice) -> Sequence[Tensor]:
+            t, v = own(chunk)
+            drawn = noise[..., units].double().flatten(2)
+            fresh = _combined((on_t, t), (on_v, v), (mixing, drawn))
+            products[:, at:stop, :, units] = fresh.unflatten(2, (-1, chunk.units))
             # What is stored is what all that follows must see.
-            probes = append(chunk, products[:, :stop, here])
+            probes = append(chunk, products[:, :stop, :, units].flatten(2))
             t, v = other(chunk)
             return torch.bmm(t, probes.mT), torch.bmm(v, probes.mT)
 
@@ -277,7 +301,7 @@ class _Layer:
         if not certain:
             known = self._tensor(-matrix.tau[:, :at, : matrix.rights] @ gamma)
 
-            def form(chunk: _Chunk, *_: slice) -> Sequence[Tensor]:
+            def form(chunk: _Chunk, _units: slice) -> Sequence[Tensor]:
                 t, v = raw(chunk)
                 rest = _combined((known, v[:, :at])) + v[:, at:]
                 return torch.bmm(t, rest.mT), torch.bmm(v, rest.mT), torch.bmm(rest, rest.mT)
@@ -287,6 +311,34 @@ class _Layer:
             new, gamma, toward = matrix.refine_right(gamma, laid_out, gram)
         self.kept = {}
         return matrix.product_right(new, gamma, toward)
+
+
+def refusal(dynamics: Dynamics, dtype: torch.dtype) -> str:
+    """Say why the implicit engine does not train a problem; nothing if it does.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    dtype : torch dtype
+        Storage of the vectors.
+    """
+    if dynamics.initial_law != "gaussian":
+        return (
+            f"model.initial_law: the implicit engine has no weights of law {dynamics.initial_law}; "
+            "allowed: gaussian, or sweep.engine dense"
+        )
+    rates = {rate for branch in dynamics.layer for rate in (branch.rate_in, branch.rate_out)}
+    left = np.array([table(dynamics.rule, rate, dynamics.steps).initial for rate in sorted(rates)])
+    share = np.abs(left).min(axis=0)
+    if (share < _LEAST[dtype]).any():
+        step = int(np.argmax(share < _LEAST[dtype]))
+        return (
+            f"training.weight_decay: at state {step} weights keep {share[step]:.1g} of their "
+            f"initial values, and the implicit engine needs {_LEAST[dtype]:g}; allowed: a smaller "
+            "decay, fewer steps, or sweep.engine dense"
+        )
+    return ""
 
 
 class ImplicitNetwork(Network):
@@ -324,41 +376,60 @@ class ImplicitNetwork(Network):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(dynamics, shape, embedding, dtype, device)
+        if reason := refusal(dynamics, dtype):
+            raise InputError(reason)
         self.seeds = len(seeds)
         self.workers = Workers(self.hidden.device)
+        courses = [
+            tuple(Course.of(dynamics, rate, b.scale) for rate in (b.rate_in, b.rate_out))
+            for b in dynamics.layer
+        ]
 
-        def noise(layer: int, product: str) -> Noise:
-            return Noise(root_seed, (*shape, layer, product), seeds, self.workers)
+        def noise(layer: int, branch: int, product: str) -> Noise:
+            place = (layer, branch) if branch else (layer,)
+            return Noise(root_seed, (*shape, *place, product), seeds, self.workers)
 
-        self.layers = [_Layer(self, partial(noise, number)) for number in range(shape.depth)]
-        self.step = 0
+        self.layers = [
+            [
+                _Branch(self, branch, courses[number], partial(noise, layer, number))
+                for number, branch in enumerate(dynamics.layer)
+            ]
+            for layer in range(shape.depth)
+        ]
 
     def forward_pass(self) -> Tensor:
-        """Compute all hidden states; return the outputs, shape (S, rows, d_out)."""
-        self.hidden[0] = self.inputs @ self.embedding.mT
+        """Compute all states; return the outputs, shape (S, rows, d_out)."""
+        self.states[0][0] = self.inputs @ self.embedding.mT
         with one_thread():
-            for number, layer in enumerate(self.layers):
-                inner = layer.read(self.hidden[number], self.step)
-                written = layer.write(inner, self.step)
-                torch.add(
-                    self.hidden[number], written, alpha=self.gain, out=self.hidden[number + 1]
-                )
-        return (self.hidden[-1] @ self.unembedding) / self.shape.embed_dim
+            for layer, branches in enumerate(self.layers):
+                for number, branch in enumerate(branches):
+                    before, after = self.before(number)[layer], self.after(number)[layer]
+                    inner = branch.read(self._normed(number, before), self.step)
+                    written = branch.write(inner, self.step)
+                    torch.add(before, written, alpha=self.gains[number], out=after)
+        return self._read_out()
 
-    def backward_pass(self, gradient: Tensor, *, update: bool) -> None:
-        """Compute all backward states; the training terms of the step count from now on.
+    def _normed(self, branch: int, h: Tensor) -> Tensor:
+        """What a branch reads of a state."""
+        return self.dynamics.layer[branch].norm.forward(h, -1, 1.0 / self.shape.embed_dim)
+
+    def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:
+        """Compute all cotangents; the training terms of the step count from now on.
 
         Without an update, the pass must be the network's last.
         """
-        torch.bmm(gradient, self.unembedding.mT, out=self.backward[-1])
+        self._start_back(cotangent)
+        weight = 1.0 / self.shape.embed_dim
         with one_thread():
-            for number in reversed(range(self.shape.depth)):
-                layer = self.layers[number]
-                inner = layer.read_back(self.backward[number + 1], self.step)
-                written = layer.write_back(inner, self.step)
-                torch.add(
-                    self.backward[number + 1], written, alpha=self.gain, out=self.backward[number]
-                )
+            for layer in reversed(range(self.shape.depth)):
+                for number, branch in reversed(list(enumerate(self.layers[layer]))):
+                    after = self.cotangent_after(number)[layer]
+                    inner = branch.read_back(after, self.step)
+                    written = branch.write_back(inner, self.step)
+                    norm, h = self.dynamics.layer[number].norm, self.before(number)[layer]
+                    pulled = norm.pull_back(h, written, -1, weight)
+                    before = self.cotangent_before(number)[layer]
+                    torch.add(after, pulled, alpha=self.gains[number], out=before)
         if update:
-            self._learn_embedding(gradient)
+            self._learn_embedding(cotangent)
         self.step += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,14 +83,18 @@ def choose_engine(
     Raises
     ------
     InputError
-        If the engine is not available.
+        If the engine is not available, or does not train this problem.
     """
+    reason = implicit.refusal(dynamics, dtype)
     if engine == "auto":
-        return cost.choose(Work.of(dynamics, shape, seeds, dtype.itemsize))
+        work = Work.of(dynamics, shape, seeds, dtype.itemsize)
+        return cost.choose(replace(work, dense_only=bool(reason)))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
         )
+    if engine == "implicit" and reason:
+        raise InputError(reason)
     return cost.Choice(engine, "asked for")
 
 
@@ -203,9 +207,8 @@ def _run(
     for step in range(dynamics.steps):
         f = network.forward_pass()
         value = dynamics.value(f, network.targets)
-        # The largest RMS over the layers; NaN anywhere comes through.
-        norms = torch.linalg.vector_norm(network.hidden, dim=(2, 3), dtype=torch.float64)
-        size = (norms / np.sqrt(rows * embed_dim)).cpu().numpy()
+        # The largest RMS over the layers and branches; NaN anywhere comes through.
+        size = _sizes(network.states)
         if step == 0:
             bound = largest_size(dynamics, size[0])
         growth = size.max(axis=0)
@@ -216,7 +219,8 @@ def _run(
         place = places.get(step)
         if (alive & sound).any() and (not last or place is not None):
             network.backward_pass(dynamics.cotangent(f, network.targets, step), update=not last)
-            sound &= _finite(network.backward)
+            for cotangents in network.cotangents:
+                sound &= _finite(cotangents)
         if place is not None:
             states = keep(network.hidden), keep(network.backward)
             held = _finite(states[0]) & _finite(states[1])
@@ -241,6 +245,13 @@ def _run(
         diverged_step=diverged_step,
         overflowed=overflowed,
     )
+
+
+def _sizes(states: Sequence[Tensor]) -> NDArray[np.float64]:
+    """RMS of a seed's states ``(n, S, rows, D)`` over rows and coordinates; shape (all n, S)."""
+    norms = [torch.linalg.vector_norm(each, dim=(2, 3), dtype=torch.float64) for each in states]
+    found: NDArray[np.float64] = torch.cat(norms).cpu().numpy()
+    return found / np.sqrt(states[0].shape[2] * states[0].shape[3])
 
 
 def _finite(states: Tensor) -> NDArray[np.bool_]:

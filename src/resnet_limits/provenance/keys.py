@@ -245,11 +245,21 @@ def _part(experiment: Experiment, values: dict[str, Any], key: str) -> object:
     value: Any = values
     for name in key.split("."):
         value = value[name]
+    if key == "model":
+        value = {**value, **_layer(experiment)}
     if key == "problem" and value["data"]["kind"] == "file":
         # The data count by their content: a moved file is the same data, an edited one is not.
         digest = _data_digest(Path(value["data"]["path"]))
         value = {**value, "data": {**value["data"], "path": digest}}
     return value
+
+
+def _layer(experiment: Experiment) -> dict[str, Any]:
+    """Give the branches of a layer, of whichever form, with what the file leaves out."""
+    branches = [branch.model_dump(mode="json") for branch in experiment.model.branches]
+    if len(branches) == 1:
+        return {"unit": branches[0].pop("unit"), "layer": branches[0]}
+    return {"unit": None, "layer": {str(place): branch for place, branch in enumerate(branches)}}
 
 
 def _files(path: Path) -> list[Path]:

@@ -21,8 +21,9 @@ from resnet_limits.errors.distances import (
     prepare,
 )
 from resnet_limits.kept import depth_layers
-from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES
+from resnet_limits.kinds import CELL_KEYS, NOT_RUN, SIZES, Shape
 from resnet_limits.problem import Problem, embedding_rows, make_problem
+from resnet_limits.work import block_weights, branches_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def errors(
     for pair, sizes, distances in chain(_finite_cells(stores), _limit_cells(stores)):
         seeds = experiment.cell_seeds(**{name: size for name, size in sizes.items() if size})
         found[pair].append((sizes, seeds, distances))
-    return {pair: _table(parts) for pair, parts in found.items()}
+    return {pair: _with_weights(experiment, _table(parts)) for pair, parts in found.items()}
 
 
 # --- stores ---------------------------------------------------------------------------------------
@@ -208,3 +209,14 @@ def _table(found: Sequence[Compared]) -> xr.Dataset:
             "parameters": ("cell", parameters),
         },
     )
+
+
+def _with_weights(experiment: Experiment, table: xr.Dataset) -> xr.Dataset:
+    """Add how many weights the branches of each network have, beside P = L M D."""
+    branches = branches_of(experiment, None)
+    shapes = (
+        Shape(*map(int, sizes))
+        for sizes in zip(*(table[name].values for name in SIZES), strict=True)
+    )
+    weights = [float(block_weights(shape, branches)) if all(shape) else 0.0 for shape in shapes]
+    return table.assign_coords(weights=("cell", np.array(weights)))

@@ -13,15 +13,25 @@ import math
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from resnet_limits import datashape, integrity, jit, provenance, speeds
-from resnet_limits.config import Experiment
+from resnet_limits.config import (
+    CharactersData,
+    ConvolutionUnit,
+    DigitsData,
+    Experiment,
+    FileData,
+    InContextRegressionData,
+    LinearTeacherData,
+    PerceptronUnit,
+)
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import COMPUTED
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
-from resnet_limits.work import INFINITE, Branch, Work, saved_bytes
+from resnet_limits.work import INFINITE, Work, branches_of, saved_bytes
 
 STORE_SECONDS = 0.06
 """Seconds that writing and checking one small store takes."""
@@ -47,9 +57,8 @@ _BASE_MB = {
 _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
-# Units whose vectors are known without torch; those of others are asked of ``units``. A test keeps
-# them in step.
-_BRANCHES = {"perceptron": Branch()}
+# Activations that are not smooth enough for a quadrature's best rate, from the worst on.
+_LEAST_SMOOTH = ("relu", "gelu", "silu")
 # Modules whose functions are compiled.
 _COMPILED = ("limits/kernels.py", "networks/kernels.py")
 
@@ -57,33 +66,37 @@ _COMPILED = ("limits/kernels.py", "networks/kernels.py")
 # --- what there is to compute ---------------------------------------------------------------------
 
 
-def _data_sizes(experiment: Experiment) -> tuple[int, int, int]:
-    """Rows, inputs and targets of the data."""
+class _Data(NamedTuple):
+    """Sizes of the data: rows, independent inputs, targets, and tokens where there are any."""
+
+    rows: int
+    inputs: int
+    targets: int
+    tokens: int | None = None
+
+
+def _data_sizes(experiment: Experiment) -> _Data:
+    """Tell the sizes of the data from the file, or from the header of the data's own."""
     data = experiment.problem.data
-    if data.kind == "digits":
-        return data.samples, _PIXELS, data.classes
-    if data.kind != "file":
-        return data.samples, data.inputs, data.targets
-    found = datashape.shapes(data.path)
-    if found is None:
-        return _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS
-    x, y = found
-    return math.prod(x[:-1]), x[-1], y[-1]
-
-
-def _branches(experiment: Experiment) -> tuple[Branch, ...]:
-    found = []
-    for branch in experiment.model.branches:
-        unit = branch.unit
-        known = _BRANCHES.get(unit.kind)
-        if known is None:
-            # Only torch's module knows other units.
-            from resnet_limits.units import make_unit
-
-            made = make_unit(**unit.model_dump())
-            known = Branch(made.in_vectors, made.out_vectors)
-        found.append(known)
-    return tuple(found)
+    match data:
+        case DigitsData():
+            return _Data(data.samples, _PIXELS, data.classes)
+        case InContextRegressionData(samples=samples, tokens=tokens):
+            inputs = data.inputs + data.targets + data.positions * tokens
+            return _Data(samples * tokens, inputs, data.targets, tokens)
+        case CharactersData(samples=samples, tokens=tokens):
+            # Both groups of one-hot inputs sum to one: a direction that they share.
+            inputs = data.alphabet + data.positions * (tokens - 1)
+            return _Data(samples * tokens, inputs, data.alphabet, tokens)
+        case FileData():
+            found = datashape.shapes(data.path)
+            if found is None:
+                return _Data(_UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS)
+            x, y = found
+            if len(x) == 2:
+                return _Data(x[0], x[-1], y[-1])
+            return _Data(x[0] * x[1], x[-1] + data.positions * x[1], y[-1], x[1])
+    return _Data(data.samples, data.inputs, data.targets)
 
 
 def work(kind: str, experiment: Experiment, **cell: int) -> Work:
@@ -98,43 +111,76 @@ def work(kind: str, experiment: Experiment, **cell: int) -> Work:
     **cell : int
         The sizes of the result.
     """
-    rows, inputs, targets = _data_sizes(experiment)
+    data = _data_sizes(experiment)
     shape = INFINITE._replace(**cell)
     seeds = len(provenance.cell_seeds(kind, experiment, **cell)) if cell else 1
     saved = 0
     if kind == "finite":
         steps, layers = saved_steps(experiment), depth_layers(experiment, shape.depth)
-        saved = saved_bytes(shape, rows, steps, layers, seeds, _ITEMSIZE[experiment.save.dtype])
+        saved = saved_bytes(
+            shape, data.rows, steps, layers, seeds, _ITEMSIZE[experiment.save.dtype]
+        )
+    buffers, additive = _rule(experiment)
     return Work(
         shape,
-        rows,
+        data.rows,
         experiment.training.steps,
         seeds,
-        _branches(experiment),
+        branches_of(experiment, data.tokens),
         _ITEMSIZE[experiment.numerics.precision],
         # Inputs are rotated to the directions that they span.
-        min(inputs, rows),
-        targets,
+        min(data.inputs, data.rows),
+        data.targets,
         saved,
+        buffers,
+        additive,
+        experiment.model.initial_law != "gaussian",
     )
+
+
+def _rule(experiment: Experiment) -> tuple[int, bool]:
+    """Tell the buffers of the training rule, and whether it only ever adds gradients."""
+    training = experiment.training
+    if training.rule.kind == "sgd":
+        buffers = int(training.rule.momentum > 0)
+        return buffers, not buffers and not training.weight_decay
+    # Only numpy's module knows other rules.
+    from resnet_limits.rules import make_rule
+
+    rule = make_rule(**training.rule.model_dump(), factors=(), decay=training.weight_decay)
+    return rule.buffers, rule.is_additive(training.steps)
+
+
+def _activation(experiment: Experiment) -> str:
+    """Name the activation that decides how a limit is solved: the least smooth of all branches."""
+    units = (branch.unit for branch in experiment.model.branches)
+    names = {u.activation if isinstance(u, PerceptronUnit | ConvolutionUnit) else "" for u in units}
+    rough = (name for name in _LEAST_SMOOTH if name in names)
+    return next(rough, max(names - {"linear"}, default="linear"))
 
 
 def _scales(experiment: Experiment) -> Scales:
     data, model = experiment.problem.data, experiment.model
-    if data.kind == "digits":
-        norm = math.sqrt(_PIXELS)
-    elif data.kind == "linear_teacher":
-        norm = data.input_norm
-    else:
-        norm = math.sqrt(_data_sizes(experiment)[1])
+    match data:
+        case DigitsData():
+            norm = math.sqrt(_PIXELS)
+        case LinearTeacherData():
+            norm = data.input_norm
+        case CharactersData():
+            norm = math.sqrt(1.0 + data.positions)
+        case InContextRegressionData():
+            norm = math.sqrt(data.inputs + data.targets + data.positions)
+        case _:
+            norm = math.sqrt(_data_sizes(experiment).inputs)
+    scales = [branch.residual_scale or model.residual_scale for branch in model.branches]
     return Scales(
-        getattr(model.branches[0].unit, "activation", ""),
+        _activation(experiment),
         experiment.problem.loss,
         experiment.numerics.limit_tolerance,
         rate=experiment.training.learning_rate,
         hidden=model.init_std.embedding * norm,
         readout=model.init_std.unembedding,
-        residual=model.residual_scale,
+        residual=math.fsum(scales),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from resnet_limits import devices
-from resnet_limits.config import Experiment
+from resnet_limits.config import Experiment, InputError
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.kinds import DIVERGED, NOT_RUN, OK, SYMBOLS
@@ -132,7 +132,7 @@ def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -
     """Refuse what would not fit in memory, before it starts."""
     dynamics, arithmetic = limits.dynamics, limits.arithmetic
     work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
-    has_kernel = kernels.activation_code(dynamics.layer[0].unit) is not None
+    has_kernel = all(kernels.code_of(b.unit) is not None for b in dynamics.layer)
     single = plan.precision == "float32"
     planned = cost.Quadrature(
         plan.points, plan.replicates, plan.nodes, single, single and has_kernel
@@ -247,6 +247,11 @@ def _of_cell(
     made: Problem | None,
 ) -> xr.Dataset:
     """Solve the limit of one cell for every seed, by the plan of the DMFT limit."""
+    if experiment.model.initial_law != "gaussian":
+        raise InputError(
+            f"model.initial_law: {experiment.model.initial_law}, and at finite D the limit {kind} "
+            "stands for Gaussian weights alone; allowed: gaussian, or the limit dmft"
+        )
     problem, limits, device = _prepare(experiment, made)
     plan = _plan_of(dmft)
     where = " ".join(f"{SYMBOLS[name]}={size}" for name, size in cell.items())
@@ -286,6 +291,8 @@ def mean_ode(
 
     Raises
     ------
+    InputError
+        If the initial weights are not Gaussian.
     MemoryRefusedError
         If it would not fit in memory.
     """
@@ -321,6 +328,8 @@ def wide(
 
     Raises
     ------
+    InputError
+        If the initial weights are not Gaussian.
     MemoryRefusedError
         If it would not fit in memory.
     """

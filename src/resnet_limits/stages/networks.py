@@ -15,6 +15,7 @@ from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, STATUS_ATTRS, Shape
 from resnet_limits.networks.train import choose_engine, train
 from resnet_limits.problem import Problem, embedding_rows, make_problem
+from resnet_limits.work import block_weights, branches_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def finite(
             "depth": shape.depth,
             "width": shape.width,
             "embed_dim": shape.embed_dim,
+            "weights": block_weights(shape, branches_of(experiment, problem.tokens)),
             "engine": chosen.engine,
             "engine_reason": chosen.reason,
             "device": devices.describe(device),

@@ -18,8 +18,9 @@ def problem(experiment: Experiment) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``x (sample, [token,] input)``, ``y (sample, [token,] target)`` and, where inputs span
-        less than their space, ``input_rotation (input, rank)``.
+        ``x (sample, [token,] input)``, ``y (sample, [token,] target)``, where rows do not count
+        alike ``weight (sample, [token])``, and where inputs span less than their space
+        ``input_rotation (input, rank)``.
 
     Raises
     ------
@@ -34,11 +35,14 @@ def problem(experiment: Experiment) -> xr.Dataset:
             "y": (("sample", *token, "target"), made.y),
         }
     )
+    if made.weight is not None:
+        dataset["weight"] = (("sample", *token), made.weight)
     if made.input_rotation is not None:
         dataset["input_rotation"] = (("input", "rank"), made.input_rotation)
     logger.info(
-        "problem: %d samples, %d inputs of rank %d, %d targets",
+        "problem: %d samples%s, %d inputs of rank %d, %d targets",
         len(made.x),
+        "" if made.tokens is None else f" of {made.tokens} tokens",
         made.x.shape[-1],
         made.input_dims,
         made.output_dims,

@@ -131,7 +131,10 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
             "output_stderr": variable(
                 ("step", *out), "standard error of output: scramblings, depth grid, rounding"
             ),
-            "loss": variable(("step",), "loss, averaged over samples (and tokens)"),
+            "loss": variable(
+                ("step",),
+                "loss, averaged over samples (and tokens), weighted if the problem has weights",
+            ),
             "loss_stderr": variable(
                 ("step",), "standard error of loss: scramblings, depth grid, rounding"
             ),
@@ -189,6 +192,12 @@ SCHEMAS: dict[str, Schema] = {
         {
             "x": Variable(("sample", "token?", "input"), "float64", "inputs, x"),
             "y": Variable(("sample", "token?", "target"), "float64", "targets, y"),
+            "weight": Variable(
+                ("sample", "token?"),
+                "float64",
+                "weight of a row in the loss, of any sum, omega; equal where it is absent",
+                required=False,
+            ),
             "input_rotation": _ROTATION,
         },
         {},
@@ -220,7 +229,11 @@ SCHEMAS: dict[str, Schema] = {
             "output": Variable(
                 ("seed", "step", "sample", "token?", "target"), "float64", "network output, f_k"
             ),
-            "loss": Variable(("seed", "step"), "float64", "loss, averaged over samples (tokens)"),
+            "loss": Variable(
+                ("seed", "step"),
+                "float64",
+                "loss, averaged over samples (and tokens), weighted if the problem has weights",
+            ),
             "hidden": Variable(_FIELD, "float", "residual stream, h_k^l"),
             "backward": Variable(_FIELD, "float", "backward field, b_k^l = D d loss_i / d h^l"),
             **_ENDING,
@@ -276,6 +289,12 @@ SCHEMAS: dict[str, Schema] = {
             "embed_dim": Variable(("cell",), "int", "embedding dimension, D", None),
             "seed": Variable(("cell",), "int", "seed of embedding rows and block weights", None),
             "parameters": Variable(("cell",), "float64", "P = L M D; 0 where a size is infinite"),
+            "weights": Variable(
+                ("cell",),
+                "float64",
+                "weights of all branches, L D sum (a + c) M_b; 0 where a size is infinite",
+                required=False,
+            ),
         },
         grouped=True,
     ),
