@@ -13,6 +13,7 @@ from plain_descent import SGD, dealt, descend
 
 from resnet_limits.dynamics import Branch, Dynamics
 from resnet_limits.limits import depth, fixed_point, quadrature
+from resnet_limits.limits.causes import likely_cause
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.norms import RMS, Identity, Norm
 from resnet_limits.problem import Loss
@@ -231,6 +232,29 @@ def test_facts(name, unit, error):
     if name == "momentum":
         changed = replace(dynamics, rule=GradientDescent(0.9, False, 0.0, factors))
     assert score(changed) > 8
+
+
+def blamed(norms=("none", "none"), rule="sgd", inputs=1.0, **of_second):
+    dynamics, _ = problem(("tanh", "gelu"), norms, rule, "plain")
+    dynamics = dynamics.with_branches(input_std=1.0, output_std=1.0, scale=1.2)
+    first, second = dynamics.layer
+    dynamics = replace(
+        dynamics, layer=(first, replace(second, **of_second)), inputs=inputs * dynamics.inputs
+    )
+    return likely_cause(dynamics, ROOT, 2)
+
+
+def test_a_divergence_is_blamed_on_the_branch_or_the_rule_that_is_out_of_order():
+    assert "model.layer[1].init_std.output 1e+03, which is too large" in blamed(output_std=1e3)
+    assert "model.layer[1].residual_scale 1e-09, which is too small" in blamed(scale=1e-9)
+    assert "model.layer[1].residual_scale 1e+05, which is too large" in blamed(scale=1e5)
+    assert "a learning rate of 1e+04, which" in blamed(rate_in=1e4)
+    assert "cause: inputs of size" in blamed(inputs=1e3)
+    # What all branches read through a norm has no size.
+    assert "cause" not in blamed(("rms", "rms"), inputs=1e3)
+    slow = GradientDescent(momentum=0.99)
+    many = replace(problem(("tanh",), ("none",), "sgd", "plain")[0], rule=slow, steps=60)
+    assert "training.rule, by which a gradient counts 44.7 times" in likely_cause(many, ROOT, 2)
 
 
 def turned(cubature):
