@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import synthetic
+import xarray as xr
 from docutils.writers import get_writer_class
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -500,6 +501,55 @@ def test_trajectories_use_one_seed_that_no_network_lost():
     assert "Seed 1, sample 0" in words(fig)
     ends = [np.array([y[-1] for _, y in lines(axes, "_limit")]) for axes in fig.axes]
     np.testing.assert_allclose(ends[0], ends[2])
+
+
+class WithTokens(Study):
+    """Of three tokens the last one is what there would be without tokens."""
+
+    def open_store(self, kind, cell):
+        dataset = super().open_store(kind, cell)
+        copies = []
+        for factor in (3.0, 2.0, 1.0):
+            scaled = dataset.copy()
+            for name, variable in dataset.data_vars.items():
+                if "sample" in variable.dims:
+                    scaled[name] = factor * variable
+            copies.append(scaled)
+        sampled = [name for name, v in dataset.data_vars.items() if "sample" in v.dims]
+        joined = xr.concat([copy[sampled] for copy in copies], dim="token")
+        order = [
+            *(d for d in ("seed", "replicate", "step", "depth_point", "node", "sample", "token")),
+            *("coordinate", "embedding_direction", "target", "input"),
+        ]
+        joined = joined.transpose(*(d for d in order if d in joined.dims))
+        return dataset.drop_vars(sampled).merge(joined)
+
+
+def test_of_tokens_the_last_one_is_drawn_and_named(study, full):
+    tokens = WithTokens(study.experiment)
+    fig = drawn(tokens, "trajectories")
+    assert "of token 2. The limit takes" in words(fig)
+    assert "token" not in words(full["trajectories"])
+    for axes, plain in zip(fig.axes, full["trajectories"].axes, strict=True):
+        for label in ("_finite", "_limit"):
+            for line, other in zip(lines(axes, label), lines(plain, label), strict=True):
+                np.testing.assert_allclose(line, other, rtol=1e-6)
+    fig = drawn(tokens, "histograms")
+    assert "All coordinates of token 2 of the networks" in words(fig)
+    assert words(fig).replace(" of token 2", "") == words(full["histograms"])
+
+
+def test_the_law_of_the_limit_is_called_gaussian_only_where_it_is(full):
+    assert "DMFT limit, Gaussian" in words(full["histograms"])
+    study = Study(
+        synthetic.experiment(
+            model={"initial_law": "uniform"},
+            sweep={"shapes": [[8, 16, 16]], "seeds": 2, "pairs": ["finite-dmft"]},
+        )
+    )
+    text = words(drawn(study, "histograms"))
+    assert "DMFT limit, Gaussian" not in text
+    assert "Gaussian of the limit's variance" in text
 
 
 def test_histograms_count_coordinates_against_the_law_of_the_limit():
