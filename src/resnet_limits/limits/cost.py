@@ -17,7 +17,7 @@ from resnet_limits.work import Branch, Work
 # them in step.
 FIRST_POINTS, MAX_POINTS, REPLICATES, FIRST_NODES = 1 << 12, 1 << 22, 8, 8
 DEPTH_POINTS, PILOT_REPLICATES = 3 << 8, 4
-STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 27, 1 << 15
+STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 25, 1 << 15
 DOUBLE_TOLERANCE = 1e-5
 
 # Activations that have a kernel of their own.
