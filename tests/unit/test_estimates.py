@@ -14,15 +14,18 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+import torch
 
 from resnet_limits import devices, jit
 from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
+from resnet_limits.dynamics import make_dynamics
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits import ensemble, models, plan, quadrature
 from resnet_limits.networks import cost
+from resnet_limits.problem import make_problem
 from resnet_limits.stages import estimates
-from resnet_limits.work import INFINITE, Branch, Work
+from resnet_limits.work import INFINITE, Branch, Work, block_weights
 
 DOUBLE = """
 from resnet_limits.jit import compiled
@@ -297,12 +300,94 @@ def test_asking_imports_no_numba(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_units_known_without_torch_are_those_of_units() -> None:
+HEAD = {"unit": {"kind": "attention_head", "key_dim": 3, "causal": True}, "norm": "rms"}
+LAYERS: dict[str, list[dict[str, Any]]] = {
+    "perceptron": [{}],
+    "gated_perceptron": [{"unit": {"kind": "gated_perceptron"}, "width_ratio": 0.5}],
+    "attention_head": [HEAD],
+    "convolution": [{"unit": {"kind": "convolution", "offsets": [0, -1, 2]}}],
+    "transformer": [HEAD, {"unit": {"activation": "gelu"}, "norm": "rms", "width_ratio": 2.0}],
+}
+TASKS = {"kind": "in_context_regression", "samples": 3, "tokens": 4, "inputs": 2}
+RULES: list[dict[str, Any]] = [
+    {}, {"rule": {"momentum": 0.9, "nesterov": True}}, {"weight_decay": 0.1},
+    {"schedule": {"kind": "cosine"}, "batches": {"size": 2}},
+]  # fmt: skip
+
+
+def test_every_unit_is_among_the_layers() -> None:
     from resnet_limits import units
 
-    for kind, branch in estimates._BRANCHES.items():
-        unit = units.UNITS[kind]
-        assert branch == Branch(unit.in_vectors, unit.out_vectors)
+    assert set(units.UNITS) <= set(LAYERS)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("training", RULES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_is_told_from_the_file_is_what_the_problem_is(
+    tiny_experiment: Build, layer: str, training: dict[str, Any], positions: bool
+) -> None:
+    experiment = tiny_experiment(
+        problem={"data": {**TASKS, "positions": positions}},
+        model={"unit": None, "layer": LAYERS[layer]},
+        training=training,
+    )
+    told = estimates.work("finite", experiment, **CELLS["finite"])
+    dynamics = make_dynamics(experiment, make_problem(experiment))
+    made = Work.of(dynamics, told.shape, told.seeds, told.itemsize, told.saved)
+    assert told == made
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TASKS,
+        {**TASKS, "samples": 1, "positions": True},
+        {"kind": "characters", "samples": 30, "tokens": 8, "alphabet": 9},
+        {"kind": "characters", "samples": 30, "tokens": 8, "alphabet": 9, "positions": True},
+        {"kind": "digits", "samples": 1797},
+        {"kind": "gaussian", "samples": 3, "inputs": 2, "targets": 5},
+        {"kind": "linear_teacher", "samples": 2, "inputs": 4, "targets": 1},
+    ],
+    ids=lambda data: data["kind"],
+)
+def test_sizes_of_every_kind_of_data_are_those_of_the_problem(
+    tiny_experiment: Build, data: dict[str, Any]
+) -> None:
+    experiment = tiny_experiment(problem={"data": data})
+    work, made = estimates.work("dmft", experiment), make_problem(experiment)
+    assert (work.rows, work.inputs, work.targets) == (made.rows, made.input_dims, made.output_dims)
+    assert estimates._data_sizes(experiment).tokens == made.tokens
+
+
+def test_positions_in_a_file_count(tiny_experiment: Build, tmp_path: Path) -> None:
+    plain = file_experiment(tiny_experiment, tmp_path / "a.npz", 20, 5)
+    data = plain.problem.data.model_dump() | {"positions": True}
+    placed = tiny_experiment(problem={"data": data})
+    assert estimates._data_sizes(plain) == (100, 3, 2, 5)
+    assert estimates._data_sizes(placed) == (100, 8, 2, 5)
+
+
+def test_linear_layers_are_told_from_the_file(tiny_experiment: Build) -> None:
+    """A limit needs no points where all units are linear."""
+    pointwise = [
+        {"unit": {"activation": "linear"}},
+        {"unit": {"kind": "convolution", "offsets": [0], "activation": "linear"}},
+    ]
+    gated = {"unit": {"kind": "gated_perceptron", "activation": "linear"}}
+    for layer in (pointwise, [gated], [*pointwise, gated], [{}]):
+        experiment = tiny_experiment(problem={"data": TASKS}, model={"unit": None, "layer": layer})
+        dynamics = make_dynamics(experiment, make_problem(experiment))
+        told = estimates._quadratures(experiment, None)[0]
+        assert (told.points == 0) == dynamics.is_linear == (layer is pointwise)
+
+
+def test_weights_of_all_branches_are_counted() -> None:
+    shape = Shape(3, 8, 5)
+    branches = (Branch(6, 2, ratio=0.5), Branch(ratio=2.0))
+    networks = [torch.zeros(3, m, n, 5) for m, n in ((4, 6), (4, 2), (16, 1), (16, 1))]
+    assert block_weights(shape, branches) == sum(weights.numel() for weights in networks)
+    assert block_weights(shape, (Branch(),)) == 2 * shape.parameters
 
 
 # --- what is there only for an instant ------------------------------------------------------------
@@ -321,4 +406,4 @@ def test_data_in_a_pipe_are_not_waited_for(tiny_experiment: Build, tmp_path: Pat
     """A plan that only reads is made of whatever bears the name of the data."""
     experiment = tiny_experiment(problem={"data": {"kind": "file", "path": str(tmp_path / "a.nc")}})
     os.mkfifo(tmp_path / "a.nc")
-    assert estimates._data_sizes(experiment) == (100, 100, 10)
+    assert estimates._data_sizes(experiment) == (100, 100, 10, None)

@@ -241,7 +241,7 @@ LIMITS = {"dmft", "mean_ode", "wide"}
         ("kinds.py", "self.depth * self.width * self.embed_dim", "self.depth * self.width",
          {"finite"} | AFTER),
         # the negative controls: what is said to the reader, and what is refused
-        ("config/schema.py", "eta_out of the units' out-vectors", "of the out-vectors", set()),
+        ("config/model.py", "eta_out of the units' out-vectors", "of the out-vectors", set()),
         ("config/sweep.py", "All combinations of the three lists.", "All combinations.", set()),
         ("config/messages.py", "did you mean", "perhaps", set()),
         ("config/values.py", "2**63 - 1", "2**62 - 1", set()),
@@ -267,5 +267,5 @@ def test_arithmetic_put_back_into_config_would_be_noticed(edited, monkeypatch):
     before = keys()
     patch(monkeypatch, Experiment, "layers_of")
     assert keys() == before
-    directory = edited("dynamics.py", "import Experiment", "import Experiment, Shape")
+    directory = edited("dynamics.py", "Experiment, InputError", "Experiment, InputError, Shape")
     assert foreign(directory) == ["resnet_limits.dynamics: Shape"]

@@ -26,7 +26,8 @@ DATA: dict[str, dict[str, Any]] = {
     "gaussian": {"data": {"kind": "gaussian", "samples": 3, "inputs": 2, "targets": 2, "seed": 0}},
     "rotated": {"data": {"kind": "gaussian", "samples": 2, "inputs": 5, "targets": 1, "seed": 0}},
     "digits": {"data": {"kind": "digits", "samples": 6, "classes": 2}, "loss": "cross_entropy"},
-    "file": {"data": {"kind": "file", "path": "tokens.npz"}},
+    "file": {"data": {"kind": "file", "path": "tokens.npz", "positions": True}},
+    "tasks": {"data": {"kind": "in_context_regression", "samples": 3, "tokens": 4, "inputs": 2}},
 }
 
 
@@ -36,7 +37,12 @@ def test_a_problem_from_its_store_is_the_same_bit_for_bit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    np.savez("tokens.npz", x=rng.normal(size=(2, 3, 4)), y=rng.normal(size=(2, 3, 1)))
+    np.savez(
+        "tokens.npz",
+        x=rng.normal(size=(2, 3, 4)),
+        y=rng.normal(size=(2, 3, 1)),
+        weight=rng.uniform(size=(2, 3)),
+    )
     experiment = tiny_experiment(problem=DATA[name])
     path = store.write(problem(experiment), tmp_path / "problem.zarr", "problem")
     found, made = problem_from(experiment, store.open_store(path)), make_problem(experiment)
@@ -45,6 +51,9 @@ def test_a_problem_from_its_store_is_the_same_bit_for_bit(
     assert (found.input_rotation is None) == (made.input_rotation is None)
     if made.input_rotation is not None:
         assert np.array_equal(found.input_rotation, made.input_rotation)
+    assert (found.weight is None) == (made.weight is None) == (name not in ("file", "tasks"))
+    if made.weight is not None:
+        assert np.array_equal(found.weight, made.weight)
     assert found.loss == made.loss
     assert (found.tokens, found.embedding_dims) == (made.tokens, made.embedding_dims)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import importlib.util
 import math
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +165,130 @@ def test_too_many_digits_are_refused() -> None:
         make_problem(_experiment({"kind": "digits", "samples": 1797, "classes": 2}))
 
 
+# --- data with tokens -----------------------------------------------------------------------------
+
+_TASKS = {"kind": "in_context_regression", "samples": 500, "tokens": 6, "inputs": 3, "targets": 2}
+
+
+def test_tasks_are_linear_maps_of_their_own() -> None:
+    problem = make_problem(_experiment(_TASKS))
+    x, y = problem.x[..., :3], problem.y
+    maps = np.array([np.linalg.lstsq(a, b, rcond=None)[0] for a, b in zip(x, y, strict=True)])
+    np.testing.assert_allclose(np.einsum("sti,sio->sto", x, maps), y, atol=1e-12)
+    # 3000 entries of variance 1/3, and 9000 of variance 1; four standard errors.
+    assert maps.var() == pytest.approx(1 / 3, abs=4 / 3 * math.sqrt(2 / 3000))
+    assert abs(maps.mean()) < 4 / math.sqrt(3 * 3000)
+    assert x.var() == pytest.approx(1.0, abs=4 * math.sqrt(2 / 9000))
+    # Independent tasks: their maps are uncorrelated.
+    flat = maps.reshape(500, -1)
+    assert np.abs(np.corrcoef(flat[:-1, 0], flat[1:, 0])[0, 1]) < 4 / math.sqrt(499)
+    assert problem.tokens == 6
+    assert (problem.input_dims, problem.output_dims, problem.rows) == (5, 2, 3000)
+
+
+def test_the_query_hides_its_target_and_alone_counts() -> None:
+    problem = make_problem(_experiment(_TASKS))
+    np.testing.assert_array_equal(problem.x[:, :-1, 3:], problem.y[:, :-1])
+    assert not problem.x[:, -1, 3:].any()
+    assert problem.y[:, -1].all()
+    assert problem.weight is not None
+    np.testing.assert_array_equal(problem.weight, np.tile([0.0] * 5 + [1.0], (500, 1)))
+    assert problem.row_weights is not None
+    assert problem.row_weights.sum() == pytest.approx(1.0)
+    f = torch.zeros(3000, 2, dtype=torch.float64)
+    value = problem.loss.value(
+        f, torch.from_numpy(problem.targets), torch.from_numpy(3000 * problem.row_weights)
+    )
+    assert float(value) == pytest.approx(0.5 * (problem.y[:, -1] ** 2).sum(1).mean())
+
+
+def test_tasks_have_the_noise_that_they_name() -> None:
+    noisy, plain = (make_problem(_experiment({**_TASKS, "noise": n})) for n in (0.3, 0.0))
+    difference = noisy.y - plain.y
+    assert difference.std() == pytest.approx(0.3, rel=4 / math.sqrt(2 * 6000))
+    np.testing.assert_array_equal(noisy.x[..., :3], plain.x[..., :3])
+
+
+def test_more_tasks_begin_with_fewer_and_the_seed_changes_them() -> None:
+    few, more, other = (
+        make_problem(_experiment({**_TASKS, "samples": n, "seed": seed}))
+        for n, seed in ((4, 0), (9, 0), (4, 1))
+    )
+    np.testing.assert_array_equal(few.x, more.x[:4])
+    np.testing.assert_array_equal(few.y, more.y[:4])
+    assert not np.array_equal(few.x, other.x)
+
+
+def _characters(**changes: Any) -> Problem:
+    data = {"kind": "characters", "samples": 40, "tokens": 12, "alphabet": 9, **changes}
+    return make_problem(_experiment(data, loss="cross_entropy"))
+
+
+def test_characters_are_the_text_of_this(capfd: pytest.CaptureFixture[str]) -> None:
+    problem = _characters()
+    assert capfd.readouterr().out == ""
+    done = subprocess.run(
+        [sys.executable, "-c", "import this"], capture_output=True, text=True, check=True
+    )
+    text = done.stdout.removesuffix("\n").lower()
+    frequent = "".join(letter for letter, _ in collections.Counter(text).most_common(8))
+    known = "".join(letter if letter in frequent else "?" for letter in text)
+    # Which class is which letter follows from the frequencies alone.
+    letters = np.array([*sorted(frequent, key=lambda a: (-text.count(a), a)), "?"])
+    for x, y in zip(problem.x.argmax(-1), problem.y.argmax(-1), strict=True):
+        assert "".join(letters[x]) + letters[y[-1]] in known
+        np.testing.assert_array_equal(x[1:], y[:-1])
+    assert set(problem.x.sum(axis=-1).ravel()) == set(problem.y.sum(axis=-1).ravel()) == {1.0}
+    assert problem.weight is None
+    assert len({x.tobytes() for x in problem.x}) == 40
+
+
+def test_pieces_of_the_text_are_chosen_by_the_seed() -> None:
+    few, more, other = _characters(samples=9), _characters(), _characters(samples=9, seed=1)
+    np.testing.assert_array_equal(few.x, more.x[:9])
+    assert not np.array_equal(few.x, other.x)
+    # All pieces that there are, the last of which ends with the last character but one.
+    assert _characters(samples=844).x.shape == (844, 12, 9)
+
+
+def test_a_python_without_the_text_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"the source of .* module this, .*; allowed: other data"):
+        _characters()
+
+
+@pytest.mark.parametrize("kind", ["tasks", "characters", "file"])
+def test_positions_are_appended_to_the_inputs(tmp_path: Path, kind: str) -> None:
+    path = _save(tmp_path / "d.npz", np.ones((2, 3, 4)), np.ones((2, 3, 1)))
+    data: dict[str, Any] = {
+        "tasks": {**_TASKS, "samples": 5},
+        "characters": {"kind": "characters", "samples": 40, "tokens": 12, "alphabet": 9},
+        "file": {"kind": "file", "path": str(path)},
+    }[kind]
+    plain, placed = (
+        make_problem(_experiment({**data, "positions": flag})) for flag in (False, True)
+    )
+    assert placed.tokens is not None
+    inputs = plain.x.shape[-1]
+    np.testing.assert_array_equal(placed.x[..., :inputs], plain.x)
+    for sample in placed.x[..., inputs:]:
+        np.testing.assert_array_equal(sample, np.eye(placed.tokens))
+    np.testing.assert_array_equal(placed.y, plain.y)
+
+
+def test_positions_need_tokens(tmp_path: Path) -> None:
+    data = {"kind": "file", "path": str(_save(tmp_path / "d.npz", _X, _Y)), "positions": True}
+    with pytest.raises(InputError, match=r"^problem\.data\.positions: true, and the data have no"):
+        make_problem(_experiment(data))
+
+
+def test_positions_of_too_many_tokens_are_refused(tmp_path: Path) -> None:
+    x = np.ones((1, 4000, 1))
+    data = {"kind": "file", "path": str(_save(tmp_path / "d.npz", x, x)), "positions": True}
+    with pytest.raises(InputError, match=r"16004000 numbers with positions; allowed: at most"):
+        make_problem(_experiment(data))
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 _X = np.arange(12.0).reshape(4, 3) ** 2
@@ -171,14 +299,16 @@ def _file(path: Path, loss: str = "squared_error") -> Problem:
     return make_problem(_experiment({"kind": "file", "path": str(path)}, loss=loss))
 
 
-def _save(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
+def _save(path: Path, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Path:
     import xarray as xr
 
     if path.suffix == ".npz":
-        np.savez(path, x=x, y=y)
+        np.savez(path, x=x, y=y, **({} if weight is None else {"weight": weight}))
         return path
     dims = ("sample", "token") if x.ndim == 3 else ("sample",)
     dataset = xr.Dataset({"x": ((*dims, "input"), x), "y": ((*dims, "target"), y)})
+    if weight is not None:
+        dataset["weight"] = (("sample", "token")[: weight.ndim], weight)
     if path.suffix == ".nc":
         dataset.to_netcdf(path, engine="scipy")
     else:
@@ -220,6 +350,46 @@ def test_tokens_become_rows_with_the_token_fastest(tmp_path: Path, name: str) ->
     assert (problem.tokens, problem.rows) == (3, 6)
     np.testing.assert_array_equal(problem.inputs[4], x[1, 1])
     np.testing.assert_array_equal(problem.targets[4], y[1, 1])
+
+
+@pytest.mark.parametrize("name", ["d.npz", "d.zarr", "d.zarr.zip", "d.nc"])
+@pytest.mark.parametrize("dtype", [np.float64, np.int16])
+def test_weights_are_read_from_every_file_type(tmp_path: Path, name: str, dtype: type) -> None:
+    weight = np.array([0, 2, 3, 5], dtype)
+    problem = _file(_save(tmp_path / name, _X, _Y, weight))
+    assert problem.weight is not None
+    np.testing.assert_array_equal(problem.weight, weight)
+    np.testing.assert_allclose(problem.row_weights, weight / 10, rtol=1e-15)
+
+
+def test_weights_of_tokens_go_by_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 2)), rng.uniform(size=(2, 3))
+    problem = _file(_save(tmp_path / "d.npz", x, y, weight))
+    assert problem.row_weights is not None
+    assert problem.row_weights[4] == pytest.approx(weight[1, 1] / weight.sum())
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.array([1.0, -1, 1, 1]), r"weight holds 1 negative values, the first at \[1\]; allowed"),
+        (np.array([1.0, np.nan, 1, 1]), r"weight holds 1 values that are NaN"),
+        (np.array([1.0, np.inf, 1, 1]), r"weight holds 1 values that are NaN or infinite"),
+        (np.zeros(4), r"weight is zero everywhere; allowed: a row that counts"),
+        (np.ones(3), r"weight has shape \(3,\); allowed: .* here \(4,\)"),
+        (np.ones((4, 3)), r"weight has shape \(4, 3\); allowed: \(samples, \[tokens\]\)"),
+        (np.ones((4, 1, 1)), r"weight has shape \(4, 1, 1\)"),
+        (np.array(["a", "b", "c", "d"]), r"weight has values of type .*; allowed: real numbers"),
+    ],
+)  # fmt: skip
+def test_unsound_weights_are_one_clear_line(
+    tmp_path: Path, weight: np.ndarray, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        _file(_save(tmp_path / "d.npz", _X, _Y, weight))
+    assert "\n" not in str(caught.value)
+    _file(_save(tmp_path / "d.npz", _X, _Y, np.ones(4)))  # the negative control
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint8, np.bool_])

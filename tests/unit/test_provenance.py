@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from resnet_limits import provenance
-from resnet_limits.config import experiment_from_dict
+from resnet_limits.config import BranchConfig, ModelConfig, experiment_from_dict
 from resnet_limits.provenance import (
     cell_seeds,
     code_hash,
@@ -239,6 +239,105 @@ def test_the_real_table_of_activations_is_understood(package, tiny_experiment):
         package(files={"units.py": text}, replace={"units.py": ("p * torch.exp(", "torch.exp(")})
         after = keys(tiny_experiment(model={"unit": {"activation": name}}))
         assert bool(changed(before, after)) == (name == "gelu")
+
+
+HEAD = {"unit": {"kind": "attention_head", "key_dim": 2}, "norm": "rms"}
+TASKS = {"data": {"kind": "in_context_regression", "samples": 2, "tokens": 3, "inputs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "change", "is_stale"),
+    [
+        ("units.py", ("gate * p[..., 1:, :], gate", "gate, gate"), "gated", True),
+        ("units.py", ("gate * p[..., 1:, :], gate", "gate, gate"), "plain", False),
+        ("units.py", ("self.scale = key_dim**-0.5", "self.scale = 1.0"), "second branch", True),
+        ("units.py", ("self.scale = key_dim**-0.5", "self.scale = 1.0"), "plain", False),
+        ("units.py", ("p * torch.exp(", "torch.exp("), "second branch", True),
+        ("units.py", ("p * torch.exp(", "torch.exp("), "gated", False),
+        ("norms.py", ("(q + RMS_EPSILON).rsqrt()", "q.rsqrt()"), "second branch", True),
+        ("norms.py", ("(q + RMS_EPSILON).rsqrt()", "q.rsqrt()"), "final norm", True),
+        ("norms.py", ("(q + RMS_EPSILON).rsqrt()", "q.rsqrt()"), "plain", False),
+        ("rules.py", ("0.5 * (1.0 + math.cos", "1.5 * (1.0 + math.cos"), "cosine", True),
+        ("rules.py", ("0.5 * (1.0 + math.cos", "1.5 * (1.0 + math.cos"), "plain", False),
+        ("rules.py", ("(k + 1) / (warmup + 1)", "k / (warmup + 1)"), "cosine", False),
+        ("rules.py", ("kept = 1.0 - eta", "kept = 2.0 - eta"), "plain", True),
+    ],
+)
+def test_of_units_norms_rules_and_schedules_those_in_use_count(
+    monkeypatch, tmp_path, tiny_experiment, file, edit, change, is_stale
+):
+    """Of the real sources; a branch counts like any other."""
+    experiment = tiny_experiment(
+        **{
+            "plain": {},
+            "gated": {"model": {"unit": {"kind": "gated_perceptron"}}},
+            "second branch": {
+                "problem": TASKS,
+                "model": {"unit": None, "layer": [{}, HEAD, {"unit": {"activation": "gelu"}}]},
+            },
+            "final norm": {"model": {"final_norm": "rms"}},
+            "cosine": {"training": {"schedule": {"kind": "cosine"}}},
+        }[change]
+    )
+    directory = tmp_path / "resnet_limits"
+    shutil.copytree(RESNET_LIMITS, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    before = keys(experiment)
+    text = (directory / file).read_text()
+    assert edit[0] in text
+    (directory / file).write_text(text.replace(*edit))
+    monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", directory)
+    wanted = LIMITS | {"finite"} | AFTER if is_stale else set()
+    assert changed(before, keys(experiment)) == wanted
+
+
+def test_a_rule_that_is_not_in_use_does_not_count(monkeypatch, tmp_path, tiny_experiment):
+    """A second rule, put into a copy of the real sources."""
+    directory = tmp_path / "resnet_limits"
+    shutil.copytree(RESNET_LIMITS, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (directory / "rules.py").read_text()
+    table = 'RULES: dict[str, Callable[..., Rule]] = {"sgd": GradientDescent}'
+    assert table in text
+    found = []
+    monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", directory)
+    for number in (1.0, 2.0):
+        other = f"class Other(GradientDescent):\n    speed = {number}\n\n\n"
+        more = table.replace("}", ', "other": Other}')
+        (directory / "rules.py").write_text(text.replace(table, other + more))
+        provenance.code._code_hash.cache_clear()
+        found.append(keys(tiny_experiment()))
+    assert found[0] == found[1] == keys(tiny_experiment())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"unit": None, "layer": [{}, {}]}},
+        {"model": {"unit": None, "layer": [{"norm": "rms"}]}},
+        {"model": {"unit": None, "layer": [{"width_ratio": 2}]}},
+        {"model": {"final_norm": "rms"}},
+        {"training": {"rule": {"momentum": 0.5}}},
+        {"training": {"weight_decay": 0.5}},
+        {"training": {"schedule": {"kind": "linear"}}},
+        {"training": {"batches": {"size": 1}}},
+        {"training": {"batches": [[0], [1]]}},
+    ],
+    ids=str,
+)
+def test_new_values_make_limits_and_networks_stale(tiny_experiment, change):
+    assert changed(keys(tiny_experiment()), keys(tiny_experiment(**change))) == ALL - {"problem"}
+
+
+def test_both_forms_of_a_layer_are_the_same(tiny_experiment):
+    layer = [{"unit": {"kind": "perceptron", "activation": "tanh"}}]
+    assert keys(tiny_experiment()) == keys(tiny_experiment(model={"unit": None, "layer": layer}))
+
+
+def test_what_a_branch_leaves_out_is_in_the_key(tiny_experiment, monkeypatch):
+    """The code of the configuration is in no key, so its defaults are by value."""
+    before = keys(tiny_experiment())
+    other = BranchConfig(norm="rms")
+    monkeypatch.setattr(ModelConfig, "branches", property(lambda self: (other,)))
+    assert changed(before, keys(tiny_experiment())) == ALL - {"problem"}
 
 
 def test_an_init_that_does_something_counts(package):

@@ -102,6 +102,6 @@ def test_float32_stays_float32(activation: str) -> None:
 
 def test_unknown_names_are_input_errors() -> None:
     with pytest.raises(InputError, match="perceptron"):
-        make_unit("attention_head")
+        make_unit("head")
     with pytest.raises(InputError, match="linear, tanh, erf, relu, gelu, silu"):
         Perceptron("sine")

@@ -167,7 +167,7 @@ class ModelConfig(Section):
         if self.layer is not None:
             return self.layer
         assert self.unit is not None
-        return (BranchConfig(unit=self.unit),)
+        return (BranchConfig().model_copy(update={"unit": self.unit}),)
 
 
 # --- training -------------------------------------------------------------------------------------

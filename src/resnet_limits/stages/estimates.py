@@ -25,6 +25,7 @@ from resnet_limits.config import (
     InContextRegressionData,
     LinearTeacherData,
     PerceptronUnit,
+    UnitConfig,
 )
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import COMPUTED
@@ -57,8 +58,6 @@ _BASE_MB = {
 _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
-# Activations that are not smooth enough for a quadrature's best rate, from the worst on.
-_LEAST_SMOOTH = ("relu", "gelu", "silu")
 # Modules whose functions are compiled.
 _COMPILED = ("limits/kernels.py", "networks/kernels.py")
 
@@ -151,12 +150,12 @@ def _rule(experiment: Experiment) -> tuple[int, bool]:
     return rule.buffers, rule.is_additive(training.steps)
 
 
-def _activation(experiment: Experiment) -> str:
-    """Name the activation that decides how a limit is solved: the least smooth of all branches."""
-    units = (branch.unit for branch in experiment.model.branches)
-    names = {u.activation if isinstance(u, PerceptronUnit | ConvolutionUnit) else "" for u in units}
-    rough = (name for name in _LEAST_SMOOTH if name in names)
-    return next(rough, max(names - {"linear"}, default="linear"))
+def _activation(unit: UnitConfig) -> str:
+    """Name the activation that a unit's map is, or linear; empty where it is more than that."""
+    if isinstance(unit, PerceptronUnit):
+        return unit.activation
+    is_linear = isinstance(unit, ConvolutionUnit) and unit.activation == "linear"
+    return "linear" if is_linear else ""
 
 
 def _scales(experiment: Experiment) -> Scales:
@@ -174,7 +173,7 @@ def _scales(experiment: Experiment) -> Scales:
             norm = math.sqrt(_data_sizes(experiment).inputs)
     scales = [branch.residual_scale or model.residual_scale for branch in model.branches]
     return Scales(
-        _activation(experiment),
+        tuple(_activation(branch.unit) for branch in model.branches),
         experiment.problem.loss,
         experiment.numerics.limit_tolerance,
         rate=experiment.training.learning_rate,
