@@ -295,22 +295,21 @@ class _Branch:
         raw: _Raw,
         r_steps: int,
     ) -> Tensor:
-        """Product with a block of right probes, whose remainder is formed where it is small."""
+        """Product with a block of right probes, whose remainders are formed where they are small."""
         at = step * self.rows
-        new, gamma, toward, certain = matrix.ask_right(inner)
-        if not certain:
-            known = self._tensor(-matrix.tau[:, :at, : matrix.rights] @ gamma)
+        asked = matrix.ask_right(inner)
+        while asked.vectors is not None:
+            before, own = (self._tensor(x) for x in asked.vectors)
 
-            def form(chunk: _Chunk, _units: slice) -> Sequence[Tensor]:
+            def form(chunk: _Chunk, _units: slice, before=before, own=own) -> Sequence[Tensor]:
                 t, v = raw(chunk)
-                rest = _combined((known, v[:, :at])) + v[:, at:]
-                return torch.bmm(t, rest.mT), torch.bmm(v, rest.mT), torch.bmm(rest, rest.mT)
+                formed = _combined((own, v[:, at:]), (before, v[:, :at]))
+                return tuple(torch.bmm(x, formed.mT) for x in (t, v, formed))
 
             with_t, with_v, gram = self._sweep(form, step + 1, r_steps)
-            laid_out = self._laid_out(with_t, with_v)
-            new, gamma, toward = matrix.refine_right(gamma, laid_out, gram)
+            asked = matrix.refine_right(asked, self._laid_out(with_t, with_v), gram)
         self.kept = {}
-        return matrix.product_right(new, gamma, toward)
+        return matrix.product_right(asked)
 
 
 def refusal(dynamics: Dynamics, dtype: torch.dtype) -> str:
