@@ -89,7 +89,7 @@ def measure(
 
     def train() -> float:
         # From the same weights: what an earlier training has kept as factors is left out.
-        network.used = 0
+        network.step = 0
         start = time.perf_counter()
         for step in range(steps):
             output = network.forward_pass()

@@ -14,7 +14,7 @@ from resnet_limits.config import BranchConfig, Experiment, InputError
 from resnet_limits.norms import Identity, Norm, make_norm
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.randomness import permutation
-from resnet_limits.rules import SCHEDULES, GradientDescent, Rule, make_rule
+from resnet_limits.rules import SCHEDULES, GradientDescent, Rule, make_rule, move
 from resnet_limits.units import Unit, make_unit
 
 GROWTH_LIMIT = 1e6
@@ -208,6 +208,83 @@ class Dynamics:
             return gradient
         weights = torch.from_numpy(self.row_weights(step)).to(output)
         return gradient * weights[:, None]
+
+
+class Embeddings:
+    """The embedding and the unembedding of networks or limits: what they do and how they learn.
+
+    States are ``(batch, coordinates, rows)`` here.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        The training problem.
+    embedding, unembedding : Tensor, shapes (batch, coordinates, r_in or d_out)
+        W_e, rotated as the inputs are, and W_u; changed in place where they are trained.
+    weight : float
+        Weight of a coordinate in dot products of states: 1 / D for a network, 1 for a limit.
+
+    Attributes
+    ----------
+    embedding, unembedding : Tensor
+        As given.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, embedding: Tensor, unembedding: Tensor, weight: float
+    ) -> None:
+        self.dynamics, self.weight = dynamics, weight
+        self.embedding, self.unembedding = embedding, unembedding
+        self._inputs = torch.from_numpy(dynamics.inputs).to(embedding)
+        rates = dynamics.rate_embedding, dynamics.rate_unembedding
+        self._trained = [
+            (rate, [matrix, *(torch.zeros_like(matrix) for _ in range(dynamics.rule.buffers))])
+            for rate, matrix in zip(rates, (embedding, unembedding), strict=True)
+        ]
+
+    def first(self) -> Tensor:
+        """Give ``h^0 = W_e x``."""
+        return self.embedding @ self._inputs.mT
+
+    def output(self, last: Tensor) -> Tensor:
+        """Give f, shape (batch, rows, d_out), for ``h^L``."""
+        read = self.dynamics.final_norm.forward(last, -2, self.weight)
+        output = (self.unembedding.mT @ read).mT
+        return output if self.weight == 1 else self.weight * output
+
+    def pull_back(self, last: Tensor, cotangent: Tensor) -> Tensor:
+        """Give ``b^L``, the shape of ``h^L``, for cotangents of f, shape (batch, rows, d_out)."""
+        return self.dynamics.final_norm.pull_back(
+            last, self.unembedding @ cotangent.mT, -2, self.weight
+        )
+
+    def learn(self, step: int, first: Tensor, last: Tensor, cotangent: Tensor) -> None:
+        """Take the step after a state, if they are trained.
+
+        Parameters
+        ----------
+        step : int
+            The state.
+        first : Tensor, shape (batch, coordinates, rows)
+            ``b^0``.
+        last : Tensor, shape (batch, coordinates, rows)
+            ``h^L``, before the final norm.
+        cotangent : Tensor, shape (batch, rows, d_out)
+            Cotangents of f (:meth:`Dynamics.cotangent`).
+        """
+        dynamics = self.dynamics
+        scale = 1.0 / (dynamics.residual_scale * dynamics.batch_size(step))
+
+        def of_embedding() -> Tensor:
+            return first @ self._inputs
+
+        def of_unembedding() -> Tensor:
+            return dynamics.final_norm.forward(last, -2, self.weight) @ cotangent
+
+        gradients = of_embedding, of_unembedding
+        for (rate, parts), gradient in zip(self._trained, gradients, strict=True):
+            if rate:
+                move(dynamics.rule.transition(step, rate), parts, scale * gradient())
 
 
 def largest_size(dynamics: Dynamics, start: ArrayLike) -> NDArray[np.float64]:

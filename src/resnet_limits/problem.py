@@ -26,7 +26,7 @@ from resnet_limits.config import (
     InputError,
     LinearTeacherData,
 )
-from resnet_limits.randomness import normal_rows, permutation
+from resnet_limits.randomness import law_rows, normal_rows, permutation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +128,8 @@ class Problem:
         s_e and s_u.
     weight : ndarray, shape (samples, [tokens]), or None
         Weights of the samples or tokens in the loss, of any sum; None for equal ones.
+    initial_law : str
+        Law of the embedding rows, a key of ``randomness.LAWS``.
     """
 
     x: Array
@@ -137,6 +139,7 @@ class Problem:
     embedding_std: float
     unembedding_std: float
     weight: Array | None = None
+    initial_law: str = "gaussian"
 
     @property
     def row_weights(self) -> Array | None:
@@ -249,6 +252,7 @@ def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Probl
         input_rotation=rotation,
         embedding_std=experiment.model.init_std.embedding,
         unembedding_std=experiment.model.init_std.unembedding,
+        initial_law=experiment.model.initial_law,
     )
 
 
@@ -336,7 +340,7 @@ def embedding_rows(problem: Problem, root_seed: int, seed: int, embed_dim: int) 
     Parameters
     ----------
     problem : Problem
-        Gives the numbers of inputs and targets, s_e and s_u.
+        Gives the numbers of inputs and targets, s_e and s_u, and the law.
     root_seed : int
         The experiment's ``seed``.
     seed : int
@@ -349,8 +353,9 @@ def embedding_rows(problem: Problem, root_seed: int, seed: int, embed_dim: int) 
     ndarray, shape (D, r)
         Column by column: the r_in directions of the inputs, then the targets.
     """
-    W_e = normal_rows(root_seed, "embedding", seed, rows=embed_dim, columns=problem.x.shape[-1])
-    W_u = normal_rows(root_seed, "unembedding", seed, rows=embed_dim, columns=problem.output_dims)
+    law, rows, d_in = problem.initial_law, embed_dim, problem.x.shape[-1]
+    W_e = law_rows(law, root_seed, "embedding", seed, rows=rows, columns=d_in)
+    W_u = law_rows(law, root_seed, "unembedding", seed, rows=rows, columns=problem.output_dims)
     if problem.input_rotation is not None:
         W_e = _rotate_rows(W_e, problem.input_rotation)
     return np.concatenate([problem.embedding_std * W_e, problem.unembedding_std * W_u], axis=1)

@@ -8,13 +8,17 @@ batching, on the device, on the order of jobs, or on the other values of a sweep
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
+from collections.abc import Callable
 from typing import SupportsIndex
 
 import numpy as np
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 from scipy.special import ndtri
+
+Array = NDArray[np.float64]
 
 _BLOCK = 1 << 18
 
@@ -47,16 +51,49 @@ def generator(root_seed: SupportsIndex, *name: str | SupportsIndex) -> Generator
     return Generator(_bit_generator(root_seed, name))
 
 
-def normal_rows(
-    root_seed: SupportsIndex, *name: str | SupportsIndex, rows: int, columns: int
-) -> NDArray[np.float64]:
-    """Draw a table of independent standard normal numbers, row by row.
+def _uniform(u: Array) -> Array:
+    return math.sqrt(3.0) * (2.0 * u - 1.0)
+
+
+def _rademacher(u: Array) -> Array:
+    return np.where(u < 0.5, -1.0, 1.0)
+
+
+LAWS: dict[str, Callable[[Array], Array]] = {
+    "gaussian": ndtri,
+    "uniform": _uniform,
+    "rademacher": _rademacher,
+}
+"""Quantiles of the initial laws, all of mean 0 and variance 1."""
+
+
+def draw(stream: Generator, law: str, size: tuple[int, ...]) -> Array:
+    """Draw independent numbers of a law.
+
+    Parameters
+    ----------
+    stream : numpy.random.Generator
+        From `generator`.
+    law : str
+        A key of :data:`LAWS`.
+    size : tuple of int
+        The array's shape.
+    """
+    return stream.standard_normal(size) if law == "gaussian" else LAWS[law](stream.random(size))
+
+
+def law_rows(
+    law: str, root_seed: SupportsIndex, *name: str | SupportsIndex, rows: int, columns: int
+) -> Array:
+    """Draw a table of independent numbers of a law, row by row.
 
     Every entry takes one word of the stream and is found from it by inversion, so that the table
     is the beginning of any longer one with as many columns, bit for bit.
 
     Parameters
     ----------
+    law : str
+        A key of :data:`LAWS`.
     root_seed, *name
         As for `generator`.
     rows, columns : int
@@ -75,8 +112,15 @@ def normal_rows(
         block[:] = bits.random_raw(block.size) >> np.uint64(12)
         block += 0.5
         block *= 2.0**-52
-        ndtri(block, out=block)
+        block[:] = LAWS[law](block)
     return flat.reshape(rows, columns)
+
+
+def normal_rows(
+    root_seed: SupportsIndex, *name: str | SupportsIndex, rows: int, columns: int
+) -> Array:
+    """Draw a table of standard normal numbers; see `law_rows`."""
+    return law_rows("gaussian", root_seed, *name, rows=rows, columns=columns)
 
 
 def permutation(

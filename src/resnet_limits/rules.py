@@ -15,15 +15,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from resnet_limits.config import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -124,6 +122,32 @@ class GradientDescent(Rule):
         )
 
 
+def move(transition: Transition, parts: Sequence[Tensor], gradient: Tensor) -> None:
+    """Take a weight and its buffers through one step, in place.
+
+    Parameters
+    ----------
+    transition : Transition
+        The step.
+    parts : sequence of Tensor, 1 + m of one shape
+        The weight and its buffers.
+    gradient : Tensor
+        G, of the same shape.
+    """
+    matrix = transition.matrix.tolist()
+    old = list(parts)
+    for i, part in enumerate(parts):
+        if any(row[i] for row in matrix[i + 1 :]):
+            # What comes later still needs it.
+            old[i] = part.clone()
+        if matrix[i][i] != 1.0:
+            part.mul_(matrix[i][i])
+        for j, other in enumerate(old):
+            if j != i and matrix[i][j]:
+                part.add_(other, alpha=matrix[i][j])
+        part.add_(gradient, alpha=float(transition.gradient[i]))
+
+
 def table(rule: Rule, rate: float, steps: int) -> Table:
     """Give the weights of all states as sums over the initial ones and the gradients.
 
@@ -145,70 +169,6 @@ def table(rule: Rule, rate: float, steps: int) -> Table:
         gradients[k + 1] = gradients[k] @ matrix.T
         gradients[k + 1, k] = gradient
     return Table(initial[:, 0], -gradients[:, :, 0])
-
-
-class Trained:
-    """A weight and the buffers of its rule.
-
-    Parameters
-    ----------
-    rule : Rule
-        How it moves.
-    rate : float
-        Its learning rate; a weight of rate 0 has no buffers and stays.
-    weight : Tensor
-        Its initial values; each step is taken in place.
-
-    Attributes
-    ----------
-    parts : list of Tensor
-        X: the weight, then its buffers, which start at 0.
-    """
-
-    def __init__(self, rule: Rule, rate: float, weight: Tensor) -> None:
-        self.rule, self.rate = rule, rate
-        buffers = rule.buffers if rate else 0
-        self.parts = [weight, *(weight.new_zeros(weight.shape) for _ in range(buffers))]
-
-    def advance(self, step: int, gradient: Tensor, divisor: float = 1.0) -> None:
-        """Take the step after state `step`.
-
-        Parameters
-        ----------
-        step : int
-            k.
-        gradient : Tensor, the weight's shape
-            The gradient times `divisor`.
-        divisor : float
-            A factor that is taken out of the gradient.
-        """
-        if self.rate:
-            advance(self.parts, self.rule.transition(step, self.rate), gradient, divisor)
-
-
-def advance(
-    parts: Sequence[Tensor], transition: Transition, gradient: Tensor, divisor: float = 1.0
-) -> None:
-    """Take a weight and its buffers through one step in place, ``X <- T X + g G``.
-
-    Parameters
-    ----------
-    parts : sequence of Tensor
-        X, the weight first.
-    transition : Transition
-        T and g.
-    gradient : Tensor, the shape of each part
-        G times `divisor`.
-    divisor : float
-        A factor that is taken out of the gradient.
-    """
-    fresh = [float(gain) / divisor * gradient for gain in transition.gradient]
-    for new, row in zip(fresh, transition.matrix, strict=True):
-        for part, factor in zip(parts, row, strict=True):
-            if factor:
-                new.add_(part, alpha=float(factor))
-    for part, new in zip(parts, fresh, strict=True):
-        part.copy_(new)
 
 
 def _constant(_updates: int, **_options: object) -> list[float]:

@@ -225,7 +225,8 @@ def _joined(like: Tensor, parts: Sequence[Tensor]) -> Tensor:
     Axes lie in memory in the order of those of `like`, ``(..., vectors, rows)``.
     """
     size = [*like.shape[:-2], sum(part.shape[-3] for part in parts), like.shape[-1]]
-    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda axis: -strides[axis])
     room = like.new_empty([size[axis] for axis in order])
     whole = room.permute([order.index(axis) for axis in range(like.dim())])
     start = 0

@@ -33,6 +33,8 @@ class _Dynamics(Protocol):
     def rule(self) -> Any: ...
     @property
     def steps(self) -> int: ...
+    @property
+    def initial_law(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Work:
         Numbers that the training rule keeps beside each weight.
     additive : bool
         Whether the training rule only ever adds gradients to a weight.
+    dense_only : bool
+        Whether no engine but the dense one trains the networks.
     saved : int
         Bytes of the hidden and backward states of all seeds that are kept.
     """
@@ -102,6 +106,7 @@ class Work:
     saved: int = 0
     buffers: int = 0
     additive: bool = True
+    dense_only: bool = False
 
     @property
     def vectors(self) -> int:
@@ -141,6 +146,7 @@ class Work:
             saved,
             dynamics.rule.buffers,
             dynamics.rule.is_additive(dynamics.steps),
+            dynamics.initial_law != "gaussian",
         )
 
 

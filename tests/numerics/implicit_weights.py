@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import reference
 import torch
 
+import reference
 from resnet_limits.networks.implicit import ImplicitNetwork, _Chunk
 
 

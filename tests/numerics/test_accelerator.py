@@ -287,7 +287,7 @@ def test_memory_beyond_the_plan_is_found(accelerator, monkeypatch):
     forward = DenseNetwork._all_forward
 
     def hoarding(self):
-        self.hoard = [*getattr(self, "hoard", []), self.incoming * 2]
+        self.hoard = [*getattr(self, "hoard", []), self.branches[0].at.incoming * 2]
         forward(self)
 
     monkeypatch.setattr(DenseNetwork, "_all_forward", hoarding)

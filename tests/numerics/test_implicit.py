@@ -200,8 +200,8 @@ def _independent(monkeypatch):
     right = conditioned.Conditioned.ask_right
 
     def ask_right(self, inner):
-        new, gamma, toward, certain = right(self, inner)
-        return new, gamma, 0 * toward, certain
+        asked = right(self, inner)
+        return dataclasses.replace(asked, onto=0 * asked.onto)
 
     monkeypatch.setattr(conditioned.Conditioned, "ask_right", ask_right)
 

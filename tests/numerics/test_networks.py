@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import reference
 from resnet_limits import randomness
 from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.kinds import DIVERGED, OK
-from resnet_limits.networks import cost, dense
+from resnet_limits.networks import cost, dense, products
 from resnet_limits.networks import train as training
 from resnet_limits.networks.train import (
     MemoryRefusedError,
@@ -56,60 +57,29 @@ def run(dynamics, shape=SHAPE, seeds=(0,), **options):
     return train(dynamics, shape, list(seeds), table(shape.embed_dim), 0, **options)
 
 
-def by_autograd(dynamics, shape, seed):
-    """The dense engine's draws, trained by :func:`by_weights`."""
+def drawn(dynamics, shape, seed):
+    """The dense engine's draws: I and O of each branch and layer, (D, M_b x vectors)."""
     L, M, D = shape
 
-    def draw(role, layer, std):
-        generator = randomness.generator(0, role, seed, *shape, layer)
-        return generator.standard_normal((M, D)).T * std * np.sqrt(D)
+    def draw(role, layer, branch, vectors, std):
+        name = (layer, branch) if branch else (layer,)
+        generator = randomness.generator(0, role, seed, *shape, *name)
+        width = dynamics.layer[branch].width(M)
+        return generator.standard_normal((width * vectors, D)).T * std * np.sqrt(D)
 
-    (branch,) = dynamics.layer
-    ins = [draw("block_in", layer, branch.input_std) for layer in range(L)]
-    outs = [draw("block_out", layer, branch.output_std) for layer in range(L)]
-    return by_weights(dynamics, shape, table(D)(seed), ins, outs)
+    ins, outs = [], []
+    for number, branch in enumerate(dynamics.layer):
+        a, c = branch.unit.in_vectors, branch.unit.out_vectors
+        ins.append([draw("block_in", n, number, a, branch.input_std) for n in range(L)])
+        outs.append([draw("block_out", n, number, c, branch.output_std) for n in range(L)])
+    return ins, outs
 
 
-def by_weights(dynamics, shape, rows, ins, outs):
-    """The network of docs/concepts/scaling.md written naively, trained with gradients by autograd.
-
-    ``ins`` and ``outs`` hold a matrix (D, M x vectors) for each layer.
-    """
-    L, M, D = shape
-    alpha, unit = dynamics.residual_scale, branch.unit
-    rows = torch.tensor(rows)
-    embedding, unembedding = rows[:, :2].clone(), rows[:, 2:].clone()
-    ins, outs = ([torch.tensor(w) for w in weights] for weights in (ins, outs))
-    x, y = torch.tensor(dynamics.inputs).T, torch.tensor(dynamics.targets)
-    outputs, states = [], []
-    for _ in range(dynamics.steps):
-        leaves = [*ins, *outs, embedding, unembedding]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        h = [embedding @ x]
-        for i, o in zip(ins, outs, strict=True):
-            p = (i.T @ h[-1] / D).view(M, unit.in_vectors, -1)
-            h.append(h[-1] + alpha / (L * M) * o @ unit.forward(p).flatten(0, 1))
-        f = (unembedding.T @ h[-1] / D).T
-        loss = dynamics.loss.value(f, y)
-        gradients = torch.autograd.grad(loss, [*leaves, *h])
-        outputs.append(f.detach().numpy())
-        # b = D times the gradient of one row's loss, hence the factor of the number of rows.
-        b = [len(x.T) * D * g for g in gradients[len(leaves) :]]
-        states.append((torch.stack(h).detach().numpy(), torch.stack(b).numpy()))
-        # "In raw gradients it is eta L M D / alpha^2 for I and O, eta D / alpha for embeddings."
-        rates = [branch.rate_in * L * M * D / alpha**2] * L
-        rates += [branch.rate_out * L * M * D / alpha**2] * L
-        rates += [dynamics.rate_embedding * D / alpha] * 2
-        with torch.no_grad():
-            new = [
-                leaf.detach() - rate * gradient
-                for leaf, rate, gradient in zip(leaves, rates, gradients, strict=False)
-            ]
-        ins, outs, embedding, unembedding = new[:L], new[L : 2 * L], new[-2], new[-1]
-    hidden = np.array([h for h, _ in states]).transpose(0, 1, 3, 2)
-    backward = np.array([b for _, b in states]).transpose(0, 1, 3, 2)
-    return np.array(outputs), hidden, backward
+def by_autograd(dynamics, shape, seed, twin=None):
+    """The dense engine's draws, trained by autograd."""
+    return reference.train(
+        dynamics, shape, table(shape.embed_dim)(seed), *drawn(dynamics, shape, seed), twin
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -124,11 +94,11 @@ def test_training_is_gradient_descent_in_the_stated_scaling(activation):
         rate_embedding=0.2,
     )
     trained = run(dynamics)
-    output, hidden, backward = by_autograd(dynamics, SHAPE, 0)
-    np.testing.assert_allclose(trained.output[0], output, atol=1e-11)
-    np.testing.assert_allclose(trained.hidden[0], hidden, atol=1e-10)
-    np.testing.assert_allclose(trained.backward[0], backward, atol=1e-10)
-    assert np.abs(output[-1] - output[0]).max() > 0.01
+    plain = by_autograd(dynamics, SHAPE, 0)
+    np.testing.assert_allclose(trained.output[0], plain.output, atol=1e-11)
+    np.testing.assert_allclose(trained.hidden[0], plain.hidden, atol=1e-10)
+    np.testing.assert_allclose(trained.backward[0], plain.backward, atol=1e-10)
+    assert np.abs(plain.output[-1] - plain.output[0]).max() > 0.01
 
 
 def test_a_wrong_rate_is_seen():
@@ -146,7 +116,7 @@ def engine(monkeypatch):
         made = functools.partial(dense.DenseNetwork, **values)
         monkeypatch.setitem(training.ENGINES, "dense", made)
         if shared_from is not None:
-            monkeypatch.setattr(dense, "_SHARED_FROM", shared_from)
+            monkeypatch.setattr(products, "_SHARED_FROM", shared_from)
 
     return options
 
@@ -185,10 +155,10 @@ def test_steps_in_place_and_as_factors_are_steps(engine, kept, name):
     dynamics = make("gelu", steps=7, rate_in=0.3, rate_out=0.6, rate_embedding=0.2)
     engine(kept=kept, **SETS[name])
     trained = run(dynamics)
-    output, hidden, backward = by_autograd(dynamics, SHAPE, 0)
-    np.testing.assert_allclose(trained.output[0], output, atol=1e-11)
-    np.testing.assert_allclose(trained.hidden[0], hidden, atol=1e-10)
-    np.testing.assert_allclose(trained.backward[0], backward, atol=1e-10)
+    plain = by_autograd(dynamics, SHAPE, 0)
+    np.testing.assert_allclose(trained.output[0], plain.output, atol=1e-11)
+    np.testing.assert_allclose(trained.hidden[0], plain.hidden, atol=1e-10)
+    np.testing.assert_allclose(trained.backward[0], plain.backward, atol=1e-10)
 
 
 @pytest.mark.parametrize("kept", [0, 4])
@@ -198,13 +168,13 @@ def test_steps_that_get_lost_are_seen(engine, monkeypatch, kept, name):
     dynamics = make(steps=5)
     right = run(dynamics)
     for product in ("read_back", "write_back"):
-        whole = getattr(dense._Compiled, product)
+        whole = getattr(products.Compiled, product)
 
-        def lose(self, layer, used, learn, whole=whole):
-            whole(self, layer, used, False)
+        def lose(self, layer, learn, whole=whole):
+            whole(self, layer, False)
 
-        monkeypatch.setattr(dense._Compiled, product, lose)
-    monkeypatch.setattr(dense.DenseNetwork, "_learn", lambda network: None)
+        monkeypatch.setattr(products.Compiled, product, lose)
+    monkeypatch.setattr(dense._Branch, "learn", lambda branch, step: None)
     wrong = run(dynamics)
     assert np.abs(right.output - wrong.output)[:, 0].max() == 0.0
     assert np.abs(right.output - wrong.output)[:, 1:].max() > 1e-3
@@ -245,16 +215,16 @@ def test_memory_is_that_of_the_arrays(monkeypatch, samples, kept):
     network = dense.DenseNetwork(dynamics, shape, [0], table(300)(0)[None], 0)
     allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    at = network._arrays
-    # States are seen twice: before and after each layer.
+    at = network.branches[0].at
+    # States are seen several times: before and after each layer.
     held = network.hidden.nbytes + network.backward.nbytes
-    seen = {"h", "next_h", "b", "next_b"}
+    seen = {"h", "next_h", "b", "next_b", "base_b", "u"}
     held += sum(array.nbytes for name, array in vars(at).items() if name not in seen)
     said = cost.memory_bytes("dense", Work.of(dynamics, shape, 1, 8))
     assert said == held
     # Beside it, scratch arrays for one layer.
     assert held <= allocated < 1.2 * held
-    factors = sum(factor.nbytes for factor in (at.past_h, at.past_dp, at.past_b, at.past_g))
+    factors = sum(factor.nbytes for factor in (at.past_u, at.past_dp, at.past_b, at.past_g))
     # By default factors of ten samples would be too large, and of one sample are not.
     assert (factors > 0) == (samples == 1 if kept is None else kept > 0)
 
@@ -276,13 +246,13 @@ def test_one_batch_of_eight_seeds_is_eight_runs_of_one(engine, name, kept):
 
 def test_draws_are_bit_identical_whatever_the_batch():
     weights = [
-        dense._block_weights("block_in", 0, seeds, SHAPE, 1, 2.0, torch.float64)
+        dense._block_weights("block_in", 0, seeds, SHAPE, 7, 2.0, torch.float64)
         for seeds in (range(8), [5], [7, 5])
     ]
     assert torch.equal(weights[0][:, 5], weights[1][:, 0])
     assert torch.equal(weights[0][:, 5], weights[2][:, 1])
     assert not torch.equal(weights[0][:, 5], weights[0][:, 6])
-    other_role = dense._block_weights("block_out", 0, [5], SHAPE, 1, 2.0, torch.float64)
+    other_role = dense._block_weights("block_out", 0, [5], SHAPE, 7, 2.0, torch.float64)
     assert not torch.equal(weights[1], other_role)
 
 

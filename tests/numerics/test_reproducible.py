@@ -68,7 +68,7 @@ def test_other_sweep_values_change_nothing(tiny_experiment):
 
 @pytest.mark.parametrize("shared_from", [0, 1 << 60])
 def test_threads_change_nothing(tiny_experiment, monkeypatch, shared_from):
-    monkeypatch.setattr("resnet_limits.networks.dense._SHARED_FROM", shared_from)
+    monkeypatch.setattr("resnet_limits.networks.products._SHARED_FROM", shared_from)
     experiment = tiny_experiment()
     before = torch.get_num_threads()
     results = []

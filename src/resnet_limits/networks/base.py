@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import Dynamics, Embeddings
 from resnet_limits.kinds import Shape
-from resnet_limits.rules import Trained
 
 NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 """numpy's names of torch's types."""
@@ -76,13 +75,7 @@ class Network(ABC):
             branch.scale / (depth * branch.width(width)) for branch in dynamics.layer
         )
         self.step = 0
-        self._embeddings = [
-            Trained(dynamics.rule, rate, weight)
-            for rate, weight in (
-                (dynamics.rate_embedding, self.embedding),
-                (dynamics.rate_unembedding, self.unembedding),
-            )
-        ]
+        self.embeddings = Embeddings(dynamics, self.embedding, self.unembedding, 1.0 / embed_dim)
 
     @property
     def hidden(self) -> Tensor:
@@ -127,29 +120,17 @@ class Network(ABC):
         """
 
     def _read_out(self) -> Tensor:
-        """Give the outputs of the last layer's states, ``W_u^T norm(h^L) / D``."""
-        embed_dim = self.shape.embed_dim
-        read = self.dynamics.final_norm.forward(self.hidden[-1], -1, 1.0 / embed_dim)
-        return torch.matmul(read, self.unembedding).div_(embed_dim)
+        """Give the outputs of the last layer's states, shape (S, rows, d_out)."""
+        return self.embeddings.output(self.hidden[-1].mT)
 
     def _start_back(self, cotangent: Tensor) -> None:
-        """Set ``b^L = J^T W_u cotangent``, with J the derivative of the final norm."""
-        norm, last = self.dynamics.final_norm, self.backward[-1]
-        torch.bmm(cotangent, self.unembedding.mT, out=last)
-        if not norm.is_identity:
-            last.copy_(norm.pull_back(self.hidden[-1], last, -1, 1.0 / self.shape.embed_dim))
+        """Set ``b^L``."""
+        self.backward[-1] = self.embeddings.pull_back(self.hidden[-1].mT, cotangent).mT
 
     def _learn_embedding(self, cotangent: Tensor) -> None:
         """Take the training step of the embeddings, those that are trained."""
-        dynamics = self.dynamics
-        embedding, unembedding = self._embeddings
-        scale = dynamics.residual_scale * dynamics.batch_size(self.step)
-        if embedding.rate:
-            embedding.advance(self.step, self.backward[0].mT @ self.inputs, scale)
-        if unembedding.rate:
-            embed_dim = self.shape.embed_dim
-            read = dynamics.final_norm.forward(self.hidden[-1], -1, 1.0 / embed_dim)
-            unembedding.advance(self.step, read.mT @ cotangent, scale)
+        first, last = self.backward[0].mT, self.hidden[-1].mT
+        self.embeddings.learn(self.step, first, last, cotangent)
 
 
 def _after(states: list[Tensor], branch: int) -> Tensor:

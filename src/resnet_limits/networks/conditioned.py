@@ -136,7 +136,7 @@ def remainder(gram: Array, scale: Array, tolerance: float | Array, room: int) ->
     the old ones carry the NaN on.
     """
     seeds, rows, _ = gram.shape
-    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1)
+    sound = np.asarray(np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1))
     rest = np.where(sound[:, None, None], gram, 0.0)
     bound = np.where(sound[:, None], tolerance**2 * scale, np.inf)
     mixing = np.zeros_like(gram)

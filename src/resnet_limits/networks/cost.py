@@ -57,15 +57,15 @@ def terms(engine: str, work: Work) -> tuple[float, ...]:
         their length.
     """
     depth, width, embed_dim = work.shape
-    visits = depth * work.steps
+    visits = depth * work.steps * len(work.branches)
     if engine == "dense":
-        weights = work.vectors * depth * width * embed_dim * work.seeds
+        weights = _coefficients(work) * depth * embed_dim * work.seeds
         read = weights * work.steps
         return visits, visits * work.seeds, weights, read * work.itemsize / 8, read * work.rows
     probes = work.rows * work.steps
     drawn = pairs = 0.0
     for branch in work.branches:
-        for size in (branch.vectors * width, branch.vectors * embed_dim):
+        for size in (branch.vectors * branch.width(width), branch.vectors * embed_dim):
             # No more directions than dimensions; half of the others are there when a probe comes.
             directions = min(probes, size)
             drawn += depth * work.seeds * size * directions
@@ -80,10 +80,14 @@ def _seconds(engine: str, work: Work) -> float:
     )
 
 
+def _coefficients(work: Work) -> int:
+    """In- and out-vectors of all units of a layer: numbers of a row of coefficients."""
+    return sum(branch.vectors * branch.width(work.shape.width) for branch in work.branches)
+
+
 def _factor(work: Work) -> int:
     """Numbers of one row of one gradient step in one layer: two states and the coefficients."""
-    _, width, embed_dim = work.shape
-    return 2 * embed_dim * len(work.branches) + work.vectors * width
+    return 2 * work.shape.embed_dim * len(work.branches) + _coefficients(work)
 
 
 # Most numbers of a training's factors, in numbers of the weights.
@@ -104,10 +108,9 @@ def kept_steps(work: Work) -> int:
     int
         K - 1; 0: each step is taken in place, and there are no factors.
     """
-    _, width, embed_dim = work.shape
     updates = work.steps - 1
     factors = updates * work.rows * _factor(work)
-    return updates if factors <= _FACTORS * work.vectors * width * embed_dim else 0
+    return updates if factors <= _FACTORS * _coefficients(work) * work.shape.embed_dim else 0
 
 
 def _states(work: Work) -> int:
@@ -117,16 +120,19 @@ def _states(work: Work) -> int:
 
 
 def _dense_bytes(work: Work) -> int:
-    """Block weights, factors of the kept steps, states and coefficients of one step.
+    """Block weights with their buffers, states and coefficients of one step, or kept factors.
 
-    On a GPU there are no factors, so that it takes no more.
+    A GPU, and a CPU that steps are taken in place on, has the buffers; who keeps factors has none.
     """
     depth, width, embed_dim = work.shape
-    weights = work.vectors * depth * width * embed_dim
-    states = _states(work)
-    coefficients = 2 * depth * work.rows * work.vectors * width
-    factors = kept_steps(work) * depth * work.rows * _factor(work)
-    return (weights + states + coefficients + factors) * work.itemsize
+    kept = kept_steps(work)
+    weights = depth * _coefficients(work) * embed_dim
+    # Those that norms give, and what units keep beside their values and coefficients.
+    normed = depth * sum(branch.normed for branch in work.branches) * work.rows * embed_dim
+    beside = sum(branch.kept_vectors * branch.width(width) for branch in work.branches)
+    coefficients = depth * work.rows * (2 * _coefficients(work) + beside)
+    numbers = _states(work) + normed + coefficients + kept * depth * work.rows * _factor(work)
+    return (weights * (1 if kept else 1 + work.buffers) + numbers) * work.itemsize
 
 
 def implicit_directions(embed_dim: int, unit_dim: int, probes: int) -> tuple[int, int]:
@@ -151,6 +157,9 @@ _BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
 
 IMPLICIT_KEPT = 1 << 24
 """Numbers of a layer's raw vectors up to which the implicit engine keeps them over a pass."""
+
+PIECE = 1 << 18
+"""Most numbers of a gradient that the dense engine forms at a time, of a rule with buffers."""
 
 # Arrays of one layer's states or coefficients that a pass holds beside those that stay, and the
 # bytes of a number of theirs.
@@ -209,6 +218,8 @@ def choose(work: Work) -> Choice:
     Choice
         The engine, and the figures that decided.
     """
+    if work.dense_only:
+        return Choice("dense", "auto: no other engine trains these networks")
     need = {name: size(work) for name, size in _BYTES.items()}
     small = [name for name in ENGINES if need[name] <= MEMORY] or [
         min(ENGINES, key=need.__getitem__)

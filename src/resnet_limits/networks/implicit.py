@@ -295,15 +295,15 @@ class _Branch:
         raw: _Raw,
         r_steps: int,
     ) -> Tensor:
-        """Product with a block of right probes, whose remainders are formed where they are small."""
+        """Product with a block of right probes, of which small remainders are formed."""
         at = step * self.rows
         asked = matrix.ask_right(inner)
         while asked.vectors is not None:
-            before, own = (self._tensor(x) for x in asked.vectors)
+            coefficients = self._tensor(np.concatenate(asked.vectors, axis=1))
 
-            def form(chunk: _Chunk, _units: slice, before=before, own=own) -> Sequence[Tensor]:
+            def form(chunk: _Chunk, _units: slice, by: Tensor = coefficients) -> Sequence[Tensor]:
                 t, v = raw(chunk)
-                formed = _combined((own, v[:, at:]), (before, v[:, :at]))
+                formed = _combined((by[:, at:], v[:, at:]), (by[:, :at], v[:, :at]))
                 return tuple(torch.bmm(x, formed.mT) for x in (t, v, formed))
 
             with_t, with_v, gram = self._sweep(form, step + 1, r_steps)
@@ -380,7 +380,7 @@ class ImplicitNetwork(Network):
         self.seeds = len(seeds)
         self.workers = Workers(self.hidden.device)
         courses = [
-            tuple(Course.of(dynamics, rate, b.scale) for rate in (b.rate_in, b.rate_out))
+            (Course.of(dynamics, b.rate_in, b.scale), Course.of(dynamics, b.rate_out, b.scale))
             for b in dynamics.layer
         ]
 
@@ -409,7 +409,7 @@ class ImplicitNetwork(Network):
         return self._read_out()
 
     def _normed(self, branch: int, h: Tensor) -> Tensor:
-        """What a branch reads of a state."""
+        """Give what a branch reads of a state."""
         return self.dynamics.layer[branch].norm.forward(h, -1, 1.0 / self.shape.embed_dim)
 
     def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:

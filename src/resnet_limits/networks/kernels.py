@@ -13,9 +13,9 @@ the detection of divergence needs.
 
 Weights are ``(L, S, m, d)``, states ``(L, S, n, d)`` and coefficients ``(L, S, n, m)``, all
 C-contiguous and of one dtype; a kernel works on one layer. Gradient steps are taken in place, while
-the weight rows at work are in the cache, or are kept as factors: the weights then are
-``W + step * sum_r past_c[r, m] past_x[r, d]`` over the rows r of earlier steps. Sums are taken in
-an order that does not depend on the number of threads.
+the weight rows at work are in the cache, or are kept as factors: then the weights are ``initial * W
++ sum_r factors[r] past_c[r, m] past_x[r, d]`` over the rows r of earlier steps. The order of sums
+does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -350,6 +350,15 @@ def _bound(part, parts, rows):
 
 
 @njit
+def _overlap(past, states, factors, first, last, out):
+    """``out[n, r] = factors[r] * past[r] . states[n]`` for r in first..last-1."""
+    _project(past, states, states.dtype.type(1), first, last, out)
+    for n in range(len(states)):
+        for r in range(first, last):
+            out[n, r] *= factors[r]
+
+
+@njit
 def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, first, last):
     """Project on the weight rows first..last-1; update them where that is asked for."""
     block = _BLOCK if update else max(1, last - first)
@@ -359,24 +368,23 @@ def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, fir
         if update:
             _update(w, c, x, step, start, stop)
     if used:
-        _expand(past_c, overlaps, scale * step, 0, used, first, last, out)
+        _expand(past_c, overlaps, w.dtype.type(1), 0, used, first, last, out)
 
 
 @njit
-def _expand_part(w, c, x, partial, past_x, overlaps, used, step, update, part, parts):
+def _expand_part(w, c, x, partial, past_x, overlaps, used, initial, step, update, part, parts):
     """Sum up one part of the weight rows and of the factors; update where that is asked for."""
     columns = w.shape[1]
     partial[:] = 0
     first, last = _bound(part, parts, len(w)), _bound(part + 1, parts, len(w))
     block = _BLOCK if update else max(1, last - first)
-    one = partial.dtype.type(1)
     for start in range(first, last, block):
         stop = min(last, start + block)
-        _expand(w, c, one, start, stop, 0, columns, partial)
+        _expand(w, c, initial, start, stop, 0, columns, partial)
         if update:
             _update(w, c, x, step, start, stop)
     first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
-    _expand(past_x, overlaps, step, first, last, 0, columns, partial)
+    _expand(past_x, overlaps, partial.dtype.type(1), first, last, 0, columns, partial)
 
 
 @njit(fastmath={"contract", "nsz"})
@@ -400,6 +408,7 @@ def project(
     past_x: Array,
     past_c: Array,
     overlaps: Array,
+    factors: Array,
     layer: int,
     used: int,
     scale: float,
@@ -408,8 +417,7 @@ def project(
 ) -> None:
     """Compute ``out[n, m] = scale * sum_d weights[m, d] x[n, d]`` for one layer and all seeds.
 
-    With `learn`, then take the gradient step ``weights[m, d] += step * sum_n coefficients[n, m]
-    x[n, d]``.
+    With `learn`, then ``weights[m, d] += step * sum_n coefficients[n, m] x[n, d]``.
 
     Parameters
     ----------
@@ -422,38 +430,38 @@ def project(
         Factors of the steps that the weights themselves do not have.
     overlaps : ndarray, shape (S, n, room)
         Scratch.
+    factors : ndarray, shape (room,)
+        What each row of the factors counts, times `scale`.
     layer : int
     used : int
         Rows of the factors that count.
     scale, step : float
-        Of the weights' dtype.
+        Of the weights' dtype; `scale` times what the weights themselves count.
     learn : bool
     """
     _, seeds, rows, _ = weights.shape
     for s in range(seeds):
         w, y, c = weights[layer, s], x[layer, s], coefficients[layer, s]
         o, past, a = out[layer, s], past_x[layer, s], overlaps[s]
-        _project(past, y, w.dtype.type(1), 0, used, a)
+        _overlap(past, y, factors, 0, used, a)
         _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, learn, 0, rows)
 
 
 @compiled(parallel=True)
-def _overlap_shared(past: Array, states: Array, overlaps: Array, layer: int, used: int) -> None:
-    """Compute ``overlaps[s, n, r] = past[layer, s, r] . states[layer, s, n]`` for ``r < used``.
-
-    By all threads where there is enough to do.
-    """
+def _overlap_shared(
+    past: Array, states: Array, overlaps: Array, factors: Array, layer: int, used: int
+) -> None:
+    """Compute what :func:`_overlap` does, of all seeds, by all threads where that pays."""
     _, seeds, rows, columns = states.shape
     parts = PARTS
-    one = states.dtype.type(1)
     if used * columns * rows * seeds < _SERIAL_BELOW:
         for s in range(seeds):
-            _project(past[layer, s], states[layer, s], one, 0, used, overlaps[s])
+            _overlap(past[layer, s], states[layer, s], factors, 0, used, overlaps[s])
     else:
         for task in prange(seeds * parts):
             s, part = task // parts, task % parts
             first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
-            _project(past[layer, s], states[layer, s], one, first, last, overlaps[s])
+            _overlap(past[layer, s], states[layer, s], factors, first, last, overlaps[s])
 
 
 @compiled(parallel=True)
@@ -465,6 +473,7 @@ def project_shared(
     past_x: Array,
     past_c: Array,
     overlaps: Array,
+    factors: Array,
     layer: int,
     used: int,
     scale: float,
@@ -474,7 +483,7 @@ def project_shared(
     """Compute what :func:`project` does, the work shared by all threads."""
     _, seeds, rows, _ = weights.shape
     parts = PARTS
-    _overlap_shared(past_x, x, overlaps, layer, used)
+    _overlap_shared(past_x, x, overlaps, factors, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _project_part(
@@ -504,9 +513,11 @@ def expand(
     past_c: Array,
     overlaps: Array,
     partial: Array,
+    factors: Array,
     layer: int,
     used: int,
     gain: float,
+    initial: float,
     step: float,
     learn: bool,
 ) -> None:
@@ -525,23 +536,23 @@ def expand(
         The states of the gradient step.
     past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
         Factors of the steps that the weights themselves do not have.
-    overlaps : ndarray, shape (S, n, room)
+    overlaps, partial : ndarray, shape (S, n, room) and (S, PARTS, n, at least d)
         Scratch.
-    partial : ndarray, shape (S, PARTS, n, at least d)
-        Scratch.
+    factors : ndarray, shape (room,)
+        What each row of the factors counts.
     layer : int
     used : int
         Rows of the factors that count.
-    gain, step : float
-        Of the weights' dtype.
+    gain, initial, step : float
+        Of the weights' dtype; `initial` is what the weights themselves count.
     learn : bool
     """
     seeds = weights.shape[1]
     for s in range(seeds):
         w, c, y = weights[layer, s], coefficients[layer, s], x[layer, s]
         past, a, total = past_x[layer, s], overlaps[s], partial[s]
-        _project(past_c[layer, s], c, w.dtype.type(1), 0, used, a)
-        _expand_part(w, c, y, total[0], past, a, used, step, learn, 0, 1)
+        _overlap(past_c[layer, s], c, factors, 0, used, a)
+        _expand_part(w, c, y, total[0], past, a, used, initial, step, learn, 0, 1)
         _gather(base[layer, s], gain, total[:1], out[layer, s])
 
 
@@ -556,15 +567,17 @@ def expand_shared(
     past_c: Array,
     overlaps: Array,
     partial: Array,
+    factors: Array,
     layer: int,
     used: int,
     gain: float,
+    initial: float,
     step: float,
     learn: bool,
 ) -> None:
     """Compute what :func:`expand` does, the work shared by all threads."""
     seeds, parts = weights.shape[1], PARTS
-    _overlap_shared(past_c, coefficients, overlaps, layer, used)
+    _overlap_shared(past_c, coefficients, overlaps, factors, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _expand_part(
@@ -575,6 +588,7 @@ def expand_shared(
             past_x[layer, s],
             overlaps[s],
             used,
+            initial,
             step,
             learn,
             part,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,14 +83,18 @@ def choose_engine(
     Raises
     ------
     InputError
-        If the engine is not available.
+        If the engine is not available, or does not train this problem.
     """
+    reason = implicit.refusal(dynamics, dtype)
     if engine == "auto":
-        return cost.choose(Work.of(dynamics, shape, seeds, dtype.itemsize))
+        work = Work.of(dynamics, shape, seeds, dtype.itemsize)
+        return cost.choose(replace(work, dense_only=bool(reason)))
     if engine not in ENGINES:
         raise InputError(
             f"sweep.engine: engine {engine!r} is not available; allowed: auto, {', '.join(ENGINES)}"
         )
+    if engine == "implicit" and reason:
+        raise InputError(reason)
     return cost.Choice(engine, "asked for")
 
 
