@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -270,6 +271,33 @@ class AttentionCode(NamedTuple):
     causal: bool
 
 
+def _sum_of_products(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """``sum x y`` over pairs that broadcast."""
+    (x, y), *others = pairs
+    total = x * y
+    for x, y in others:
+        total.addcmul_(x, y)
+    return total
+
+
+def _joined(like: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Join vectors ``(..., vectors, samples, tokens)`` to ``(..., vectors, rows)``.
+
+    Axes lie in memory in the order of those of `like`, ``(..., vectors, rows)``.
+    """
+    size = [*like.shape[:-2], sum(part.shape[-3] for part in parts), like.shape[-1]]
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda axis: -strides[axis])
+    room = like.new_empty([size[axis] for axis in order])
+    whole = room.permute([order.index(axis) for axis in range(like.dim())])
+    start = 0
+    for part in parts:
+        stop = start + part.shape[-3]
+        whole[..., start:stop, :].unflatten(-1, part.shape[-2:]).copy_(part)
+        start = stop
+    return whole
+
+
 class AttentionHead(Unit):
     """An attention head: ``g_t = sum_t' softmax_t'(q_t . k_t' / sqrt(k)) v_t'``.
 
@@ -302,13 +330,16 @@ class AttentionHead(Unit):
     def forward(self, p: Tensor) -> Tensor:
         """Give g, then the weights ``softmax_t'`` of each token, ``(..., k + tokens, rows)``."""
         q, k, v = self._split(p)
-        logits = (self.scale * q[..., :, None] * k[..., None, :]).sum(-4)
+        # Sums over the few components and tokens are spelled out: units lie side by side in memory.
+        pairs = zip((self.scale * q).unbind(-3), k.unbind(-3), strict=True)
+        logits = _sum_of_products((x[..., :, None], y[..., None, :]) for x, y in pairs)
         if self.causal:
             ones = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=p.device)
             logits = logits.masked_fill(ones.triu(1), -torch.inf)
-        weights = logits.softmax(-1)
-        g = (weights[..., None, :, :, :] * v[..., None, :]).sum(-1)
-        return torch.cat([g, weights.movedim(-1, -3)], dim=-3).flatten(-2)
+        shares = (logits - reduce(torch.maximum, logits.unbind(-1))[..., None]).exp()
+        weights = shares / reduce(torch.add, shares.unbind(-1))[..., None]
+        seen = zip(weights[..., None, :, :, :].unbind(-1), v[..., None].unbind(-2), strict=True)
+        return _joined(p, [_sum_of_products(seen), weights.movedim(-1, -3)])
 
     def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
         """Return the cotangents of q, k and v, shape ``(..., 3k, rows)``."""
@@ -316,13 +347,16 @@ class AttentionHead(Unit):
         split = values.unflatten(-1, (-1, self.tokens))
         weights = split[..., self.key_dim :, :, :].movedim(-3, -1)
         rs = r.unflatten(-1, (-1, self.tokens))
-        dv = (weights[..., None, :, :, :] * rs[..., :, None]).sum(-2)
-        of_weights = (rs[..., :, None] * v[..., None, :]).sum(-4)
-        along = (weights * of_weights).sum(-1, keepdim=True)
-        of_logits = self.scale * weights * (of_weights - along)
-        dq = (of_logits[..., None, :, :, :] * k[..., None, :]).sum(-1)
-        dk = (of_logits[..., None, :, :, :] * q[..., :, None]).sum(-2)
-        return torch.cat([dq, dk, dv], dim=-3).flatten(-2)
+        pairs = zip(rs.unbind(-3), v.unbind(-3), strict=True)
+        of_weights = _sum_of_products((x[..., :, None], y[..., None, :]) for x, y in pairs)
+        along = _sum_of_products(zip(weights.unbind(-1), of_weights.unbind(-1), strict=True))
+        of_logits = self.scale * weights * (of_weights - along[..., None])
+
+        def over(tokens: Tensor, axis: int, vectors: Tensor) -> Tensor:
+            by_token = tokens[..., None, :, :, :].unbind(axis), vectors[..., None].unbind(-2)
+            return _sum_of_products(zip(*by_token, strict=True))
+
+        return _joined(p, [over(of_logits, -1, k), over(of_logits, -2, q), over(weights, -2, rs)])
 
 
 class ConvolutionCode(NamedTuple):

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from implicit_weights import explicit
+from engine_laws import FALSE_ALARM, differences, observables
+from implicit_weights import disagreement, explicit, replay, trajectory
 from scipy import stats
 from test_networks import make, run, table
 
-import reference
 from resnet_limits.config import Shape
 from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import conditioned, cost, implicit
-from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import choose_engine, train
+from resnet_limits.units import GatedPerceptron
 from resnet_limits.work import Work
-
-
-class Gated:
-    """Two in-vectors, one out-vector: ``silu(p1) p2``."""
-
-    in_vectors, out_vectors, is_linear, is_odd = 2, 1, False, False
-
-    def forward(self, p):
-        return torch.nn.functional.silu(p[..., :1, :]) * p[..., 1:, :]
-
-    def backward(self, p, g, r):
-        gate, value = p[..., :1, :], p[..., 1:, :]
-        sigmoid = torch.sigmoid(gate)
-        slope = sigmoid * (1 + gate * (1 - sigmoid))
-        return torch.cat([slope * value * r, gate * sigmoid * r], dim=-2)
 
 
 class Head:
     """Three in-vectors, two out-vectors, and rows that see each other, as tokens do."""
 
-    in_vectors, out_vectors, is_linear, is_odd = 3, 2, False, False
+    in_vectors, out_vectors, kept_vectors, is_linear, is_odd = 3, 2, 0, False, False
 
     def forward(self, p):
         value = torch.tanh(p[..., :2, :])
@@ -47,44 +34,6 @@ class Head:
         own = (1 - value**2) * r
         shared = 0.3 * r.sum((-2, -1), keepdim=True) / p.shape[-1]
         return torch.cat([own, shared.expand_as(own[..., :1, :])], dim=-2)
-
-
-def trajectory(dynamics, shape, seeds, dtype=torch.float64):
-    """Train with the implicit engine; return the network and the states of every step."""
-    rows = np.stack([table(shape.embed_dim)(seed) for seed in seeds])
-    network = ImplicitNetwork(dynamics, shape, seeds, rows, 0, dtype=dtype)
-    states = []
-    for step in range(dynamics.steps):
-        f = network.forward_pass()
-        gradient = dynamics.loss.gradient(f, network.targets)
-        network.backward_pass(gradient, update=step + 1 < dynamics.steps)
-        states.append((f.clone(), network.hidden.clone(), network.backward.clone()))
-    output, hidden, backward = (torch.stack(x).double().numpy() for x in zip(*states, strict=True))
-    return (
-        network,
-        output.swapaxes(0, 1),
-        hidden.transpose(2, 0, 1, 3, 4),
-        backward.transpose(2, 0, 1, 3, 4),
-    )
-
-
-def replay(network, seed, index):
-    """Train explicit weights that have the products which the implicit network has drawn."""
-    dynamics, shape = network.dynamics, network.shape
-    rng = np.random.default_rng(99)
-
-    def weights(which, std):
-        return [
-            explicit(network, layer, which, index, lambda d, m: rng.standard_normal((d, m)) * std)
-            for layer in range(shape.depth)
-        ]
-
-    root = np.sqrt(shape.embed_dim)
-    (branch,) = dynamics.layer
-    ins = weights("incoming", root * branch.input_std)
-    outs = weights("outgoing", root * branch.output_std)
-    plain = reference.train(dynamics, shape, table(shape.embed_dim)(seed), [ins], [outs])
-    return plain.output, plain.hidden, plain.backward
 
 
 CASES = {
@@ -104,7 +53,7 @@ CASES = {
     "more probes than dimensions": ({"steps": 5}, Shape(5, 7, 11)),
     "one unit, one coordinate": ({}, Shape(3, 1, 1)),
     "gated": (
-        {"unit": Gated(), "rate_in": 0.02, "rate_out": 0.02, "residual_scale": 0.5},
+        {"unit": GatedPerceptron(), "rate_in": 0.02, "rate_out": 0.02, "residual_scale": 0.5},
         Shape(3, 20, 40),
     ),
     "head": ({"unit": Head(), "rate_in": 0.2, "rate_out": 0.2}, Shape(3, 15, 40)),
@@ -114,48 +63,40 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_products_replayed_with_explicit_weights_agree_to_rounding(case):
     changes, shape = CASES[case]
-    dynamics = make(**changes)
-    network, *states = trajectory(dynamics, shape, [0, 1])
+    trained = trajectory(make(**changes), shape, [0, 1])
     for index in (0, 1):
-        replayed = replay(network, index, index)
-        for found, wanted, bound in zip(states, replayed, (1e-11, 1e-9, 1e-9), strict=True):
-            np.testing.assert_allclose(found[index], wanted, atol=bound * np.abs(wanted).max())
-        assert np.abs(replayed[0][-1] - replayed[0][0]).max() > 0.01
+        replayed = replay(trained.network, index, index)
+        assert disagreement(trained.of_seed(index), replayed) < 1e-9
+        assert np.abs(replayed["output"][-1] - replayed["output"][0]).max() > 0.01
 
 
 def test_nearly_dependent_probes_replay_to_their_tolerance():
     # Linear units at a small rate: the probes of 15 steps are dependent to seven digits or more.
     dynamics = make("linear", samples=1, steps=15, rate_in=0.1, rate_out=0.1)
-    network, *states = trajectory(dynamics, Shape(3, 200, 300), [0])
-    found = [layer.incoming.lefts for layer in network.layers]
+    trained = trajectory(dynamics, Shape(3, 200, 300), [0])
+    found = [branch.incoming.lefts for (branch,) in trained.network.layers]
     assert found[0] == 1
     assert max(found) < 15
-    for got, wanted in zip(states, replay(network, 0, 0), strict=True):
-        np.testing.assert_allclose(got[0], wanted, atol=2e-6 * np.abs(wanted).max())
+    assert disagreement(trained.of_seed(0), replay(trained.network, 0, 0)) < 2e-6
 
 
 def test_float32_replays_to_its_precision():
-    network, *states = trajectory(make(), Shape(4, 200, 300), [0], torch.float32)
-    for got, wanted in zip(states, replay(network, 0, 0), strict=True):
-        error = np.abs(got[0] - wanted).max() / np.abs(wanted).max()
-        assert 1e-9 < error < 1e-4
+    trained = trajectory(make(), Shape(4, 200, 300), [0], torch.float32)
+    assert 1e-9 < disagreement(trained.of_seed(0), replay(trained.network, 0, 0)) < 1e-4
 
 
 @pytest.mark.parametrize("broken", ["xi", "tau", "alpha"])
 def test_replay_notices_a_wrong_coefficient(broken):
-    network, *states = trajectory(make(), Shape(4, 40, 60), [0])
-    getattr(network.layers[1].incoming, broken)[0, 0, 0] *= 1.01
-    hidden = replay(network, 0, 0)[1]
-    if broken == "alpha":
-        # Coordinates of past probes are read while training only: the bases hold all the same.
-        np.testing.assert_allclose(states[1][0], hidden, atol=1e-9)
-    else:
-        assert np.abs(states[1][0] - hidden).max() > 1e-6
+    trained = trajectory(make(), Shape(4, 40, 60), [0])
+    getattr(trained.network.layers[1][0].incoming, broken)[0, 0, 0] *= 1.01
+    found = disagreement(trained.of_seed(0), replay(trained.network, 0, 0))
+    # Coordinates of past probes are read while training only: the bases hold all the same.
+    assert found < 1e-9 if broken == "alpha" else found > 1e-6
 
 
 def test_probes_of_frozen_embeddings_are_found_dependent():
-    network, *_ = trajectory(make(samples=3, steps=4), Shape(4, 40, 60), [0, 1])
-    first, last = network.layers[0], network.layers[-1]
+    network = trajectory(make(samples=3, steps=4), Shape(4, 40, 60), [0, 1]).network
+    (first,), (last,) = network.layers[0], network.layers[-1]
     # Two inputs span the first hidden states, two targets the last backward states, at all steps.
     assert (first.incoming.lefts, last.outgoing.lefts) == (2, 2)
     assert (last.incoming.lefts, first.outgoing.lefts) == (12, 12)
@@ -163,15 +104,15 @@ def test_probes_of_frozen_embeddings_are_found_dependent():
 
 def test_chunks_streams_and_kept_vectors_change_nothing_but_rounding(monkeypatch):
     shape = Shape(3, 130, 90)
-    _, *whole = trajectory(make(), shape, [0, 1])
+    whole = trajectory(make(), shape, [0, 1])
     monkeypatch.setattr(implicit, "_KEPT_ELEMENTS", 0)
     monkeypatch.setattr(implicit, "_CHUNK_ELEMENTS", 1)
-    _, *chunked = trajectory(make(), shape, [0, 1])
-    for one, other in zip(whole, chunked, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-11)
+    chunked = trajectory(make(), shape, [0, 1])
+    for seed in (0, 1):
+        assert disagreement(chunked.of_seed(seed), whole.of_seed(seed)) < 1e-11
     monkeypatch.setattr(conditioned, "_NOISE_BLOCK", 32)
-    _, *other_draws = trajectory(make(), shape, [0, 1])
-    assert np.abs(other_draws[0] - whole[0]).max() > 1e-3
+    other_draws = trajectory(make(), shape, [0, 1])
+    assert np.abs(other_draws.output - whole.output).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -193,54 +134,6 @@ def test_a_seed_is_the_same_alone_and_in_a_batch(changes, shape, bound):
 # --- the law --------------------------------------------------------------------------------------
 
 LAW_SHAPES = [Shape(3, 24, 32), Shape(2, 5, 6)]
-LAW_SEEDS = 1000
-FALSE_ALARM = 1e-3
-"""Probability that a correct engine fails one test below, all its comparisons together."""
-
-
-def observables(dynamics, shape, engine):
-    """Numbers of every seed that any difference in law would show in; one embedding for all."""
-    rows = table(shape.embed_dim)(0)
-    last = dynamics.steps - 1
-    trained = train(
-        dynamics,
-        shape,
-        range(LAW_SEEDS),
-        lambda _: rows,
-        0,
-        steps=[1, last],
-        layers=[shape.depth // 2, shape.depth],
-        engine=engine,
-        saved_dtype=np.float64,
-    )
-    assert (trained.status == OK).all()
-    found = {}
-    for place in (0, 1):
-        found |= {
-            f"output {place} {i}": trained.output[:, place].reshape(LAW_SEEDS, -1)[:, i]
-            for i in range(2)
-        }
-        for name in ("hidden", "backward"):
-            states = getattr(trained, name)[:, place]
-            found |= {f"{name} {place} {i}": states[:, i, 0, i] for i in range(2)}
-            found[f"{name} {place} size"] = (states[:, 0] ** 2).mean(axis=(1, 2))
-            found[f"{name} {place} overlap"] = (states[:, 1, 0] * states[:, 1, 1]).mean(axis=1)
-    return found
-
-
-def differences(one, other):
-    """Names of the observables whose mean, variance or distribution differ."""
-    found = []
-    bound = FALSE_ALARM / (3 * len(one))
-    for name, x in one.items():
-        y = other[name]
-        tests = {
-            "mean": stats.ttest_ind(x, y, equal_var=False),
-            "variance": stats.levene(x, y),
-            "distribution": stats.ks_2samp(x, y),
-        }
-        found += [f"{name}: {what}" for what, test in tests.items() if test.pvalue < bound]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +153,8 @@ def _independent(monkeypatch):
     right = conditioned.Conditioned.ask_right
 
     def ask_right(self, inner):
-        new, gamma, toward, certain = right(self, inner)
-        return new, gamma, 0 * toward, certain
+        asked = right(self, inner)
+        return dataclasses.replace(asked, onto=0 * asked.onto)
 
     monkeypatch.setattr(conditioned.Conditioned, "ask_right", ask_right)
 
@@ -276,8 +169,11 @@ def _half_noise(monkeypatch):
 
 def _untrained(monkeypatch):
     """Training terms of the in-vectors are left out of the products."""
+    of = conditioned.Course.of
     monkeypatch.setattr(
-        conditioned.Conditioned, "rate", property(lambda _: 0.0, lambda _s, _v: None), raising=False
+        conditioned.Course,
+        "of",
+        lambda *arguments: dataclasses.replace(of(*arguments), rate=np.zeros(arguments[0].steps)),
     )
 
 
@@ -293,14 +189,14 @@ def test_weights_that_are_behind_a_network_are_independent_normal():
     """All entries, and the projections on a probed, an unprobed and a mixed pair of directions."""
     dynamics = make(samples=2, steps=4, rate_in=1.0, rate_out=1.0)
     shape = Shape(2, 24, 32)
-    network, *_ = trajectory(dynamics, shape, range(200))
+    network = trajectory(dynamics, shape, range(200)).network
     rng = np.random.default_rng(5)
     a = table(32)(0)[:, 0]
     left = {"probed": a / np.linalg.norm(a), "other": np.eye(32)[3]}
     right = {"even": np.full(24, 24**-0.5), "one": np.eye(24)[1]}
     for which in ("incoming", "outgoing"):
         matrices = [
-            explicit(network, 1, which, seed, lambda d, m: rng.standard_normal((d, m)) * 32**0.5)
+            explicit(network, 1, 0, which, seed, lambda d, m: rng.standard_normal((d, m)) * 32**0.5)
             / 32**0.5
             for seed in range(200)
         ]
@@ -333,11 +229,11 @@ def test_divergence_is_named_and_harms_no_other_seed():
 
 def test_memory_is_that_of_the_arrays():
     dynamics, shape = make(samples=2, steps=5), Shape(4, 500, 700)
-    network, *_ = trajectory(dynamics, shape, [0])
+    network = trajectory(dynamics, shape, [0]).network
     held = network.hidden.nbytes + network.backward.nbytes
-    for layer in network.layers:
-        held += layer.p.nbytes + layer.r.nbytes
-        for matrix in (layer.incoming, layer.outgoing):
+    for (branch,) in network.layers:
+        held += branch.p.nbytes + branch.r.nbytes
+        for matrix in (branch.incoming, branch.outgoing):
             held += matrix.left.nbytes + matrix.image.nbytes
             small = (matrix.alpha, matrix.xi, matrix.tau, matrix.cross, matrix.inner)
             held += sum(array.nbytes for array in small)

@@ -17,7 +17,7 @@ from resnet_limits.work import Branch, Work
 # them in step.
 FIRST_POINTS, MAX_POINTS, REPLICATES, FIRST_NODES = 1 << 12, 1 << 22, 8, 8
 DEPTH_POINTS, PILOT_REPLICATES = 3 << 8, 4
-STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 27, 1 << 15
+STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 25, 1 << 15
 DOUBLE_TOLERANCE = 1e-5
 
 # Activations that have a kernel of their own.
@@ -64,8 +64,8 @@ class Scales:
 
     Attributes
     ----------
-    activation : str
-        Name of the activation, the least smooth one of all branches.
+    activations : tuple of str
+        Name of each branch's pointwise activation; empty where g is more than that.
     loss : str
         Name of the loss.
     tolerance : float
@@ -80,7 +80,7 @@ class Scales:
         alpha.
     """
 
-    activation: str
+    activations: tuple[str, ...]
     loss: str
     tolerance: float
     rate: float = 1.0
@@ -96,7 +96,7 @@ def first_error(work: Work, scales: Scales) -> float:
     It is a share of the distance that training moves the outputs: up to the targets, or without
     end for ``cross_entropy``.
     """
-    smooth = scales.activation not in ("relu", "gelu", "silu")
+    smooth = set(scales.activations).isdisjoint(("relu", "gelu", "silu"))
     hidden, readout = scales.hidden * scales.residual, scales.readout
     kernel = readout**2 * (min(1.0, hidden**2) + (min(hidden**2, 1.0) if smooth else hidden**2))
     weight = 1.0 / max(1, work.targets) if scales.loss == "mean_squared_error" else 1.0
@@ -111,9 +111,8 @@ def quadratures(work: Work, scales: Scales) -> list[Quadrature]:
     """Guess the quadratures that the pilot tries, the last of which all limits use."""
     single = scales.tolerance > DOUBLE_TOLERANCE or work.itemsize == 4
     # Training rules that do more than to add are torch's.
-    known = scales.activation in _KERNELS and all(b.vectors == 2 for b in work.branches)
-    compiled = single and work.additive and known
-    if scales.activation == "linear":
+    compiled = single and work.additive and _KERNELS.issuperset(scales.activations)
+    if set(scales.activations) == {"linear"}:
         return [Quadrature(0, 1, FIRST_NODES, False, False)]
     error, points = first_error(work, scales), FIRST_POINTS
     tried = [Quadrature(points, single=single, compiled=compiled)]

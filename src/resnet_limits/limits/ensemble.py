@@ -29,7 +29,7 @@ from resnet_limits.threads import Pool
 # on a GPU one kernel has work for the whole device. Compiled kernels see to the cache themselves.
 _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 24, "compiled": 1 << 18}
 # Activations are kept for the iterations of a backward pass up to this many.
-_KEPT_ELEMENTS = 1 << 27
+_KEPT_ELEMENTS = 1 << 25
 
 Found = TypeVar("Found")
 

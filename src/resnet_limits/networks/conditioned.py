@@ -45,6 +45,9 @@ Array = NDArray[np.float64]
 _DEPENDENT = {torch.float64: 1e-7, torch.float32: 1e-5}
 # Inner products alone tell a remainder well down to this share; smaller ones are formed explicitly.
 _EXPLICIT = 1e-3
+# A remainder that is a difference of terms larger than the probe by more than this has their
+# rounding in it, and counts as rounding the sooner: its square is compared with their size.
+_AMPLE = 1.0
 # Numbers that one stream of noise fills, so that several threads may draw.
 _NOISE_BLOCK = 1 << 16
 
@@ -66,12 +69,16 @@ class Remainder:
     smallest : ndarray, shape (S,)
         The smallest squared length that any probe but those of zeros has outside the span and the
         probes before it, as a share of its size.
+    apart : ndarray, shape (S,)
+        The smallest such length of a probe that has brought a direction, as a share of the probe's
+        part outside the span: how well the probes of the block are told apart.
     """
 
     places: NDArray[np.int64]
     mixing: Array
     inverse: Array
     smallest: Array
+    apart: Array
 
     @property
     def count(self) -> int:
@@ -89,8 +96,36 @@ class Remainder:
             return by_probe[:, : self.count]
         return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
 
+    def refined(self, gram: Array, scale: Array, tolerance: Array) -> tuple[Remainder, Array]:
+        """Find the directions again from vectors that have been formed.
 
-def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remainder:
+        Parameters
+        ----------
+        gram : ndarray, shape (S, count, count)
+            Inner products of the vectors that `inverse` gives.
+        scale, tolerance : ndarray, shape (S, N)
+            As in :func:`remainder`, of the probes.
+
+        Returns
+        -------
+        Remainder
+        ndarray, shape (S, count, new count)
+            Coordinates of the new directions (columns) in those vectors.
+        """
+        lengths = np.take_along_axis(self.mixing.diagonal(axis1=1, axis2=2), self.places, axis=1)
+        sizes = np.take_along_axis(scale, self.places, axis=1)
+        shares = np.where(lengths > 0, sizes / np.where(lengths > 0, lengths, 1.0) ** 2, 1.0)
+        tolerance = np.take_along_axis(tolerance, self.places, axis=1)
+        again = remainder(gram, shares, tolerance, self.count)
+        mixing = np.zeros_like(self.mixing)
+        turned = again.mixing @ self.compact(self.mixing)
+        np.put_along_axis(mixing, self.places[:, :, None], turned, axis=1)
+        places = np.take_along_axis(self.places, again.places, axis=1)
+        inverse = self.inverse @ again.inverse
+        return Remainder(places, mixing, inverse, self.smallest, again.apart), again.inverse
+
+
+def remainder(gram: Array, scale: Array, tolerance: float | Array, room: int) -> Remainder:
     """Find the directions of remainders with inner products `gram` (S, N, N).
 
     Gram and Schmidt's, probe by probe, so that directions depend on the numbers continuously: a
@@ -101,7 +136,7 @@ def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remaind
     the old ones carry the NaN on.
     """
     seeds, rows, _ = gram.shape
-    sound = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1)
+    sound = np.asarray(np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1))
     rest = np.where(sound[:, None, None], gram, 0.0)
     bound = np.where(sound[:, None], tolerance**2 * scale, np.inf)
     mixing = np.zeros_like(gram)
@@ -119,16 +154,48 @@ def remainder(gram: Array, scale: Array, tolerance: float, room: int) -> Remaind
             rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
     some = scale > 0
     smallest = np.where(some, lengths / np.where(some, scale, 1.0), np.inf).min(axis=1)
+    outside = np.where(kept, gram.diagonal(axis1=1, axis2=2), 1.0)
+    apart = np.where(kept, lengths / outside, 1.0).min(axis=1)
     if rows == 1:
         places = np.zeros((seeds, int(kept.any())), dtype=np.int64)
         inverse = kept[:, :, None] / np.where(kept[:, :, None], mixing, 1.0)
-        return Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest)
+        return Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest, apart)
     # The triangle of the kept probes alone; ones in the place of the others make it invertible.
     both = kept[:, :, None] & kept[:, None, :]
     inverse = np.where(both, np.linalg.inv(np.where(both, mixing, np.eye(rows))), 0.0)
     places = np.argsort(~kept, axis=1, kind="stable")[:, : int(kept.sum(axis=1).max())]
     inverse = np.take_along_axis(inverse, places[:, None, :], axis=2)
-    return Remainder(places, mixing, inverse, smallest)
+    return Remainder(places, mixing, inverse, smallest, apart)
+
+
+def _narrow(new: Remainder) -> bool:
+    """Whether inner products do not tell the probes of a block well apart."""
+    return bool((new.apart < _EXPLICIT**2).any())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a block of right probes.
+
+    Attributes
+    ----------
+    new : Remainder
+        What is new in the N probes v.
+    gamma : ndarray, shape (S, known directions, N)
+        Their coordinates in the known directions.
+    onto : ndarray, shape (S, left directions, count)
+        ``X^T`` times the new directions.
+    vectors : tuple of ndarray, shapes (S, probes before, n) and (S, N, n), or None
+        Vectors that had better be formed: coefficients on the v of earlier blocks and of this one.
+    formed : bool
+        Whether the remainders have been formed, so that `vectors` are the new directions.
+    """
+
+    new: Remainder
+    gamma: Array
+    onto: Array
+    vectors: tuple[Array, Array] | None
+    formed: bool = False
 
 
 def _numpy(tensor: Tensor) -> Array:
@@ -272,7 +339,7 @@ class Conditioned:
         self.workers = noise_left.workers
         left, right = cost.implicit_directions(embed_dim, unit_dim, probes)
         self.rows, self.probes, self.course = rows, probes, course
-        self.embed_dim, self.std = embed_dim, std
+        self.embed_dim, self.unit_dim, self.std = embed_dim, unit_dim, std
         self.tolerance = _DEPENDENT[dtype]
         self.left = torch.empty((seeds, left, embed_dim), dtype=dtype, device=device)
         self.image = torch.empty((seeds, right, embed_dim), dtype=dtype, device=device)
@@ -308,7 +375,11 @@ class Conditioned:
         exact = rest.double()
         gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
         size = gram.diagonal(axis1=1, axis2=2) + (old**2).sum(axis=1)
-        new = remainder(gram, size, self.tolerance, self.left.shape[1] - i)
+        room, tolerance = self.left.shape[1] - i, np.full(size.shape, self.tolerance)
+        new = remainder(gram, size, tolerance, room)
+        if i and (new.smallest < _EXPLICIT**2).any():
+            tolerance = self._tolerance_left(old, size)
+            new = remainder(gram, size, tolerance, room)
         self.alpha[:, :i, at : at + self.rows] = old
         if new.count:
             stop = i + new.count
@@ -320,9 +391,49 @@ class Conditioned:
             mixing = new.compact(new.mixing)
             correction = _numpy(again).transpose(0, 2, 1) @ mixing
             self.alpha[:, :i, at : at + self.rows] += correction
+            if _narrow(new):
+                exact = fresh.double()
+                new, turn = new.refined(_numpy(dot(exact, exact)), size, tolerance)
+                mixing, stop = new.compact(new.mixing), i + new.count
+                turned = torch.zeros_like(fresh[:, : new.count])
+                add_(turned, self._put(turn.transpose(0, 2, 1)), fresh)
+                fresh = self.left[:, i:stop].copy_(turned)
             self.alpha[:, i:stop, at : at + self.rows] = mixing
             self.cross[:, i:stop, : self.rights] = _numpy(dot(fresh, self.image[:, : self.rights]))
         return new
+
+    def _raised(self, terms: Array, size: Array) -> Array:
+        """Tolerance of probes, from the largest of the terms that make up what is known of each.
+
+        Parameters
+        ----------
+        terms : ndarray, shape (S, n, N)
+            Sizes of the terms.
+        size : ndarray, shape (S, N)
+            Size of the sum.
+        """
+        largest = terms.max(axis=1, initial=0.0) / np.where(size > 0, size, np.inf)
+        raised: Array = self.tolerance * np.sqrt(np.maximum(1.0, largest / _AMPLE))
+        return raised
+
+    def _tolerance_left(self, old: Array, size: Array) -> Array:
+        """Tolerance of left probes of coordinates `old`, (S, directions, N), and squared sizes."""
+        i, at, asked = self.lefts, self.left_probes, self.right_probes
+        raw = np.abs(self.xi[:, :, :i] @ old)
+        # Sizes of W^T u over that of a row of W: those of t D, about, and of v.
+        lengths = np.sqrt((self.alpha[:, :i, :at] ** 2).sum(axis=1))
+        on_t = raw[:, :at] * lengths[:, :, None] / self.embed_dim
+        row = self.std * np.sqrt(self.unit_dim)
+        own = np.sqrt(self.inner.diagonal(axis1=1, axis2=2)[:, :asked]) / row
+        on_v = raw[:, self.probes : self.probes + asked] * own[:, :, None]
+        return self._raised(np.concatenate([on_t, on_v], axis=1), np.sqrt(size))
+
+    def _tolerance_right(self, gamma: Array, size: Array) -> Array:
+        """Tolerance of right probes of coordinates gamma, (S, directions, N), and squared sizes."""
+        j, at = self.rights, self.right_probes
+        lengths = np.sqrt(self.inner.diagonal(axis1=1, axis2=2)[:, :at, None])
+        terms = np.abs(self.tau[:, :at, :j] @ gamma) * lengths
+        return self._raised(terms, np.sqrt(size))
 
     def product_left(self, new: Remainder, projected: Array | None) -> tuple[Array, Array]:
         """Give the trained product ``t`` in raw vectors and noise, and count the probes as asked.
@@ -371,7 +482,7 @@ class Conditioned:
         mixing = new.mixing if new.count else new.mixing[:, :0]
         return coefficients / self.embed_dim, initial * mixing / self.embed_dim
 
-    def ask_right(self, inner: Array) -> tuple[Remainder, Array, Array, bool]:
+    def ask_right(self, inner: Array) -> Asked:
         """Take in a block of right probes through their inner products with all raw vectors.
 
         Parameters
@@ -381,13 +492,8 @@ class Conditioned:
 
         Returns
         -------
-        new : Remainder
-        gamma : ndarray, shape (S, known directions, N)
-            Coordinates in the known directions.
-        toward : ndarray, shape (S, left directions, N)
-            ``X^T`` times the remainder.
-        certain : bool
-            False if the remainder is so small that it had better be formed explicitly.
+        Asked
+            With `vectors` to form if inner products alone do not tell the remainders well.
         """
         i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
         probes = self.probes
@@ -395,58 +501,63 @@ class Conditioned:
         gamma = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
         gram = own - gamma.transpose(0, 2, 1) @ gamma
         scale = own.diagonal(axis1=1, axis2=2)
-        room = self.image.shape[1] - j
         toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ gamma
-        new = remainder(gram, scale, self.tolerance, room)
-        certain = not j or bool((new.smallest >= _EXPLICIT**2).all())
+        new = remainder(gram, scale, self.tolerance, self.image.shape[1] - j)
         self.inner[:, : at + rows, at : at + rows] = inner[:, probes : probes + at + rows]
-        return new, gamma, toward, certain
+        vectors = None
+        if j and (new.smallest < _EXPLICIT**2).any():
+            vectors = -self.tau[:, :at, :j] @ gamma, np.tile(np.eye(rows), (len(own), 1, 1))
+        elif not j and _narrow(new):
+            vectors = np.zeros((len(own), at, new.count)), new.inverse
+        return Asked(new, gamma, toward @ new.inverse, vectors, formed=not j)
 
-    def refine_right(
-        self, gamma: Array, inner: Array, gram: Array
-    ) -> tuple[Remainder, Array, Array]:
-        """Take in a remainder that was formed explicitly: the second pass of Gram and Schmidt.
+    def refine_right(self, asked: Asked, inner: Array, gram: Array) -> Asked:
+        """Take in remainders that were formed explicitly: the second pass of Gram and Schmidt.
 
         Parameters
         ----------
-        gamma : ndarray
-            From :meth:`ask_right`.
-        inner : ndarray, shape (S, 2 K N, N)
-            Inner products of the remainder with the raw vectors.
-        gram : ndarray, shape (S, N, N)
-            Inner products of the remainder with itself.
+        asked : Asked
+            With the `vectors` that were formed.
+        inner : ndarray, shape (S, 2 K N, n)
+            Inner products of these with the raw vectors.
+        gram : ndarray, shape (S, n, n)
+            Inner products of these with each other.
+
+        Returns
+        -------
+        Asked
+            With the directions to form as `vectors`, if the remainders are close to each other.
         """
         i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
         probes = self.probes
-        more = self.tau[:, :at, :j].transpose(0, 2, 1) @ inner[:, probes : probes + at]
+        tau = self.tau[:, :at, :j]
+        more = tau.transpose(0, 2, 1) @ inner[:, probes : probes + at]
         rest = gram - more.transpose(0, 2, 1) @ more
+        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
         own = self.inner[:, at : at + rows, at : at + rows]
         scale = own.diagonal(axis1=1, axis2=2)
-        new = remainder(rest, scale, self.tolerance, self.image.shape[1] - j)
-        toward = self.xi[:, :, :i].transpose(0, 2, 1) @ inner - self.cross[:, :i, :j] @ more
-        return new, gamma + more, toward
+        tolerance = self._tolerance_right(asked.gamma, scale)
+        if asked.formed:
+            gamma = asked.gamma + more @ asked.new.compact(asked.new.mixing)
+            new, turn = asked.new.refined(rest, scale, tolerance)
+            return Asked(new, gamma, toward @ turn, None)
+        new = remainder(rest, scale, tolerance, self.image.shape[1] - j)
+        gamma = asked.gamma + more
+        vectors = (-tau @ gamma @ new.inverse, new.inverse) if _narrow(new) else None
+        return Asked(new, gamma, toward @ new.inverse, vectors, formed=True)
 
-    def product_right(self, new: Remainder, gamma: Array, toward: Array) -> Tensor:
-        """Give the trained product ``W v`` and count the probes as asked.
-
-        Parameters
-        ----------
-        new : Remainder
-            What is new in the N probes v.
-        gamma : ndarray, shape (S, known directions, N)
-            Their coordinates in the known directions.
-        toward : ndarray, shape (S, left directions, N)
-            ``X^T`` times the remainder.
+    def product_right(self, asked: Asked) -> Tensor:
+        """Give the trained product ``W v`` of the N probes and count them as asked.
 
         Returns
         -------
         Tensor, shape (S, N, D)
         """
+        new, gamma, onto = asked.new, asked.gamma, asked.onto
         i, j, at, rows = self.lefts, self.rights, self.right_probes, self.rows
         stop = j + new.count
         basis = self.left[:, :i]
         if new.count:
-            onto = toward @ new.inverse
             fresh = self.image[:, j:stop]
             drawn = fresh if rows == 1 else fresh.new_empty((len(fresh), rows, self.embed_dim))
             self.noise_right.fill(drawn, new.found, self.std)

@@ -145,10 +145,12 @@ def _implicit_bytes(work: Work) -> int:
     depth, width, embed_dim = work.shape
     probes = work.rows * work.steps
     numbers = small = 0
-    for vectors in (v for b in work.branches for v in (b.in_vectors, b.out_vectors)):
-        left, right = implicit_directions(embed_dim, vectors * width, probes)
-        numbers += (left + right) * embed_dim + probes * vectors * width
-        small += probes * (3 * left + right + probes) + left * right
+    for branch in work.branches:
+        for vectors in (branch.in_vectors, branch.out_vectors):
+            unit_dim = vectors * branch.width(width)
+            left, right = implicit_directions(embed_dim, unit_dim, probes)
+            numbers += (left + right) * embed_dim + probes * unit_dim
+            small += probes * (3 * left + right + probes) + left * right
     return (depth * numbers + _states(work)) * work.itemsize + 8 * depth * small
 
 
@@ -192,12 +194,13 @@ def peak_bytes(engine: str, work: Work) -> int:
     """
     together = batch(engine, work)
     _, width, embed_dim = work.shape
-    longest = max(embed_dim, width * max(branch.vectors for branch in work.branches))
+    longest = max(embed_dim, *(b.vectors * b.width(width) for b in work.branches))
     rows = max(work.rows, work.directions)
     numbers = _SCRATCH * together * rows * longest
     if (choose(work).engine if engine == "auto" else engine) == "implicit":
-        # What the units of one layer have seen, in float64.
-        seen = 2 * work.vectors * work.rows * work.steps * together * width
+        # What the units of one branch have seen, and what they keep of it, in float64.
+        each = ((2 * b.vectors + b.kept_vectors) * b.width(width) for b in work.branches)
+        seen = max(each) * work.rows * work.steps * together
         numbers += 2 * min(seen, IMPLICIT_KEPT)
     network = together * memory_bytes(engine, work)
     return network + _DOUBLE * numbers + work.saved + work.saved // 2

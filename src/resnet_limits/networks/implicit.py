@@ -295,22 +295,21 @@ class _Branch:
         raw: _Raw,
         r_steps: int,
     ) -> Tensor:
-        """Product with a block of right probes, whose remainder is formed where it is small."""
+        """Product with a block of right probes, of which small remainders are formed."""
         at = step * self.rows
-        new, gamma, toward, certain = matrix.ask_right(inner)
-        if not certain:
-            known = self._tensor(-matrix.tau[:, :at, : matrix.rights] @ gamma)
+        asked = matrix.ask_right(inner)
+        while asked.vectors is not None:
+            coefficients = self._tensor(np.concatenate(asked.vectors, axis=1))
 
-            def form(chunk: _Chunk, _units: slice) -> Sequence[Tensor]:
+            def form(chunk: _Chunk, _units: slice, by: Tensor = coefficients) -> Sequence[Tensor]:
                 t, v = raw(chunk)
-                rest = _combined((known, v[:, :at])) + v[:, at:]
-                return torch.bmm(t, rest.mT), torch.bmm(v, rest.mT), torch.bmm(rest, rest.mT)
+                formed = _combined((by[:, at:], v[:, at:]), (by[:, :at], v[:, :at]))
+                return tuple(torch.bmm(x, formed.mT) for x in (t, v, formed))
 
             with_t, with_v, gram = self._sweep(form, step + 1, r_steps)
-            laid_out = self._laid_out(with_t, with_v)
-            new, gamma, toward = matrix.refine_right(gamma, laid_out, gram)
+            asked = matrix.refine_right(asked, self._laid_out(with_t, with_v), gram)
         self.kept = {}
-        return matrix.product_right(new, gamma, toward)
+        return matrix.product_right(asked)
 
 
 def refusal(dynamics: Dynamics, dtype: torch.dtype) -> str:
@@ -381,7 +380,7 @@ class ImplicitNetwork(Network):
         self.seeds = len(seeds)
         self.workers = Workers(self.hidden.device)
         courses = [
-            tuple(Course.of(dynamics, rate, b.scale) for rate in (b.rate_in, b.rate_out))
+            (Course.of(dynamics, b.rate_in, b.scale), Course.of(dynamics, b.rate_out, b.scale))
             for b in dynamics.layer
         ]
 
@@ -410,7 +409,7 @@ class ImplicitNetwork(Network):
         return self._read_out()
 
     def _normed(self, branch: int, h: Tensor) -> Tensor:
-        """What a branch reads of a state."""
+        """Give what a branch reads of a state."""
         return self.dynamics.layer[branch].norm.forward(h, -1, 1.0 / self.shape.embed_dim)
 
     def backward_pass(self, cotangent: Tensor, *, update: bool) -> None:

@@ -151,12 +151,12 @@ def _rule(experiment: Experiment) -> tuple[int, bool]:
     return rule.buffers, rule.is_additive(training.steps)
 
 
-def _activation(experiment: Experiment) -> str:
-    """Name the activation that decides how a limit is solved: the least smooth of all branches."""
-    units = (branch.unit for branch in experiment.model.branches)
-    names = {u.activation if isinstance(u, PerceptronUnit | ConvolutionUnit) else "" for u in units}
-    rough = (name for name in _LEAST_SMOOTH if name in names)
-    return next(rough, max(names - {"linear"}, default="linear"))
+def _activation(unit: UnitConfig) -> str:
+    """Name the activation that a unit's map is, or linear; empty where it is more than that."""
+    if isinstance(unit, PerceptronUnit):
+        return unit.activation
+    is_linear = isinstance(unit, ConvolutionUnit) and unit.activation == "linear"
+    return "linear" if is_linear else ""
 
 
 def _scales(experiment: Experiment) -> Scales:
@@ -174,7 +174,7 @@ def _scales(experiment: Experiment) -> Scales:
             norm = math.sqrt(_data_sizes(experiment).inputs)
     scales = [branch.residual_scale or model.residual_scale for branch in model.branches]
     return Scales(
-        _activation(experiment),
+        tuple(_activation(branch.unit) for branch in model.branches),
         experiment.problem.loss,
         experiment.numerics.limit_tolerance,
         rate=experiment.training.learning_rate,
