@@ -25,6 +25,7 @@ from resnet_limits.config import (
     InContextRegressionData,
     LinearTeacherData,
     PerceptronUnit,
+    UnitConfig,
 )
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import COMPUTED
@@ -57,8 +58,6 @@ _BASE_MB = {
 _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
-# Activations that are not smooth enough for a quadrature's best rate, from the worst on.
-_LEAST_SMOOTH = ("relu", "gelu", "silu")
 # Modules whose functions are compiled.
 _COMPILED = ("limits/kernels.py", "networks/kernels.py")
 
