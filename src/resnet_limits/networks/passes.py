@@ -21,7 +21,7 @@ _TILE = 64
 
 @njit(**tiles.OPTIONS)
 def _gather(source, first, count, tile):
-    """Copy the coefficients ``(rows, units x vectors)`` of some units to ``(vectors, rows, lanes)``."""
+    """Copy the coefficients of some units to a tile, ``(vectors, rows, lanes)``."""
     vectors, rows, _ = tile.shape
     for v in range(vectors):
         for row in range(rows):
@@ -39,13 +39,32 @@ def _scatter(tile, vectors, first, count, target):
 
 
 @njit(**tiles.OPTIONS)
-def _activate(code, sizes, p, g):
-    """Compute g of all units, for one seed and all rows."""
+def _room(code, sizes, p):
+    """Room for tiles of p, of values and of cotangents, all seeds and rows of a layer."""
     a, c = sizes
-    rows, units = len(p), p.shape[1] // a
-    lanes = min(_TILE, units)
-    pre = np.empty((a, rows, lanes), p.dtype)
-    values = np.empty((c + tiles.kept(code), rows, lanes), p.dtype)
+    _, seeds, rows, width = p.shape
+    lanes = min(_TILE, width // a)
+    return (
+        np.empty((a, seeds * rows, lanes), p.dtype),
+        np.empty((c + tiles.kept(code), seeds * rows, lanes), p.dtype),
+        np.empty((c, seeds * rows, lanes), p.dtype),
+    )
+
+
+@njit(**tiles.OPTIONS)
+def _flat(coefficients):
+    """Give a layer's coefficients with the rows of all seeds below each other."""
+    seeds, rows, width = coefficients.shape
+    return coefficients.reshape((seeds * rows, width))
+
+
+@njit(**tiles.OPTIONS)
+def _activate(code, p, g, room):
+    """Compute g of all units of a layer."""
+    pre, values, cotangents = room
+    p, g = _flat(p), _flat(g)
+    a, c = len(pre), len(cotangents)
+    units = p.shape[1] // a
     for start in range(0, units, _TILE):
         count = min(_TILE, units - start)
         _gather(p, start, count, pre)
@@ -54,14 +73,12 @@ def _activate(code, sizes, p, g):
 
 
 @njit(**tiles.OPTIONS)
-def _pull_back(code, sizes, p, g, r, dp):
-    """Compute dp of all units, for one seed and all rows."""
-    a, c = sizes
-    rows, units = len(p), p.shape[1] // a
-    lanes = min(_TILE, units)
-    pre = np.empty((a, rows, lanes), p.dtype)
-    values = np.empty((c + tiles.kept(code), rows, lanes), p.dtype)
-    cotangents = np.empty((c, rows, lanes), p.dtype)
+def _pull_back(code, p, g, r, dp, room):
+    """Compute dp of all units of a layer."""
+    pre, values, cotangents = room
+    p, g, r, dp = _flat(p), _flat(g), _flat(r), _flat(dp)
+    a = len(pre)
+    units = p.shape[1] // a
     for start in range(0, units, _TILE):
         count = min(_TILE, units - start)
         _gather(p, start, count, pre)
@@ -73,20 +90,6 @@ def _pull_back(code, sizes, p, g, r, dp):
         _gather(r, start, count, cotangents)
         tiles.backward(code, pre, values, cotangents, count)
         _scatter(pre, a, start, count, dp)
-
-
-@njit(**tiles.OPTIONS)
-def _activate_layer(code, sizes, p, g, layer):
-    """Compute g of all units of a layer."""
-    for s in range(p.shape[1]):
-        _activate(code, sizes, p[layer, s], g[layer, s])
-
-
-@njit(**tiles.OPTIONS)
-def _pull_back_layer(code, sizes, p, g, r, dp, layer):
-    """Compute dp of all units of a layer."""
-    for s in range(p.shape[1]):
-        _pull_back(code, sizes, p[layer, s], g[layer, s], r[layer, s], dp[layer, s])
 
 
 @compiled()
@@ -116,9 +119,10 @@ def forward(code, sizes, arrays, partial, pasts, used, numbers, first, last):
     """
     incoming, outgoing, u, h, next_h, next_b, p, g, dp = arrays
     scale, gain, initial = numbers
+    room = _room(code, sizes, p)
     for layer in range(first, last):
         project(incoming, u, p, dp, pasts[0], layer, used, scale, scale, False)
-        _activate_layer(code, sizes, p, g, layer)
+        _activate(code, p[layer], g[layer], room)
         expand(
             outgoing, g, h, next_h, next_b, partial, pasts[1], layer, used, gain, initial, scale,
             False,
@@ -130,9 +134,10 @@ def forward_shared(code, sizes, arrays, partial, pasts, used, numbers, first, la
     """Compute what :func:`forward` does, the work shared by all threads."""
     incoming, outgoing, u, h, next_h, next_b, p, g, dp = arrays
     scale, gain, initial = numbers
+    room = _room(code, sizes, p)
     for layer in range(first, last):
         project_shared(incoming, u, p, dp, pasts[0], layer, used, scale, scale, False)
-        _activate_layer(code, sizes, p, g, layer)
+        _activate(code, p[layer], g[layer], room)
         expand_shared(
             outgoing, g, h, next_h, next_b, partial, pasts[1], layer, used, gain, initial, scale,
             False,
@@ -161,9 +166,10 @@ def backward(code, sizes, arrays, partial, pasts, used, numbers, steps, learn, f
     """
     incoming, outgoing, u, b, next_b, base, p, g, r, dp = arrays
     scale, gain, initial = numbers
+    room = _room(code, sizes, p)
     for layer in range(last - 1, first - 1, -1):
         project(outgoing, next_b, r, g, pasts[0], layer, used, scale, steps[1], learn[1])
-        _pull_back_layer(code, sizes, p, g, r, dp, layer)
+        _pull_back(code, p[layer], g[layer], r[layer], dp[layer], room)
         expand(
             incoming, dp, base, b, u, partial, pasts[1], layer, used, gain, initial, steps[0],
             learn[0],
@@ -175,9 +181,10 @@ def backward_shared(code, sizes, arrays, partial, pasts, used, numbers, steps, l
     """Compute what :func:`backward` does, the work shared by all threads."""
     incoming, outgoing, u, b, next_b, base, p, g, r, dp = arrays
     scale, gain, initial = numbers
+    room = _room(code, sizes, p)
     for layer in range(last - 1, first - 1, -1):
         project_shared(outgoing, next_b, r, g, pasts[0], layer, used, scale, steps[1], learn[1])
-        _pull_back_layer(code, sizes, p, g, r, dp, layer)
+        _pull_back(code, p[layer], g[layer], r[layer], dp[layer], room)
         expand_shared(
             incoming, dp, base, b, u, partial, pasts[1], layer, used, gain, initial, steps[0],
             learn[0],
