@@ -108,7 +108,12 @@ class _Branch:
             past_g=room(past, units * c),
         )
         scales = Scales(number_of(1.0 / embed_dim), number_of(network.gains[number]))
-        self.products: Products = (Batched if batched else Compiled)(self.at, scales)
+        self.products: Products = (
+            Batched(self.at, scales) if batched else Compiled(self.at, scales, self.unit)
+        )
+        # Units and products in one, where the units have compiled code.
+        one = self.products if isinstance(self.products, Compiled) else None
+        self.passes = one if self.unit.compiled is not None else None
         # What a unit keeps beside g, as the unit gives it.
         self.beside = room(units, self.unit.kept_vectors, rows)
         # The same arrays as the unit wants them, (S, M, vectors, rows), layer by layer.
@@ -153,11 +158,30 @@ class _Branch:
         factors[:count] = -of.gradients[step, :count] * self.shares[:count]
         return of.initial[step], np.repeat(factors, self.rows).astype(self.number_of)
 
+    def forward_all(self, layers: range) -> None:
+        """Compute the states after the branch, which is the only one, in all layers."""
+        if self.passes is not None and self.norm.is_identity:
+            self.passes.forward(layers)
+            return
+        for layer in layers:
+            self.forward(layer)
+
+    def backward_all(self, layers: range, learn: bool) -> None:
+        """Compute the cotangents before the branch, which is the only one, in all layers."""
+        if self.passes is not None and self.norm.is_identity:
+            self.passes.backward(layers, learn)
+            return
+        for layer in reversed(layers):
+            self.backward(layer, learn)
+
     def forward(self, layer: int) -> None:
         """Compute the states after the branch."""
         at, c = self.at, self.unit.out_vectors
         if not self.norm.is_identity:
             at.u[layer] = self.norm.forward(at.h[layer], -1, 1.0 / at.h.shape[3])
+        if self.passes is not None:
+            self.passes.forward(range(layer, layer + 1))
+            return
         self.products.read(layer)
         values = self.unit.forward(self.p[layer])
         if self.unit.kept_vectors:
@@ -169,11 +193,14 @@ class _Branch:
     def backward(self, layer: int, learn: bool) -> None:
         """Compute the cotangents before the branch."""
         at, values = self.at, self.g[layer]
-        self.products.read_back(layer, learn)
-        if self.unit.kept_vectors:
-            values = torch.cat([values, self.beside[layer]], dim=-2)
-        self.dp[layer].copy_(self.unit.backward(self.p[layer], values, self.r[layer]))
-        self.products.write_back(layer, learn)
+        if self.passes is not None:
+            self.passes.backward(range(layer, layer + 1), learn)
+        else:
+            self.products.read_back(layer, learn)
+            if self.unit.kept_vectors:
+                values = torch.cat([values, self.beside[layer]], dim=-2)
+            self.dp[layer].copy_(self.unit.backward(self.p[layer], values, self.r[layer]))
+            self.products.write_back(layer, learn)
         if not self.norm.is_identity:
             h, b = at.h[layer], at.b[layer]
             pulled = self.norm.pull_back(h, b, -1, 1.0 / h.shape[2])
@@ -302,14 +329,22 @@ class DenseNetwork(Network):
 
     def _all_forward(self) -> None:
         torch.matmul(self.inputs, self.embedding.mT, out=self.hidden[0])
-        for layer in range(self.shape.depth):
+        layers = range(self.shape.depth)
+        if len(self.branches) == 1:
+            self.branches[0].forward_all(layers)
+            layers = range(0)
+        for layer in layers:
             for branch in self.branches:
                 branch.forward(layer)
         self._output.copy_(self._read_out())
 
     def _all_backward(self) -> None:
         self._start_back(self._cotangent)
-        for layer in reversed(range(self.shape.depth)):
+        layers = range(self.shape.depth)
+        if len(self.branches) == 1:
+            self.branches[0].backward_all(layers, self._in_place)
+            layers = range(0)
+        for layer in reversed(layers):
             for branch in reversed(self.branches):
                 branch.backward(layer, self._in_place)
 

@@ -275,11 +275,15 @@ def _project(weights, x, scale, first, last, out):
     states = len(x)
     groups = (states + STATES - 1) // STATES
     whole = last - (last - first) % ROWS
+    # Divisions take as long as a tile of a small matrix.
+    n, size = 0, states
+    ahead, pace = _ask(0, groups, weights.shape[1])
     for m in range(first, whole, ROWS):
         for group in range(groups):
-            ahead, pace = _ask(group, groups, weights.shape[1])
-            n = group * states // groups
-            size = (group + 1) * states // groups - n
+            if groups > 1:
+                ahead, pace = _ask(group, groups, weights.shape[1])
+                n = group * states // groups
+                size = (group + 1) * states // groups - n
             if size == 1:
                 _dots(ROWS, 1, weights, m, x, n, scale, ahead, pace, out)
             elif size == 2:
@@ -302,11 +306,14 @@ def _expand(source, coefficients, scale, first, last, lo, hi, out):
     groups = (states + STATES - 1) // STATES
     whole = last - (last - first) % ROWS
     c = coefficients
+    n, size = 0, states
+    ahead, pace = _ask(0, groups, source.shape[1])
     for m in range(first, whole, ROWS):
         for group in range(groups):
-            ahead, pace = _ask(group, groups, source.shape[1])
-            n = group * states // groups
-            size = (group + 1) * states // groups - n
+            if groups > 1:
+                ahead, pace = _ask(group, groups, source.shape[1])
+                n = group * states // groups
+                size = (group + 1) * states // groups - n
             if size == 1:
                 _add(1, ROWS, out, n, source, m, c, False, scale, lo, hi, ahead, pace)
             elif size == 2:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resnet_limits.networks import cost
+from resnet_limits.units import Unit
 
 # From this many weights of a layer on, all seeds together, threads share the work on them.
 _SHARED_FROM = 1 << 17
@@ -176,10 +177,10 @@ class Batched:
 class Compiled:
     """The kernels for the CPU, each reading the weights once."""
 
-    def __init__(self, arrays: Arrays, scales: Scales) -> None:
+    def __init__(self, arrays: Arrays, scales: Scales, unit: Unit) -> None:
         threads = torch.get_num_threads()
         # Compiled code takes time to load, and may change torch's number of threads.
-        from resnet_limits.networks import kernels
+        from resnet_limits.networks import kernels, passes
 
         self.at = Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
         self.scales = scales
@@ -197,6 +198,19 @@ class Compiled:
         row += (_OFF_PAGE - row) % _PAGE if row >= _PAGE // 2 else 0
         self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
         self.has_own_base = arrays.base_b is arrays.b
+        self.code, self.sizes = unit.compiled, (unit.in_vectors, unit.out_vectors)
+        self.pass_forward: Callable[..., None] = passes.forward_shared if shared else passes.forward
+        self.pass_backward: Callable[..., None] = (
+            passes.backward_shared if shared else passes.backward
+        )
+        self.forward_arrays = (
+            *(at.incoming, at.outgoing, at.u, at.h, at.next_h),
+            *(at.next_b, at.p, at.g, at.dp),
+        )
+        self.backward_arrays = (
+            *(at.incoming, at.outgoing, at.u, at.b, at.next_b),
+            *(at.base_b, at.p, at.g, at.r, at.dp),
+        )
 
     def begin(self, used: int, incoming: Matrix, outgoing: Matrix) -> None:
         """Set the state."""
@@ -242,6 +256,24 @@ class Compiled:
         arrays = at.incoming, at.dp, at.base_b, at.b, at.u, self.partial, self.past_in
         gain, learn = self.scales.write, learn and self.adds_in
         self.expand(*arrays, layer, self.used, gain, initial, step, learn)
+
+    def forward(self, layers: range) -> None:
+        """Compute `read`, the units and `write` of each layer, for a unit with compiled code."""
+        pasts = self.read_past_in, self.past_out
+        numbers = self.read_in, self.scales.write, self.of_out.initial
+        arrays = self.code, self.sizes, self.forward_arrays, self.partial, pasts
+        self.pass_forward(*arrays, self.used, numbers, layers.start, layers.stop)
+
+    def backward(self, layers: range, learn: bool) -> None:
+        """Compute `read_back`, the units and `write_back` of each layer, the last one first."""
+        pasts = self.read_past_out, self.past_in
+        numbers = self.read_out, self.scales.write, self.of_in.initial
+        steps = self.of_in.step, self.of_out.step
+        learns = learn and self.adds_in, learn and self.adds_out
+        arrays = self.code, self.sizes, self.backward_arrays, self.partial, pasts
+        if self.has_own_base:
+            self.at.base_b[layers.start : layers.stop] = 0
+        self.pass_backward(*arrays, self.used, numbers, steps, learns, layers.start, layers.stop)
 
     def learn(self) -> None:
         """Nothing is left: each product has been followed by its gradient step."""

@@ -1,0 +1,62 @@
+"""Dense passes in compiled code against products and units that are called one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_limits.dynamics import Branch, Dynamics
+from resnet_limits.kinds import Shape
+from resnet_limits.networks.dense import DenseNetwork
+from resnet_limits.norms import make_norm
+from resnet_limits.problem import Loss
+from resnet_limits.units import AttentionHead, GatedPerceptron, Perceptron
+
+STEPS, TOKENS = 4, 2
+LAYERS = {
+    "tanh": (Branch(Perceptron("tanh"), rate_in=0.2, rate_out=0.3),),
+    "gated": (Branch(GatedPerceptron(), rate_in=0.2, rate_out=0.3),),
+    "transformer": (
+        Branch(AttentionHead(2, True, TOKENS), make_norm("rms"), rate_in=0.2, rate_out=0.3),
+        Branch(Perceptron("gelu"), make_norm("rms"), 2.0, 0.7, rate_in=0.2, rate_out=0.3),
+    ),
+}
+# Fewer units than a tile; more than one, and enough for the kernels of many threads.
+SHAPES = [Shape(3, 7, 9), Shape(2, 150, 900)]
+
+
+def trained(layer, shape, kept, *, passes):
+    """Outputs of all states and the last cotangents."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 2 * TOKENS, 3))
+    problem = Dynamics(x, y, Loss("squared_error"), layer, STEPS)
+    network = DenseNetwork(problem, shape, [0, 1], rng.standard_normal((2, shape[2], 6)), 0, kept=kept)
+    for branch in network.branches:
+        assert branch.passes is not None
+        branch.passes = branch.passes if passes else None
+    outputs = []
+    for step in range(STEPS):
+        outputs.append(network.forward_pass())
+        cotangent = problem.cotangent(outputs[-1], network.targets, step)
+        network.backward_pass(cotangent, update=step + 1 < STEPS)
+    return torch.stack(outputs), network.backward
+
+
+@pytest.mark.parametrize("kept", [0, STEPS - 1])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("tanh", 0), ("gated", 0), ("transformer", 0), ("tanh", 1)]
+)
+def test_passes_are_their_parts(name, shape, kept):
+    compiled = trained(LAYERS[name], SHAPES[shape], kept, passes=True)
+    parts = trained(LAYERS[name], SHAPES[shape], kept, passes=False)
+    for got, right in zip(compiled, parts, strict=True):
+        assert right.abs().max() > 0.1
+        torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
+
+
+def test_the_order_of_branches_would_be_noticed():
+    """The negative control."""
+    layer = LAYERS["transformer"]
+    right, wrong = (trained(x, SHAPES[0], 0, passes=True)[0] for x in (layer, layer[::-1]))
+    assert (right - wrong).abs().max() > 1e-3
