@@ -6,8 +6,9 @@ the work goes on. numba's own cache raises then; and of two processes that compi
 different types, it may keep the code of one under the types of the other.
 
 An entry is one file, written beside its place and moved there whole. It begins with a digest of the
-rest, which names what was compiled, for which types and processor, from which source and by which
-versions; what does not fit is compiled anew. What is loaded is executed, so that only files count
+rest, which names what was compiled, for which types and processor, from which sources and by which
+versions; what does not fit is compiled anew. The sources are the function's file and those of all
+functions that it names, directly or through others. What is loaded is executed, so that only files count
 that belong to this user, to root or to the owner of the source, and that no other may write.
 """
 
@@ -212,6 +213,33 @@ def _unseal(content: bytes, key: tuple[str, ...]) -> bytes:
     return bytes(payload)
 
 
+def _sources(function: Callable[..., Any]) -> list[Path]:
+    """Give the files of a function and of all that it names, for as long as they are of one package.
+
+    Libraries from elsewhere are told apart by their versions.
+    """
+    home = function.__module__.partition(".")[0]
+    found: dict[str, None] = {}
+    waiting, seen = [function], set()
+    while waiting:
+        one = waiting.pop()
+        one = getattr(one, "py_func", one)
+        if id(one) in seen or getattr(one, "__module__", "").partition(".")[0] != home:
+            continue
+        seen.add(id(one))
+        if (code := getattr(one, "__code__", None)) is None:
+            continue
+        found[code.co_filename] = None
+        for name in code.co_names:
+            value = one.__globals__.get(name)
+            # A module's functions are named by their own names.
+            if inspect.ismodule(value):
+                waiting += [vars(value)[n] for n in code.co_names if n in vars(value)]
+            elif callable(value):
+                waiting.append(value)
+    return [Path(name).absolute() for name in found]
+
+
 def _cache_class() -> Any:
     """Return the class of caches, which is one of numba's; see :func:`compiled`."""
     import llvmlite
@@ -228,7 +256,7 @@ def _cache_class() -> Any:
             self.name = f"{self.source.stem}.{function.__qualname__}"
             code = function.__code__
             self.stamp = (
-                _DIGEST(self.source.read_bytes()).hexdigest(),
+                *(_DIGEST(file.read_bytes()).hexdigest() for file in _sources(function)),
                 _DIGEST(code.co_code).hexdigest(),
                 str(code.co_firstlineno),
             )

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,30 @@ from resnet_limits.config import InputError
 
 _SQRT_2 = math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+class LinearCode(NamedTuple):
+    """The identity, in compiled code (:mod:`resnet_limits.tiles`), as those that follow."""
+
+
+class TanhCode(NamedTuple):
+    """tanh."""
+
+
+class ErfCode(NamedTuple):
+    """erf."""
+
+
+class ReluCode(NamedTuple):
+    """relu."""
+
+
+class GeluCode(NamedTuple):
+    """gelu."""
+
+
+class SiluCode(NamedTuple):
+    """silu."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,15 @@ class Activation:
         ``(p, g) -> g'(p)``; the value ``g`` is given so that it need not be computed again.
     is_linear, is_odd : bool
         Properties that the quadrature over units makes use of.
+    compiled : NamedTuple, optional
+        Names its compiled code, where there is any.
     """
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
     is_linear: bool = False
     is_odd: bool = False
+    compiled: Any = None
 
 
 def _normal_cdf(p: Tensor) -> Tensor:
@@ -58,18 +85,25 @@ def _silu_derivative(p: Tensor, g: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {
     "linear": Activation(
-        lambda p: p, lambda p, _g: torch.ones_like(p), is_linear=True, is_odd=True
+        lambda p: p,
+        lambda p, _g: torch.ones_like(p),
+        is_linear=True,
+        is_odd=True,
+        compiled=LinearCode(),
     ),
-    "tanh": Activation(torch.tanh, lambda _p, g: 1.0 - g * g, is_odd=True),
+    "tanh": Activation(
+        torch.tanh, lambda _p, g: 1.0 - g * g, is_odd=True, compiled=TanhCode()
+    ),
     # erf without a rescaled argument, as torch and scipy define it.
     "erf": Activation(
         torch.erf,
         lambda p, _g: (2.0 / math.sqrt(math.pi)) * torch.exp(-p * p),
         is_odd=True,
+        compiled=ErfCode(),
     ),
-    "relu": Activation(torch.relu, lambda p, _g: (p > 0).to(p.dtype)),
-    "gelu": Activation(lambda p: p * _normal_cdf(p), _gelu_derivative),
-    "silu": Activation(torch.nn.functional.silu, _silu_derivative),
+    "relu": Activation(torch.relu, lambda p, _g: (p > 0).to(p.dtype), compiled=ReluCode()),
+    "gelu": Activation(lambda p: p * _normal_cdf(p), _gelu_derivative, compiled=GeluCode()),
+    "silu": Activation(torch.nn.functional.silu, _silu_derivative, compiled=SiluCode()),
 }
 
 
@@ -87,6 +121,9 @@ class Unit(ABC):
         True if g is linear, so that all expectations over units are of second moments.
     is_odd : bool
         True if g(-p) = -g(p).
+    compiled : NamedTuple or None
+        Its type names the compiled code of the map (:mod:`resnet_limits.tiles`), its fields are
+        what that needs to know; None where torch does the work.
     """
 
     in_vectors: int
@@ -94,6 +131,7 @@ class Unit(ABC):
     kept_vectors: int = 0
     is_linear: bool = False
     is_odd: bool = False
+    compiled: Any = None
 
     @abstractmethod
     def forward(self, p: Tensor) -> Tensor:
@@ -144,6 +182,12 @@ def has_own_map(unit: Unit, kind: type[Unit]) -> bool:
     return all(getattr(type(unit), name) is getattr(kind, name) for name in methods)
 
 
+class PerceptronCode(NamedTuple):
+    """Compiled code of :class:`Perceptron`."""
+
+    activation: Any
+
+
 class Perceptron(Unit):
     """Unit of a two-layer perceptron block: one in-vector, one out-vector, pointwise g.
 
@@ -163,9 +207,11 @@ class Perceptron(Unit):
 
     def __init__(self, activation: str) -> None:
         self.activation = activation_of(activation)
-        own = has_own_map(self, Perceptron)
+        own, code = has_own_map(self, Perceptron), self.activation.compiled
         self.is_linear = own and self.activation.is_linear
         self.is_odd = own and self.activation.is_odd
+        if own and code is not None:
+            self.compiled = PerceptronCode(code)
 
     def forward(self, p: Tensor) -> Tensor:
         """Map pre-activations ``(..., 1, rows)`` to activations of the same shape."""
@@ -174,6 +220,12 @@ class Perceptron(Unit):
     def backward(self, p: Tensor, values: Tensor, r: Tensor) -> Tensor:
         """Return ``g'(p) r``, shape ``(..., 1, rows)``."""
         return self.activation.derivative(p, values) * r
+
+
+class GatedCode(NamedTuple):
+    """Compiled code of :class:`GatedPerceptron`."""
+
+    activation: Any
 
 
 class GatedPerceptron(Unit):
@@ -196,6 +248,9 @@ class GatedPerceptron(Unit):
 
     def __init__(self, activation: str = "silu") -> None:
         self.activation = activation_of(activation)
+        code = self.activation.compiled
+        if has_own_map(self, GatedPerceptron) and code is not None:
+            self.compiled = GatedCode(code)
 
     def forward(self, p: Tensor) -> Tensor:
         """Give g and the open gate ``act(p_1)``, shape ``(..., 2, rows)``."""
@@ -207,6 +262,14 @@ class GatedPerceptron(Unit):
         gate = values[..., 1:, :]
         slope = self.activation.derivative(p[..., :1, :], gate)
         return torch.cat([slope * p[..., 1:, :] * r, gate * r], dim=-2)
+
+
+class AttentionCode(NamedTuple):
+    """Compiled code of :class:`AttentionHead`."""
+
+    key_dim: int
+    tokens: int
+    causal: bool
 
 
 class AttentionHead(Unit):
@@ -230,6 +293,8 @@ class AttentionHead(Unit):
         self.scale = key_dim**-0.5
         # q and k change their signs together, so that the logits stay and v decides.
         self.is_odd = has_own_map(self, AttentionHead)
+        if self.is_odd:
+            self.compiled = AttentionCode(key_dim, tokens, causal)
 
     def _split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give q, k and v, shape (..., k, samples, tokens)."""
@@ -262,6 +327,14 @@ class AttentionHead(Unit):
         return torch.cat([dq, dk, dv], dim=-3).flatten(-2)
 
 
+class ConvolutionCode(NamedTuple):
+    """Compiled code of :class:`Convolution`."""
+
+    activation: Any
+    offsets: tuple[int, ...]
+    tokens: int
+
+
 class Convolution(Unit):
     """A convolution over the tokens: ``g_t = act(sum_j p_(j, t + o_j))``, zero outside.
 
@@ -292,9 +365,11 @@ class Convolution(Unit):
                 f"allowed: {1 - tokens} to {tokens - 1}"
             )
         self.in_vectors = len(self.offsets)
-        own = has_own_map(self, Convolution)
+        own, code = has_own_map(self, Convolution), self.activation.compiled
         self.is_linear = own and self.activation.is_linear
         self.is_odd = own and self.activation.is_odd
+        if own and code is not None:
+            self.compiled = ConvolutionCode(code, self.offsets, tokens)
 
     def _shifted(self, values: Tensor, offset: int) -> Tensor:
         """Give ``values_(t + offset)``, zero outside, shape (..., samples, tokens)."""

@@ -174,7 +174,7 @@ class Bent(Perceptron):
 def test_a_subclass_is_not_computed_as_its_parent(activation):
     experiment, problem = make(rate=0.03, steps=4, trained=False)
     unit = (Bent if activation == "linear" else Twice)(activation)
-    assert kernels.activation_code(unit) is None
+    assert kernels.code_of(unit) is None
     assert not unit.is_linear
     dynamics = make_dynamics(experiment, problem).with_branches(unit=unit)
     limits = limits_of(experiment, problem, dynamics)
@@ -191,7 +191,7 @@ def test_properties_are_the_units_own():
     assert Perceptron("linear").is_linear
     assert Perceptron("tanh").is_odd
     assert not Bent("linear").is_odd
-    assert kernels.activation_code(Perceptron("tanh")) is not None
+    assert kernels.code_of(Perceptron("tanh")) is not None
     p = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None, None]
     assert torch.allclose(Twice("tanh").forward(p), 2 * torch.tanh(p))
 

@@ -96,62 +96,6 @@ def test_finite_depth_is_gradient_descent_on_its_units(monkeypatch, activation, 
     assert solved.passes in {"all": [0], "part": range(8, 40), "given up": [2]}[way]
 
 
-def visited(code, states, *, trains=True, wanted=(True, True)):
-    """Weights and sums after a visit, and the same by formulas in float64."""
-    pairs, r, rows, points = 2, 7, 3, 300
-    rng = np.random.default_rng(0)
-    weights = [rng.standard_normal((pairs, r, points), dtype=np.float32) for _ in range(2)]
-    old, new = rng.standard_normal((2, 2, pairs, r, rows)).astype(np.float32) * states
-    rates = np.float32(0.3), np.float32(-0.2)
-    exact = [values.astype(float) for values in weights]
-
-    def act(w, z):
-        p, cotangent = (state.mT @ values for state, values in zip((w, z), exact, strict=True))
-        if code == kernels.activation_code(make("relu").layer[0].unit):
-            return np.maximum(p, 0.0), (p > 0) * cotangent
-        return np.tanh(p), cotangent / np.cosh(p) ** 2
-
-    if trains:
-        g, change = act(*old)
-        exact = [exact[0] + rates[0] * old[0] @ change, exact[1] + rates[1] * old[1] @ g]
-    g, change = act(*new)
-    expected = exact[1] @ g.mT * wanted[0], exact[0] @ change.mT * wanted[1]
-    rows_first = [np.ascontiguousarray(state.mT) for state in (*old, *new)]
-    steps = [rate * state for rate, state in zip(rates, old, strict=True)]
-    sums = np.full((2, pairs, r, rows), np.nan)
-    kernels.visit(code, *weights, trains, (*rows_first[:2], *steps), *rows_first[2:], wanted, sums)
-    return weights, sums, exact, expected
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("trains", [True, False])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
-def test_a_compiled_visit_is_its_formulas(activation, trains, wanted):
-    """More points than two tiles, and not a whole number of them."""
-    code = kernels.activation_code(make(activation).layer[0].unit)
-    weights, sums, exact, expected = visited(code, 0.3, trains=trains, wanted=wanted)
-    for got, right in zip((*weights, *sums), (*exact, *expected), strict=True):
-        np.testing.assert_allclose(got, right, atol=2e-6 * max(1.0, np.abs(right).max()))
-    if trains:
-        before = visited(code, 0.3, trains=False)[0]
-        assert min(np.abs(a - b).mean() for a, b in zip(weights, before, strict=True)) > 1e-2
-
-
-def test_a_compiled_visit_keeps_what_is_not_finite():
-    code = kernels.activation_code(make("tanh").layer[0].unit)
-    assert np.isnan(visited(code, np.float32(np.nan))[1]).all()
-
-
-def test_compiled_activation_is_that_of_the_unit():
-    x = np.linspace(-12, 12, 1000 * kernels._TILE, dtype=np.float32).reshape(-1, kernels._TILE)
-    code = kernels.activation_code(make("tanh").layer[0].unit)
-    g, mirrored = np.empty_like(x), np.empty_like(x)
-    kernels._activate(code, x, g)
-    kernels._activate(code, -x, mirrored)
-    assert np.abs(g - np.tanh(x.astype(float))).max() < 3e-7
-    np.testing.assert_array_equal(mirrored, -g)
-
-
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("part", [16, 1024])
 def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
@@ -160,10 +104,9 @@ def test_compiled_units_give_what_torch_gives(monkeypatch, activation, part):
     limits = Limits(make(activation, steps=4, rate_in=0.3, rate_out=0.3), np.eye(4))
     plan = Plan("sobol", 1000, 3, 6, 0, precision="float32", iteration_tolerance=1e-7)
     compiled = limits.dmft(plan).trajectory
-    assert kernels.activation_code(make("gelu").layer[0].unit) is None
-    assert kernels.activation_code(Crossed()) is None
-    assert kernels.activation_code(Doubled(activation)) is None
-    monkeypatch.setattr(kernels, "activation_code", lambda _unit: None)
+    assert kernels.code_of(Crossed()) is None
+    assert kernels.code_of(Doubled(activation)) is None
+    monkeypatch.setattr(kernels, "code_of", lambda _unit: None)
     plain = limits.dmft(plan).trajectory
     assert (compiled.passes > 0) == (part == 16)
     assert not np.array_equal(compiled.output, plain.output)

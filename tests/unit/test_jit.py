@@ -120,6 +120,56 @@ def test_an_edited_source_is_compiled_again_and_leaves_no_second_file(source):
     assert entries(source) == before
 
 
+FROM_ELSEWHERE = """
+from resnet_limits.jit import compiled
+import KIND
+
+@compiled()
+def double(x):
+    return CALL(x)
+"""
+ELSEWHERE = {
+    "a function": "from numba import njit\n\n@njit\ndef twice(x):\n    return 2 * x\n",
+    "an overload": """
+from numba.extending import overload
+
+def twice(x):
+    raise NotImplementedError
+
+@overload(twice)
+def _twice(x):
+    return lambda x: 2 * x
+""",
+}
+
+
+@pytest.mark.parametrize("way", ["import", "from"])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_an_edit_of_what_is_called_from_another_file_is_noticed(tmp_path, kind, way):
+    """Modules of one package, the second of which is edited."""
+    package = tmp_path / "doubles"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    imported, call = {
+        "import": ("from doubles import twos", "twos.twice"),
+        "from": ("from doubles.twos import twice", "twice"),
+    }[way]
+    text = FROM_ELSEWHERE.replace("import KIND", imported).replace("CALL", call)
+    (package / "doubling.py").write_text(text)
+    code = RUN.replace("import doubling", "from doubles import doubling")
+    cache = str(tmp_path / "cache")
+
+    def run(name, content):
+        (package / name).write_text(content)
+        return said(start(package, code, NUMBA_CACHE_DIR=cache))[0]
+
+    assert run("twos.py", ELSEWHERE[kind]) == ["6", "0", "1"]
+    assert run("twos.py", ELSEWHERE[kind]) == ["6", "1", "0"]
+    assert run("twos.py", ELSEWHERE[kind].replace("2 * x", "3 * x")) == ["9", "0", "1"]
+    # The negative control: what is not called does not count.
+    assert run("ones.py", "") == ["9", "1", "0"]
+
+
 @pytest.mark.parametrize("what", ["numba", "llvmlite", "processor"])
 def test_code_of_another_version_or_processor_is_not_run(source, monkeypatch, what):
     was_loaded(source)
@@ -323,7 +373,9 @@ def test_without_compiler(source):
     network = DenseNetwork(problem, Shape(2, 4, 4), [0], np.ones((1, 4, 3)), 0)
     if not jit.enabled():  # the kernels take seconds to compile
         assert network.forward_pass().isfinite().all()
-    print(jit.enabled(), kernels.activation_code(unit), type(network.branches[0].products).__name__)
+    code = type(kernels.code_of(unit)).__name__
+    print(jit.enabled(), code, type(network.branches[0].products).__name__)
     """
-    assert said(start(source, code, NUMBA_DISABLE_JIT="1"))[0] == ["False", "None", "Batched"]
-    assert said(start(source, code, NUMBA_DISABLE_JIT="0"))[0] == ["True", "0", "Compiled"]
+    without, with_it = (said(start(source, code, NUMBA_DISABLE_JIT=n))[0] for n in "10")
+    assert without == ["False", "NoneType", "Batched"]
+    assert with_it == ["True", "PerceptronCode", "Compiled"]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -161,11 +161,9 @@ def _from_unit(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1)
 
 
-def _code(dynamics: Dynamics, branch: Branch, dtype: torch.dtype, device: str) -> int | None:
+def _code(branch: Branch, dtype: torch.dtype, device: str) -> Any:
     """Return what the compiled kernels know the unit by, or None where torch does the work."""
-    if (dtype, device) != (torch.float32, "cpu") or not dynamics.rule.is_additive(dynamics.steps):
-        return None
-    return kernels.activation_code(branch.unit)
+    return kernels.code_of(branch.unit) if (dtype, device) == (torch.float32, "cpu") else None
 
 
 def _most(dynamics: Dynamics, branch: Branch, where: str) -> int:
@@ -199,7 +197,7 @@ class Units:
             counts[chunk.pairs] += chunk.incoming.shape[-1]
         self.size = int(counts.sum())
         self.dtype, self.device = first.dtype, first.device
-        self.code = _code(dynamics, branch, first.dtype, first.device.type)
+        self.code = _code(branch, first.dtype, first.device.type)
         scale = self.branch.scale / counts
         self.scale = scale[:, None, None].to(first.device)
 
@@ -215,7 +213,7 @@ class Units:
         pool: Pool | None,
     ) -> Units:
         """Deal the sample out to the nodes."""
-        compiled = _code(dynamics, branch, dtype, device) is not None
+        compiled = _code(branch, dtype, device) is not None
         most = _most(dynamics, branch, "compiled" if compiled else device)
 
         def weights(vectors: Tensor, std: float) -> Tensor:
@@ -426,28 +424,47 @@ class Units:
             return nothing if state is None else self._local(state).mT.contiguous().numpy()
 
         here = by_rows(u), by_rows(z)
-        there = [nothing, nothing, turned, turned]
+        stays = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+        there, steps = (nothing, nothing, turned, turned), [stays, stays]
         if settled is not None:
-            scale = self._scale(settled.step)
-            rates = (-scale * float(t.gradient[0]) for t in self._transitions(settled.step))
-            states = settled.u, settled.z
-            scaled = [
-                (rate * self._local(state)).contiguous().numpy()
-                for rate, state in zip(rates, states, strict=True)
-            ]
-            there = [*map(by_rows, states), *scaled]
+            there, steps = self._settled(settled, by_rows)
+
+        def buffers(weights: Tensor, kept: tuple[Tensor, ...]) -> tuple[NDArray[np.float32], ...]:
+            return tuple(buffer.numpy() for buffer in kept or (weights,))
 
         def work(_number: int, chunk: _Chunk) -> list[Tensor]:
             at = chunk.pairs
             sums = np.empty((2, at.stop - at.start, r, rows))
-            weights = chunk.incoming[:, 0].numpy(), chunk.outgoing[:, 0].numpy()
-            old = tuple(state[at] for state in there)
+            weights = (
+                chunk.incoming.numpy(),
+                buffers(chunk.incoming, chunk.in_buffers),
+                chunk.outgoing.numpy(),
+                buffers(chunk.outgoing, chunk.out_buffers),
+            )
+            old = *(state[at] for state in there), *steps
             u_here, z_here = (state[at] for state in here)
             trains = settled is not None
-            kernels.visit(self.code, *weights, trains, old, u_here, z_here, wanted, sums)
+            kernels.visit(self.code, weights, trains, old, u_here, z_here, wanted, sums)
             return [torch.from_numpy(sums[i]) for i in (0, 1) if wanted[i]]
 
         return work
+
+    def _settled(
+        self, seen: Seen, by_rows: Callable[[Tensor], NDArray[np.float32]]
+    ) -> tuple[tuple[NDArray[np.float32], ...], list[tuple[NDArray[np.float32], ...]]]:
+        """Return what :func:`kernels.visit` needs to know of a training step."""
+        scale, states = self._scale(seen.step), (seen.u, seen.z)
+        rates = self.branch.rate_in, self.branch.rate_out
+        scaled, steps = [], []
+        for state, rate, transition in zip(
+            states, rates, self._transitions(seen.step), strict=True
+        ):
+            matrix, gradient = transition if rate else (np.eye(1), np.zeros(1))
+            # What only adds takes the gradient's factor at once.
+            factor = float(gradient[0]) if np.array_equal(matrix, [[1.0]]) else 1.0
+            scaled.append((-scale * factor * self._local(state)).contiguous().numpy())
+            steps.append((matrix.astype(np.float32), gradient.astype(np.float32)))
+        return (*map(by_rows, states), *scaled), steps
 
     def _training_step(self, seen: Seen) -> Callable[[int, _Chunk], object]:
         """Return what one training step does to a chunk (docs/concepts/scaling.md)."""

@@ -5,43 +5,30 @@ the sums, is one loop over tiles of points that stay in the first cache. Called 
 operation it would cost more in calls and in waiting for the interpreter than in arithmetic; a
 kernel holds no lock of the interpreter, so that threads work at the same time.
 
-Only units of one in- and one out-vector whose activation is arithmetic alone are compiled, and only
-in float32: :func:`activation_code` names them. The first call compiles, later processes load what
-was compiled.
+Only units with code of their own (:mod:`resnet_limits.tiles`) are compiled, and only in float32. The
+first call for a kind of unit compiles, later processes load what was compiled.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
+from resnet_limits import tiles
 from resnet_limits.jit import compiled, enabled
-from resnet_limits.units import ACTIVATIONS, Perceptron, Unit
+from resnet_limits.units import Unit
 
 _TILE = 128
 # Sums are kept in so many parts, one for each number of a wide register.
 _LANES = 16
-_TANH, _RELU = 0, 1
-_CODES = {"tanh": _TANH, "relu": _RELU}
-
-# The rational function of degree 13 over 6 that float32 libraries (Eigen, XLA) use for tanh: the
-# coefficients of the odd powers above, of the even powers below, the highest first.
-_TANH_END = np.float32(7.90531110763549805)
-_T13 = np.float32(-2.76076847742355e-16)
-_T11 = np.float32(2.00018790482477e-13)
-_T9 = np.float32(-8.60467152213735e-11)
-_T7 = np.float32(5.12229709037114e-08)
-_T5 = np.float32(1.48572235717979e-05)
-_T3 = np.float32(6.37261928875436e-04)
-_T1 = np.float32(4.89352455891786e-03)
-_B6 = np.float32(1.19825839466702e-06)
-_B4 = np.float32(1.18534705686654e-04)
-_B2 = np.float32(2.26843463243900e-03)
-_B0 = np.float32(4.89352518554385e-03)
+_INLINE = {**tiles.OPTIONS, "forceinline": True}
 
 
-def activation_code(unit: Unit) -> int | None:
-    """Return the number by which :func:`visit` knows a unit's activation, or None if it does not.
+def code_of(unit: Unit) -> Any:
+    """Return what :func:`visit` knows a unit by, or None if it does not.
 
     None also where numba has been told not to compile.
 
@@ -50,165 +37,232 @@ def activation_code(unit: Unit) -> int | None:
     unit : Unit
         Any residual unit.
     """
-    # What is compiled is this class's own map; a subclass may have another.
-    if type(unit) is not Perceptron or not enabled():
-        return None
-    known = (code for name, code in _CODES.items() if unit.activation is ACTIVATIONS[name])
-    return next(known, None)
+    return unit.compiled if enabled() else None
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _combine(matrix, columns, at, total, there):
-    """Add to a tile of `total`, from column `there` on, ``matrix @ columns``, from `at` on."""
+@njit(**_INLINE)
+def _combine(matrix, columns, v, at, total, there, fresh):
+    """Add to a tile of `total[v]`, from column `there` on, ``matrix @ columns[v]``, from `at` on.
+
+    If `fresh`, the total begins at zero.
+    """
     # An index without a sign needs no test for a negative one, which would keep the loops from
     # becoming vector code.
-    at, there = np.uint64(at), np.uint64(there)
+    v, at, there = np.uint64(v), np.uint64(at), np.uint64(there)
     inner = matrix.shape[1]
     for row in range(matrix.shape[0]):
         j = 0
+        if fresh and inner > 4:
+            a, b, c = matrix[row, 0], matrix[row, 1], matrix[row, 2]
+            d, e = matrix[row, 3], matrix[row, 4]
+            for t in range(_TILE):
+                total[v, row, there + np.uint64(t)] = (
+                    a * columns[v, 0, at + np.uint64(t)]
+                    + b * columns[v, 1, at + np.uint64(t)]
+                    + c * columns[v, 2, at + np.uint64(t)]
+                    + d * columns[v, 3, at + np.uint64(t)]
+                    + e * columns[v, 4, at + np.uint64(t)]
+                )
+            j = 5
+        elif fresh:
+            a = matrix[row, 0]
+            for t in range(_TILE):
+                total[v, row, there + np.uint64(t)] = a * columns[v, 0, at + np.uint64(t)]
+            j = 1
         # As many terms at a time as make the loads and stores of the sum matter little.
         while j + 4 < inner:
             a, b, c = matrix[row, j], matrix[row, j + 1], matrix[row, j + 2]
             d, e = matrix[row, j + 3], matrix[row, j + 4]
             for t in range(_TILE):
-                total[row, there + np.uint64(t)] += (
-                    a * columns[j, at + np.uint64(t)]
-                    + b * columns[j + 1, at + np.uint64(t)]
-                    + c * columns[j + 2, at + np.uint64(t)]
-                    + d * columns[j + 3, at + np.uint64(t)]
-                    + e * columns[j + 4, at + np.uint64(t)]
+                total[v, row, there + np.uint64(t)] += (
+                    a * columns[v, j, at + np.uint64(t)]
+                    + b * columns[v, j + 1, at + np.uint64(t)]
+                    + c * columns[v, j + 2, at + np.uint64(t)]
+                    + d * columns[v, j + 3, at + np.uint64(t)]
+                    + e * columns[v, j + 4, at + np.uint64(t)]
                 )
             j += 5
         while j < inner:
             a = matrix[row, j]
             for t in range(_TILE):
-                total[row, there + np.uint64(t)] += a * columns[j, at + np.uint64(t)]
+                total[v, row, there + np.uint64(t)] += a * columns[v, j, at + np.uint64(t)]
             j += 1
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _correlate(weights, at, values, sums):
+@njit(**_INLINE)
+def _correlate(weights, v, at, values, sums):
     """Add products of a tile of weights and of values, summed over points but for the lanes."""
-    at = np.uint64(at)
-    for k in range(weights.shape[0]):
-        for row in range(values.shape[0]):
+    v, at = np.uint64(v), np.uint64(at)
+    for k in range(weights.shape[1]):
+        for row in range(values.shape[1]):
             for lane in range(_LANES):
                 total = sums[k, row, lane]
                 for part in range(_TILE // _LANES):
                     t = part * _LANES + lane
-                    total += weights[k, at + np.uint64(t)] * values[row, t]
+                    total += weights[v, k, at + np.uint64(t)] * values[v, row, t]
                 sums[k, row, lane] = total
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _tanh(x):
-    # Written so that NaN stays NaN.
-    x = _TANH_END if x > _TANH_END else x
-    x = -_TANH_END if x < -_TANH_END else x
-    y = x * x
-    top = ((((((_T13 * y + _T11) * y + _T9) * y + _T7) * y + _T5) * y + _T3) * y + _T1) * x
-    return top / (((_B6 * y + _B4) * y + _B2) * y + _B0)
+@njit(**_INLINE)
+def _pre_activate(w, weights, at, p):
+    """Set a tile to the products with states, vector by vector."""
+    for v in range(len(p)):
+        _combine(w, weights, v, at, p, 0, True)
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _activate(code, p, g):
-    for row in range(p.shape[0]):
-        if code == _TANH:
-            for t in range(_TILE):
-                g[row, t] = _tanh(p[row, t])
-        else:
-            for t in range(_TILE):
-                g[row, t] = p[row, t] if not p[row, t] < 0 else np.float32(0)
+@njit(**tiles.OPTIONS)
+def _move(step, weights, buffers, v, at, gradient, count):
+    """Take so many points of weights and their buffers through ``X <- T X + g G``."""
+    matrix, of_gradient = step
+    moved = np.empty((len(matrix), _TILE), np.float32)
+    # In views, loops over points need no test for negative indices.
+    for k in range(weights.shape[1]):
+        g = gradient[v, k]
+        for i in range(len(matrix)):
+            new, share = moved[i], of_gradient[i]
+            for t in range(count):
+                new[t] = share * g[t]
+            for j in range(len(matrix)):
+                factor = matrix[i, j]
+                old = weights[v, k, at : at + count] if j == 0 else buffers[j - 1][v, k, at:]
+                for t in range(count):
+                    new[t] += factor * old[t]
+        weights[v, k, at : at + count] = moved[0, :count]
+        for j in range(1, len(matrix)):
+            buffers[j - 1][v, k, at : at + count] = moved[j, :count]
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _differentiate(code, g, r):
-    """Turn ``r`` into ``g'(p) r``."""
-    one = np.float32(1)
-    for row in range(g.shape[0]):
-        if code == _TANH:
-            for t in range(_TILE):
-                r[row, t] *= one - g[row, t] * g[row, t]
-        else:
-            for t in range(_TILE):
-                r[row, t] = r[row, t] if g[row, t] > 0 else np.float32(0)
+@njit(**tiles.OPTIONS)
+def _adds(step):
+    """Whether a step adds a multiple of the gradient to the weights, and nothing else."""
+    matrix, _ = step
+    return len(matrix) == 1 and matrix[0, 0] == 1
 
 
-@njit(error_model="numpy", fastmath={"contract"})
-def _visit_tile(code, ins, outs, at, trains, settled, w, z, wanted, p, g, forward, backward):
-    """Do what :func:`visit` does with the points of a tile, from column `at` on."""
+def _of_pair(buffers: Any, pair: int) -> Any:
+    raise NotImplementedError
+
+
+@overload(_of_pair, jit_options=tiles.OPTIONS)
+def _of_pair_of(buffers, pair):
+    """Give the buffers of one pair, a tuple as long as the one given."""
+    if len(buffers) == 1:
+        return lambda buffers, pair: (buffers[0][pair],)
+    return lambda buffers, pair: (buffers[0][pair], *_of_pair(buffers[1:], pair))
+
+
+@njit(**tiles.OPTIONS)
+def _visit_tile(code, tile, at, weights, point, count, trains, settled, w, z, wanted, room, sums):
+    """Do what :func:`visit` does with the points of a tile.
+
+    They are columns of the weights from `point` on, so many as `count`, and columns of `tile` from
+    `at` on: of the weights themselves, or of copies with units that have no weights after them.
+    """
+    ins, outs = tile
+    p, values, r, gradient = room
     if trains:
-        old_w, old_z, step_in, step_out = settled
-        p[:] = 0
-        _combine(old_w, ins, at, p, 0)
-        _activate(code, p, g)
-        p[:] = 0
-        _combine(old_z, outs, at, p, 0)
-        _differentiate(code, g, p)
-        _combine(step_in, p, 0, ins, at)
-        _combine(step_out, g, 0, outs, at)
+        old_w, old_z, of_in, of_out, step_in, step_out = settled
+        _pre_activate(old_w, ins, at, p)
+        tiles.forward(code, p, values, _TILE)
+        _pre_activate(old_z, outs, at, r)
+        tiles.backward(code, p, values, r, _TILE)
+        if _adds(step_in):
+            for v in range(len(p)):
+                _combine(of_in, p, v, 0, ins, at, False)
+        else:
+            for v in range(len(p)):
+                _combine(of_in, p, v, 0, gradient, 0, True)
+                _move(step_in, weights[0], weights[1], v, point, gradient, count)
+                if count < _TILE:
+                    ins[v, :, :count] = weights[0][v, :, point:]
+        if _adds(step_out):
+            for v in range(len(r)):
+                _combine(of_out, values, v, 0, outs, at, False)
+        else:
+            for v in range(len(r)):
+                _combine(of_out, values, v, 0, gradient, 0, True)
+                _move(step_out, weights[2], weights[3], v, point, gradient, count)
+                if count < _TILE:
+                    outs[v, :, :count] = weights[2][v, :, point:]
     if wanted[0] or wanted[1]:
-        p[:] = 0
-        _combine(w, ins, at, p, 0)
-        _activate(code, p, g)
+        _pre_activate(w, ins, at, p)
+        tiles.forward(code, p, values, _TILE)
         if wanted[0]:
-            _correlate(outs, at, g, forward)
+            for v in range(len(r)):
+                _correlate(outs, v, at, values, sums[0])
         if wanted[1]:
-            p[:] = 0
-            _combine(z, outs, at, p, 0)
-            _differentiate(code, g, p)
-            _correlate(ins, at, p, backward)
+            _pre_activate(z, outs, at, r)
+            tiles.backward(code, p, values, r, _TILE)
+            for v in range(len(p)):
+                _correlate(ins, v, at, p, sums[1])
 
 
-@compiled(nogil=True, error_model="numpy", fastmath={"contract"})
-def visit(code, incoming, outgoing, trains, settled, w, z, wanted, sums):
-    """Let units take a gradient step, then add up their drifts.
+@compiled(nogil=True, **tiles.OPTIONS)
+def visit(code, weights, trains, settled, w, z, wanted, sums):
+    """Let units take a training step, then add up their drifts.
 
     Parameters
     ----------
-    code : int
-        The activation.
-    incoming, outgoing : ndarray, shape (pairs, r, points), C-contiguous
-        Weights, changed in place by a gradient step.
+    code : NamedTuple
+        The unit's compiled code.
+    weights : tuple
+        In-vectors, shape (pairs, a, r, points), a tuple of their buffers, and out-vectors, shape
+        (pairs, c, r, points), with a tuple of theirs: changed in place by a training step. All are
+        C-contiguous. What stands in a tuple beyond the rule's buffers is not looked at; none is
+        empty.
     trains : bool
-        Whether a gradient step is taken.
-    settled : tuple of ndarray, shapes (pairs, rows, r) twice, (pairs, r, rows) twice
-        States w and z of the gradient step, by rows, and w and z times the step's rates.
+        Whether a training step is taken.
+    settled : tuple
+        States w and z of the training step, by rows, (pairs, rows, r); w and z again, (pairs, r,
+        rows), so scaled that their products with dp and g are gradients, or what is added where a
+        step does only that; and the steps of the in- and out-vectors, each T and g of
+        :class:`~resnet_limits.rules.Transition`.
     w, z : ndarray, shape (pairs, rows, r)
         States at which drifts are wanted, by rows.
     wanted : tuple of bool
         Whether the forward and the backward drift are.
     sums : ndarray, shape (2, pairs, r, rows), float64
-        Receive sums over points of ``O g(p)`` and ``I g'(p) O^T z``, zero where not wanted.
+        Receive sums over points of ``O g(p)`` and ``I Dg(p)^T O^T z``, zero where not wanted.
     """
-    pairs, r, points = incoming.shape
-    rows = sums.shape[3]
-    p = np.empty((rows, _TILE), np.float32)
-    g = np.empty((rows, _TILE), np.float32)
-    last_in = np.zeros((r, _TILE), np.float32)
-    last_out = np.zeros((r, _TILE), np.float32)
+    incoming, in_buffers, outgoing, out_buffers = weights
+    pairs, a, r, points = incoming.shape
+    c, rows = outgoing.shape[1], sums.shape[3]
+    kept = tiles.kept(code)
+    room = (
+        np.empty((a, rows, _TILE), np.float32),
+        np.empty((c + kept, rows, _TILE), np.float32),
+        np.empty((c, rows, _TILE), np.float32),
+        np.empty((max(a, c), r, _TILE), np.float32),
+    )
+    last = np.zeros((a, r, _TILE), np.float32), np.zeros((c, r, _TILE), np.float32)
     lanes = np.empty((2, r, rows, _LANES), np.float32)
+    old_w, old_z, of_in, of_out, step_in, step_out = settled
     rest = points % _TILE
     whole = points - rest
     for pair in range(pairs):
         lanes[:] = 0
         ins, outs = incoming[pair], outgoing[pair]
-        old = settled[0][pair], settled[1][pair], settled[2][pair], settled[3][pair]
+        tile = ins, outs
+        here = ins, _of_pair(in_buffers, pair), outs, _of_pair(out_buffers, pair)
+        old = old_w[pair], old_z[pair], of_in[pair], of_out[pair], step_in, step_out
         states = w[pair], z[pair]
+        both = lanes[0], lanes[1]
         for at in range(0, whole, _TILE):
-            _visit_tile(code, ins, outs, at, trains, old, *states, wanted, p, g, lanes[0], lanes[1])
+            _visit_tile(
+                code, tile, at, here, at, _TILE, trains, old, *states, wanted, room, both
+            )
         if rest:
             # The units that fill the tile have no weights and add nothing to any sum.
-            last_in[:, rest:] = 0
-            last_out[:, rest:] = 0
-            last_in[:, :rest] = ins[:, whole:]
-            last_out[:, :rest] = outs[:, whole:]
+            last[0][:, :, rest:] = 0
+            last[1][:, :, rest:] = 0
+            last[0][:, :, :rest] = ins[:, :, whole:]
+            last[1][:, :, :rest] = outs[:, :, whole:]
             _visit_tile(
-                code, last_in, last_out, 0, trains, old, *states, wanted, p, g, lanes[0], lanes[1]
+                code, last, 0, here, whole, rest, trains, old, *states, wanted, room, both
             )
             if trains:
-                ins[:, whole:] = last_in[:, :rest]
-                outs[:, whole:] = last_out[:, :rest]
+                ins[:, :, whole:] = last[0][:, :, :rest]
+                outs[:, :, whole:] = last[1][:, :, :rest]
         for way in range(2):
             for k in range(r):
                 for row in range(rows):

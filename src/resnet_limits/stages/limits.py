@@ -132,7 +132,7 @@ def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -
     """Refuse what would not fit in memory, before it starts."""
     dynamics, arithmetic = limits.dynamics, limits.arithmetic
     work = Work.of(dynamics, INFINITE._replace(depth=depth), seeds, arithmetic.dtype.itemsize)
-    has_kernel = all(kernels.activation_code(b.unit) is not None for b in dynamics.layer)
+    has_kernel = all(kernels.code_of(b.unit) is not None for b in dynamics.layer)
     single = plan.precision == "float32"
     planned = cost.Quadrature(
         plan.points, plan.replicates, plan.nodes, single, single and has_kernel
