@@ -10,15 +10,17 @@ import torch
 
 from accelerator import DEVICE, Accelerator
 from resnet_limits.config import Shape
-from resnet_limits.dynamics import Dynamics
+from resnet_limits.dynamics import Branch, Dynamics
 from resnet_limits.limits import ensemble, fixed_point, models
 from resnet_limits.limits.models import Arithmetic, Limits
 from resnet_limits.networks import cost, implicit, workers
 from resnet_limits.networks.dense import DenseNetwork
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import ENGINES, train
+from resnet_limits.norms import RMS
 from resnet_limits.problem import Loss
-from resnet_limits.units import ACTIVATIONS, Perceptron
+from resnet_limits.rules import GradientDescent
+from resnet_limits.units import ACTIVATIONS, AttentionHead, Perceptron, Unit
 from resnet_limits.work import Work
 
 SHAPE = Shape(2, 6, 8)
@@ -26,11 +28,10 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSSES = ("squared_error", "cross_entropy")
 
 
-class Gated:
+class Gated(Unit):
     """Two in- and two out-vectors: everything that depends on their number is at work."""
 
     in_vectors, out_vectors = 2, 2
-    is_linear = is_odd = False
 
     def forward(self, p):
         a, b = p[..., :1, :], p[..., 1:, :]
@@ -167,6 +168,40 @@ def test_limits_are_those_of_the_host(accelerator, unit, precision):
     assert accelerator.calls["bmm"]
     for one, other in zip(here, there, strict=True):
         agree(one.trajectory, other.trajectory, dtype)
+
+
+def test_limits_of_transformers_with_momentum_and_batches_are_those_of_the_host(
+    accelerator, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    rates = {"norm": RMS(), "rate_in": 0.3, "rate_out": 0.3}
+    dynamics = Dynamics(
+        rng.standard_normal((6, 2)),
+        rng.standard_normal((6, 2)),
+        Loss("squared_error"),
+        (Branch(AttentionHead(2, True, 3), **rates), Branch(Perceptron("gelu"), **rates)),
+        4,
+        rate_embedding=0.1,
+        rate_unembedding=0.2,
+        final_norm=RMS(),
+        rule=GradientDescent(momentum=0.5, decay=0.1),
+        weights=np.array([0.0, 0.2, 0.1, 0.3, 0.3, 0.1]),
+        batches=((0, 1, 2), (3, 4, 5), (0, 1, 2)),
+    )
+    plan = models.Plan("sobol", 1 << 9, 2, 4, 0, "float64", 1e-9)
+
+    def solve(device):
+        limits = Limits(dynamics, np.eye(4), Arithmetic(torch.float64, device))
+        return limits.dmft(plan).trajectory, limits.wide(np.eye(4), 4, plan).trajectory
+
+    # A part of the units does the iteration.
+    monkeypatch.setattr(fixed_point, "_PART_POINTS", 32)
+    here = solve("cpu")
+    with accelerator:
+        there = solve(DEVICE)
+    for one, other in zip(here, there, strict=True):
+        assert one.passes > 1
+        agree(one, other, torch.float64)
 
 
 def test_the_pilot_and_iterations_on_all_units(accelerator, monkeypatch):
