@@ -200,7 +200,7 @@ def peak_bytes(engine: str, work: Work) -> int:
     rows = max(work.rows, work.directions)
     numbers = _SCRATCH * together * rows * max(embed_dim, *of_units)
     if (choose(work).engine if engine == "auto" else engine) == "dense":
-        numbers += _SCRATCH * min(PIECE, together * _coefficients(work) * embed_dim)
+        numbers += 2 * _SCRATCH * min(PIECE, together * _coefficients(work) * embed_dim)
     else:
         # What the units of one layer have seen, in float64.
         seen = 2 * work.vectors * work.rows * work.steps * together * width
