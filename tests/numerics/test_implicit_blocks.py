@@ -286,7 +286,7 @@ def test_memory_is_that_of_the_arrays(layer):
     assert cost.memory_bytes("implicit", Work.of(dynamics, shape, 1, 8)) == held
 
 
-DECAYS = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-3, 1e-5)}
+DECAYS = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-2, 1e-4)}
 """Shares of the initial weights that are enough, and that are not."""
 
 
@@ -302,12 +302,12 @@ def test_weights_that_have_all_but_decayed_are_refused(precision):
     found = trajectory(enough, SHAPE, [0], precision)
     bound = {torch.float64: 1e-6, torch.float32: 2e-3}[precision]
     assert disagreement(found.of_seed(0), replay(found.network, 0, 0)) < bound
-    with pytest.raises(InputError, match="weight_decay: at state 1 weights keep .*; allowed: a sm"):
+    with pytest.raises(InputError, match=r"weight_decay: at state 1 weights keep .*; allowed"):
         trajectory(too_few, SHAPE, [0], precision)
 
 
 def test_other_initial_laws_are_refused():
-    with pytest.raises(InputError, match="initial_law: .* law uniform; allowed: gaussian, or swee"):
+    with pytest.raises(InputError, match=r"initial_law: .* law uniform; allowed: gaussian"):
         trajectory(case("transformer", "plain", initial_law="uniform"), SHAPE, [0])
 
 

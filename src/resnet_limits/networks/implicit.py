@@ -29,7 +29,7 @@ from resnet_limits.units import Unit
 Array = NDArray[np.float64]
 
 # Initial weights are known through trained ones up to the rounding of a vector over this share.
-_LEAST = {torch.float64: 1e-7, torch.float32: 1e-4}
+_LEAST = {torch.float64: 1e-7, torch.float32: 1e-3}
 # Numbers of one temporary array: all seeds' raw vectors over a few units.
 _CHUNK_ELEMENTS = cost.IMPLICIT_CHUNK
 # A layer's raw vectors are kept over one pass where they are at most so many numbers (128 MiB), and
