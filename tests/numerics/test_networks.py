@@ -199,6 +199,13 @@ def test_factors_are_kept_where_a_whole_training_of_them_is_small():
     # Of three vectors a unit, 2 D + 3 M numbers against 3 M D.
     assert cost.kept_steps(work(Shape(9, 292, 292), 10, branches=(Branch(1, 2),))) == 14
     assert cost.kept_steps(work(Shape(9, 291, 291), 10, branches=(Branch(1, 2),))) == 0
+    # A layer of two branches, one of them of twice the width, is that of their widths together.
+    two = (Branch(ratio=2.0), Branch())
+    assert cost.kept_steps(work(Shape(9, 292, 292), 10, branches=two)) == 14
+    assert cost.kept_steps(work(Shape(9, 291, 291), 10, branches=two)) == 0
+    # Steps that do more than add are dearer in place.
+    assert cost.kept_steps(work(Shape(9, 141, 141), 10, additive=False, buffers=1)) == 14
+    assert cost.kept_steps(work(Shape(9, 139, 139), 10, additive=False, buffers=1)) == 0
     # A training that takes no step.
     assert cost.kept_steps(work(Shape(9, 560, 560), 10, steps=1)) == 0
 

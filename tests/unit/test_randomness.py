@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnet_limits.randomness import generator, normal_rows, permutation
+from resnet_limits.randomness import LAWS, draw, generator, law_rows, normal_rows, permutation
 
 _NAMES = st.lists(st.one_of(st.integers(-(10**6), 10**6), st.text(max_size=6)), max_size=4)
 
@@ -135,3 +135,25 @@ def test_the_first_numbers_never_change() -> None:
     np.testing.assert_allclose(
         normal_rows(0, "embedding", 0, rows=1, columns=3)[0], expected, rtol=1e-14
     )
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_rows_of_every_law_nest_and_have_its_moments(law: str) -> None:
+    table = law_rows(law, 0, "embedding", 3, rows=4000, columns=5)
+    np.testing.assert_array_equal(
+        table[:100], law_rows(law, 0, "embedding", 3, rows=100, columns=5)
+    )
+    assert abs(table.mean()) < 0.03
+    assert abs(table.var() - 1) < 0.03
+    fourth = {"gaussian": 3.0, "uniform": 1.8, "rademacher": 1.0}
+    assert abs((table**4).mean() - fourth[law]) < 0.15
+    # All come from the same words.
+    assert ((table > 0) == (normal_rows(0, "embedding", 3, rows=4000, columns=5) > 0)).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_stream_gives_the_same_numbers_in_pieces(law: str) -> None:
+    whole = draw(generator(0, "block_in"), law, (1000,))
+    stream = generator(0, "block_in")
+    pieces = [draw(stream, law, (size,)) for size in (1, 300, 699)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)

@@ -90,8 +90,9 @@ def _factor(work: Work) -> int:
     return 2 * work.shape.embed_dim * len(work.branches) + _coefficients(work)
 
 
-# Most numbers of a training's factors, in numbers of the weights.
-_FACTORS = 0.8
+# Most numbers of a training's factors, in numbers of the weights, if a step in place only adds to
+# them; and if it does more.
+_FACTORS, _FACTORS_MOVED = 0.8, 2.0
 
 
 def kept_steps(work: Work) -> int:
@@ -101,7 +102,8 @@ def kept_steps(work: Work) -> int:
     step in place costs the weights' numbers once, in writes and operations. Over a training of U
     steps that is U^2 / 2 times the factors of a step against U times the weights, twice each for
     the two passes, so that the ratio of U steps of factors to the weights decides. Where steps in
-    place become cheaper was measured.
+    place become cheaper was measured: later for rules that do more than add gradients, whose steps
+    in place are no part of the products and go through the weights and their buffers several times.
 
     Returns
     -------
@@ -110,7 +112,9 @@ def kept_steps(work: Work) -> int:
     """
     updates = work.steps - 1
     factors = updates * work.rows * _factor(work)
-    return updates if factors <= _FACTORS * _coefficients(work) * work.shape.embed_dim else 0
+    weights = _coefficients(work) * work.shape.embed_dim
+    most = _FACTORS if work.additive else _FACTORS_MOVED
+    return updates if factors <= most * weights else 0
 
 
 def _states(work: Work) -> int:
@@ -164,10 +168,10 @@ IMPLICIT_CHUNK = 1 << 18
 """Numbers of the raw vectors of some units that the implicit engine works on at a time."""
 
 PIECE = 1 << 18
-"""Most numbers of a gradient that the dense engine forms at a time, of a rule with buffers."""
+"""Most numbers of weights that the dense engine draws or moves at a time."""
 
-# Arrays of one layer's states or coefficients that a pass holds beside those that stay, and the
-# bytes of a number of theirs.
+# Arrays of one layer's states or coefficients that a pass holds beside those that stay, or pieces
+# of weights with what libraries hold for their products, and the bytes of a number of theirs.
 _SCRATCH, _DOUBLE = 8, 8
 
 
@@ -197,10 +201,12 @@ def peak_bytes(engine: str, work: Work) -> int:
     """
     together = batch(engine, work)
     _, width, embed_dim = work.shape
-    longest = max(embed_dim, *(b.vectors * b.width(width) for b in work.branches))
+    of_units = (b.width(width) * (b.vectors + b.kept_vectors) for b in work.branches)
     rows = max(work.rows, work.directions)
-    numbers = _SCRATCH * together * rows * longest
-    if (choose(work).engine if engine == "auto" else engine) == "implicit":
+    numbers = _SCRATCH * together * rows * max(embed_dim, *of_units)
+    if (choose(work).engine if engine == "auto" else engine) == "dense":
+        numbers += _SCRATCH * min(PIECE, together * _coefficients(work) * embed_dim)
+    else:
         # What the units of one branch have seen, and what they keep of it, in float64.
         each = ((2 * b.vectors + b.kept_vectors) * b.width(width) for b in work.branches)
         seen = max(each) * work.rows * work.steps * together

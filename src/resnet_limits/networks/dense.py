@@ -366,9 +366,12 @@ def _block_weights(
     def draw(place: tuple[int, int]) -> None:
         layer, index = place
         rng = randomness.generator(root_seed, role, seeds[index], *shape, layer, *later)
-        numbers = randomness.draw(rng, law, (rows, embed_dim))
-        numbers *= std
-        weights[layer, index] = torch.from_numpy(numbers)
+        into = weights[layer, index].view(-1)
+        # A stream gives the same numbers in pieces, which take little room beside the weights.
+        for piece in into.split(cost.PIECE):
+            numbers = randomness.draw(rng, law, (len(piece),))
+            numbers *= std
+            piece.copy_(torch.from_numpy(numbers))
 
     places = [(layer, index) for layer in range(depth) for index in range(len(seeds))]
     # The generators release the interpreter's lock while they fill an array.

@@ -359,7 +359,7 @@ def _overlap(past, states, factors, first, last, out):
 
 
 @njit
-def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, first, last):
+def _project_part(w, x, out, c, past, layer, s, used, scale, step, update, first, last):
     """Project on the weight rows first..last-1; update them where that is asked for."""
     block = _BLOCK if update else max(1, last - first)
     for start in range(first, last, block):
@@ -367,12 +367,13 @@ def _project_part(w, x, out, c, past_c, overlaps, used, scale, step, update, fir
         _project(w, x, scale, start, stop, out)
         if update:
             _update(w, c, x, step, start, stop)
-    if used:
-        _expand(past_c, overlaps, w.dtype.type(1), 0, used, first, last, out)
+    if past is not None and used:
+        _, past_c, overlaps, _ = past
+        _expand(past_c[layer, s], overlaps[s], w.dtype.type(1), 0, used, first, last, out)
 
 
 @njit
-def _expand_part(w, c, x, partial, past_x, overlaps, used, initial, step, update, part, parts):
+def _expand_part(w, c, x, partial, past, layer, s, used, initial, step, update, part, parts):
     """Sum up one part of the weight rows and of the factors; update where that is asked for."""
     columns = w.shape[1]
     partial[:] = 0
@@ -383,8 +384,10 @@ def _expand_part(w, c, x, partial, past_x, overlaps, used, initial, step, update
         _expand(w, c, initial, start, stop, 0, columns, partial)
         if update:
             _update(w, c, x, step, start, stop)
-    first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
-    _expand(past_x, overlaps, partial.dtype.type(1), first, last, 0, columns, partial)
+    if past is not None and used:
+        past_x, _, overlaps, _ = past
+        first, last = _bound(part, parts, used), _bound(part + 1, parts, used)
+        _expand(past_x[layer, s], overlaps[s], w.dtype.type(1), first, last, 0, columns, partial)
 
 
 @njit(fastmath={"contract", "nsz"})
@@ -405,10 +408,7 @@ def project(
     x: Array,
     out: Array,
     coefficients: Array,
-    past_x: Array,
-    past_c: Array,
-    overlaps: Array,
-    factors: Array,
+    past: tuple[Array, Array, Array, Array] | None,
     layer: int,
     used: int,
     scale: float,
@@ -426,12 +426,10 @@ def project(
     out : ndarray, shape (L, S, n, m)
         Overwritten.
     coefficients : ndarray, shape (L, S, n, m)
-    past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
-        Factors of the steps that the weights themselves do not have.
-    overlaps : ndarray, shape (S, n, room)
-        Scratch.
-    factors : ndarray, shape (room,)
-        What each row of the factors counts, times `scale`.
+    past : tuple of ndarray, or None
+        The factors of the steps that the weights themselves do not have: their states (L, S, room,
+        d) and coefficients (L, S, room, m), scratch (S, n, room), and what each of their rows
+        counts times `scale`, (room,).
     layer : int
     used : int
         Rows of the factors that count.
@@ -441,10 +439,11 @@ def project(
     """
     _, seeds, rows, _ = weights.shape
     for s in range(seeds):
-        w, y, c = weights[layer, s], x[layer, s], coefficients[layer, s]
-        o, past, a = out[layer, s], past_x[layer, s], overlaps[s]
-        _overlap(past, y, factors, 0, used, a)
-        _project_part(w, y, o, c, past_c[layer, s], a, used, scale, step, learn, 0, rows)
+        w, y, c, o = weights[layer, s], x[layer, s], coefficients[layer, s], out[layer, s]
+        if past is not None:
+            past_x, _, overlaps, factors = past
+            _overlap(past_x[layer, s], y, factors, 0, used, overlaps[s])
+        _project_part(w, y, o, c, past, layer, s, used, scale, step, learn, 0, rows)
 
 
 @compiled(parallel=True)
@@ -470,10 +469,7 @@ def project_shared(
     x: Array,
     out: Array,
     coefficients: Array,
-    past_x: Array,
-    past_c: Array,
-    overlaps: Array,
-    factors: Array,
+    past: tuple[Array, Array, Array, Array] | None,
     layer: int,
     used: int,
     scale: float,
@@ -483,7 +479,9 @@ def project_shared(
     """Compute what :func:`project` does, the work shared by all threads."""
     _, seeds, rows, _ = weights.shape
     parts = PARTS
-    _overlap_shared(past_x, x, overlaps, factors, layer, used)
+    if past is not None:
+        past_x, _, overlaps, factors = past
+        _overlap_shared(past_x, x, overlaps, factors, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _project_part(
@@ -491,8 +489,9 @@ def project_shared(
             x[layer, s],
             out[layer, s],
             coefficients[layer, s],
-            past_c[layer, s],
-            overlaps[s],
+            past,
+            layer,
+            s,
             used,
             scale,
             step,
@@ -509,11 +508,8 @@ def expand(
     base: Array,
     out: Array,
     x: Array,
-    past_x: Array,
-    past_c: Array,
-    overlaps: Array,
     partial: Array,
-    factors: Array,
+    past: tuple[Array, Array, Array, Array] | None,
     layer: int,
     used: int,
     gain: float,
@@ -531,15 +527,13 @@ def expand(
     coefficients : ndarray, shape (L, S, n, m)
     base : ndarray, shape (L, S, n, d)
     out : ndarray, shape (L, S, n, d)
-        Overwritten.
+        Overwritten; may be `base`.
     x : ndarray, shape (L, S, n, d)
         The states of the gradient step.
-    past_x, past_c : ndarray, shape (L, S, room, d) and (L, S, room, m)
-        Factors of the steps that the weights themselves do not have.
-    overlaps, partial : ndarray, shape (S, n, room) and (S, PARTS, n, at least d)
+    partial : ndarray, shape (S, PARTS, n, at least d)
         Scratch.
-    factors : ndarray, shape (room,)
-        What each row of the factors counts.
+    past : tuple of ndarray, or None
+        As for :func:`project`; what its rows count is not scaled.
     layer : int
     used : int
         Rows of the factors that count.
@@ -550,9 +544,11 @@ def expand(
     seeds = weights.shape[1]
     for s in range(seeds):
         w, c, y = weights[layer, s], coefficients[layer, s], x[layer, s]
-        past, a, total = past_x[layer, s], overlaps[s], partial[s]
-        _overlap(past_c[layer, s], c, factors, 0, used, a)
-        _expand_part(w, c, y, total[0], past, a, used, initial, step, learn, 0, 1)
+        total = partial[s]
+        if past is not None:
+            _, past_c, overlaps, factors = past
+            _overlap(past_c[layer, s], c, factors, 0, used, overlaps[s])
+        _expand_part(w, c, y, total[0], past, layer, s, used, initial, step, learn, 0, 1)
         _gather(base[layer, s], gain, total[:1], out[layer, s])
 
 
@@ -563,11 +559,8 @@ def expand_shared(
     base: Array,
     out: Array,
     x: Array,
-    past_x: Array,
-    past_c: Array,
-    overlaps: Array,
     partial: Array,
-    factors: Array,
+    past: tuple[Array, Array, Array, Array] | None,
     layer: int,
     used: int,
     gain: float,
@@ -577,7 +570,9 @@ def expand_shared(
 ) -> None:
     """Compute what :func:`expand` does, the work shared by all threads."""
     seeds, parts = weights.shape[1], PARTS
-    _overlap_shared(past_c, coefficients, overlaps, factors, layer, used)
+    if past is not None:
+        _, past_c, overlaps, factors = past
+        _overlap_shared(past_c, coefficients, overlaps, factors, layer, used)
     for task in prange(seeds * parts):
         s, part = task // parts, task % parts
         _expand_part(
@@ -585,8 +580,9 @@ def expand_shared(
             coefficients[layer, s],
             x[layer, s],
             partial[s, part],
-            past_x[layer, s],
-            overlaps[s],
+            past,
+            layer,
+            s,
             used,
             initial,
             step,

@@ -200,42 +200,48 @@ class Compiled:
 
     def begin(self, used: int, incoming: Matrix, outgoing: Matrix) -> None:
         """Set the state."""
-        read = self.scales.read
+        at, read = self.at, self.scales.read
         self.used, self.of_in, self.of_out = used, incoming, outgoing
         self.adds_in, self.adds_out = bool(incoming.step != 0), bool(outgoing.step != 0)
         # Read products take their scale at once with what each part counts.
-        self.read_in, self.read_out = (
-            (read * matrix.factors, read * matrix.initial) for matrix in (incoming, outgoing)
+        self.read_in, self.read_out = read * incoming.initial, read * outgoing.initial
+        if not at.past_u.shape[2]:
+            self.past_in = self.past_out = self.read_past_in = self.read_past_out = None
+            return
+        ins, outs = (
+            (states, coefficients, self.overlaps)
+            for states, coefficients in ((at.past_u, at.past_dp), (at.past_b, at.past_g))
         )
+        self.past_in, self.past_out = (*ins, incoming.factors), (*outs, outgoing.factors)
+        self.read_past_in = *ins, read * incoming.factors
+        self.read_past_out = *outs, read * outgoing.factors
 
     def read(self, layer: int) -> None:
         """Compute ``p = I^T u / D``."""
-        at, (factors, scale) = self.at, self.read_in
-        arrays = (at.incoming, at.u, at.p, at.dp, at.past_u, at.past_dp, self.overlaps, factors)
-        self.project(*arrays, layer, self.used, scale, self.of_in.step, False)
+        at, step = self.at, self.of_in.step
+        arrays = at.incoming, at.u, at.p, at.dp, self.read_past_in
+        self.project(*arrays, layer, self.used, self.read_in, step, False)
 
     def write(self, layer: int) -> None:
         """Compute ``next_h``."""
-        at, (initial, factors, step) = self.at, self.of_out
-        arrays = (at.outgoing, at.g, at.h, at.next_h, at.next_b, at.past_b, at.past_g)
-        scratch = (self.overlaps, self.partial, factors)
-        self.expand(*arrays, *scratch, layer, self.used, self.scales.write, initial, step, False)
+        at, (initial, _, step) = self.at, self.of_out
+        arrays = at.outgoing, at.g, at.h, at.next_h, at.next_b, self.partial, self.past_out
+        self.expand(*arrays, layer, self.used, self.scales.write, initial, step, False)
 
     def read_back(self, layer: int, learn: bool) -> None:
         """Compute ``r = O^T next_b / D``; then take O's step."""
-        at, (factors, scale), step = self.at, self.read_out, self.of_out.step
-        arrays = (at.outgoing, at.next_b, at.r, at.g, at.past_b, at.past_g, self.overlaps, factors)
-        self.project(*arrays, layer, self.used, scale, step, learn and self.adds_out)
+        at, step = self.at, self.of_out.step
+        arrays = at.outgoing, at.next_b, at.r, at.g, self.read_past_out
+        self.project(*arrays, layer, self.used, self.read_out, step, learn and self.adds_out)
 
     def write_back(self, layer: int, learn: bool) -> None:
         """Compute ``b``; then take I's step."""
-        at, (initial, factors, step) = self.at, self.of_in
+        at, (initial, _, step) = self.at, self.of_in
         if self.has_own_base:
             at.base_b[layer] = 0
-        arrays = (at.incoming, at.dp, at.base_b, at.b, at.u, at.past_u, at.past_dp)
-        scratch = (self.overlaps, self.partial, factors)
+        arrays = at.incoming, at.dp, at.base_b, at.b, at.u, self.partial, self.past_in
         gain, learn = self.scales.write, learn and self.adds_in
-        self.expand(*arrays, *scratch, layer, self.used, gain, initial, step, learn)
+        self.expand(*arrays, layer, self.used, gain, initial, step, learn)
 
     def learn(self) -> None:
         """Nothing is left: each product has been followed by its gradient step."""
