@@ -17,7 +17,6 @@ from resnet_limits.kinds import DIVERGED, OK
 from resnet_limits.networks import conditioned, cost, implicit
 from resnet_limits.networks.train import choose_engine, train
 from resnet_limits.units import GatedPerceptron
-from resnet_limits.work import Work
 
 
 class Head:
@@ -225,19 +224,6 @@ def test_divergence_is_named_and_harms_no_other_seed():
     first = trained.diverged_step[0]
     assert np.isnan(trained.hidden[0, first:]).all()
     np.testing.assert_allclose(trained.hidden[1], alone.hidden[0], atol=1e-9)
-
-
-def test_memory_is_that_of_the_arrays():
-    dynamics, shape = make(samples=2, steps=5), Shape(4, 500, 700)
-    network = trajectory(dynamics, shape, [0]).network
-    held = network.hidden.nbytes + network.backward.nbytes
-    for (branch,) in network.layers:
-        held += branch.p.nbytes + branch.r.nbytes
-        for matrix in (branch.incoming, branch.outgoing):
-            held += matrix.left.nbytes + matrix.image.nbytes
-            small = (matrix.alpha, matrix.xi, matrix.tau, matrix.cross, matrix.inner)
-            held += sum(array.nbytes for array in small)
-    assert cost.memory_bytes("implicit", Work.of(dynamics, shape, 1, 8)) == held
 
 
 @pytest.mark.parametrize(

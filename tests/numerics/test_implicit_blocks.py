@@ -6,16 +6,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from engine_laws import differences, observables
 from implicit_weights import disagreement, replay, trajectory
 
-from resnet_limits.config import Shape
+from resnet_limits.config import InputError, Shape
 from resnet_limits.dynamics import Branch, Dynamics
-from resnet_limits.networks import conditioned
+from resnet_limits.networks import conditioned, cost
 from resnet_limits.norms import make_norm
 from resnet_limits.problem import Loss
 from resnet_limits.rules import GradientDescent
 from resnet_limits.units import AttentionHead, Convolution, GatedPerceptron, Perceptron
+from resnet_limits.work import Work
 
 TOKENS = 3
 
@@ -265,3 +267,50 @@ def test_a_broken_engine_does_not_have_the_law(dense_laws, monkeypatch, breaking
     breaking(monkeypatch)
     found = observables(law_problem(name), LAW_SHAPE, "implicit")
     assert differences(found, dense_laws[name])
+
+
+# --- the door -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["tanh, none", "transformer", "three"])
+def test_memory_is_that_of_the_arrays(layer):
+    dynamics, shape = case(layer, "plain"), Shape(4, 130, 170)
+    network = trajectory(dynamics, shape, [0]).network
+    held = sum(states.nbytes for states in (*network.states, *network.cotangents))
+    for one in (branch for branches in network.layers for branch in branches):
+        held += one.p.nbytes + one.r.nbytes
+        for matrix in (one.incoming, one.outgoing):
+            held += matrix.left.nbytes + matrix.image.nbytes
+            small = (matrix.alpha, matrix.xi, matrix.tau, matrix.cross, matrix.inner)
+            held += sum(array.nbytes for array in small)
+    assert cost.memory_bytes("implicit", Work.of(dynamics, shape, 1, 8)) == held
+
+
+DECAYS = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-2, 1e-4)}
+"""Shares of the initial weights that are enough, and that are not."""
+
+
+@pytest.mark.parametrize("precision", DECAYS)
+def test_weights_that_have_all_but_decayed_are_refused(precision):
+    enough, too_few = (
+        problem(
+            *[branch(UNITS["tanh"](), "rms")],
+            rule=GradientDescent(decay=(1.0 - share) / 0.4, factors=(1.0, 0.1, 0.1)),
+        )
+        for share in DECAYS[precision]
+    )
+    found = trajectory(enough, SHAPE, [0], precision)
+    bound = {torch.float64: 1e-6, torch.float32: 2e-3}[precision]
+    assert disagreement(found.of_seed(0), replay(found.network, 0, 0)) < bound
+    with pytest.raises(InputError, match=r"weight_decay: at state 1 weights keep .*; allowed"):
+        trajectory(too_few, SHAPE, [0], precision)
+
+
+def test_other_initial_laws_are_refused():
+    with pytest.raises(InputError, match=r"initial_law: .* law uniform; allowed: gaussian"):
+        trajectory(case("transformer", "plain", initial_law="uniform"), SHAPE, [0])
+
+
+def test_float32_replays_to_its_precision():
+    found = trajectory(case("transformer", "momentum, decay"), SHAPE, [0], torch.float32)
+    assert 1e-9 < disagreement(found.of_seed(0), replay(found.network, 0, 0)) < 1e-3

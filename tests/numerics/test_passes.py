@@ -31,7 +31,9 @@ def trained(layer, shape, kept, *, passes):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 2 * TOKENS, 3))
     problem = Dynamics(x, y, Loss("squared_error"), layer, STEPS)
-    network = DenseNetwork(problem, shape, [0, 1], rng.standard_normal((2, shape[2], 6)), 0, kept=kept)
+    network = DenseNetwork(
+        problem, shape, [0, 1], rng.standard_normal((2, shape[2], 6)), 0, kept=kept
+    )
     for branch in network.branches:
         assert branch.passes is not None
         branch.passes = branch.passes if passes else None

@@ -47,7 +47,7 @@ _DEPENDENT = {torch.float64: 1e-7, torch.float32: 1e-5}
 _EXPLICIT = 1e-3
 # A remainder that is a difference of terms larger than the probe by more than this has their
 # rounding in it, and counts as rounding the sooner: its square is compared with their size.
-_AMPLE = 1.0
+_AMPLE = 10.0
 # Numbers that one stream of noise fills, so that several threads may draw.
 _NOISE_BLOCK = 1 << 16
 
@@ -69,16 +69,16 @@ class Remainder:
     smallest : ndarray, shape (S,)
         The smallest squared length that any probe but those of zeros has outside the span and the
         probes before it, as a share of its size.
-    apart : ndarray, shape (S,)
+    apart : ndarray, shape (S,), or None
         The smallest such length of a probe that has brought a direction, as a share of the probe's
-        part outside the span: how well the probes of the block are told apart.
+        part outside the span: how well the probes of the block are told apart. None if it is one.
     """
 
     places: NDArray[np.int64]
     mixing: Array
     inverse: Array
     smallest: Array
-    apart: Array
+    apart: Array | None
 
     @property
     def count(self) -> int:
@@ -96,7 +96,9 @@ class Remainder:
             return by_probe[:, : self.count]
         return np.take_along_axis(by_probe, self.places[:, :, None], axis=1)
 
-    def refined(self, gram: Array, scale: Array, tolerance: Array) -> tuple[Remainder, Array]:
+    def refined(
+        self, gram: Array, scale: Array, tolerance: float | Array
+    ) -> tuple[Remainder, Array]:
         """Find the directions again from vectors that have been formed.
 
         Parameters
@@ -115,6 +117,7 @@ class Remainder:
         lengths = np.take_along_axis(self.mixing.diagonal(axis1=1, axis2=2), self.places, axis=1)
         sizes = np.take_along_axis(scale, self.places, axis=1)
         shares = np.where(lengths > 0, sizes / np.where(lengths > 0, lengths, 1.0) ** 2, 1.0)
+        tolerance = np.broadcast_to(tolerance, scale.shape)
         tolerance = np.take_along_axis(tolerance, self.places, axis=1)
         again = remainder(gram, shares, tolerance, self.count)
         mixing = np.zeros_like(self.mixing)
@@ -136,7 +139,7 @@ def remainder(gram: Array, scale: Array, tolerance: float | Array, room: int) ->
     the old ones carry the NaN on.
     """
     seeds, rows, _ = gram.shape
-    sound = np.asarray(np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(scale).all(axis=1))
+    sound = np.isfinite(gram.sum(axis=(1, 2)) + scale.sum(axis=1))
     rest = np.where(sound[:, None, None], gram, 0.0)
     bound = np.where(sound[:, None], tolerance**2 * scale, np.inf)
     mixing = np.zeros_like(gram)
@@ -152,25 +155,24 @@ def remainder(gram: Array, scale: Array, tolerance: float | Array, room: int) ->
         mixing[:, row, row:] = rest[:, row, row:] / root[:, None]
         if row + 1 < rows:
             rest = rest - mixing[:, row, :, None] * mixing[:, row, None, :]
-    some = scale > 0
-    smallest = np.where(some, lengths / np.where(some, scale, 1.0), np.inf).min(axis=1)
-    outside = np.where(kept, gram.diagonal(axis1=1, axis2=2), 1.0)
-    apart = np.where(kept, lengths / outside, 1.0).min(axis=1)
+    shares = np.divide(lengths, scale, out=np.full_like(scale, np.inf), where=scale > 0)
+    smallest = shares.min(axis=1)
     if rows == 1:
         places = np.zeros((seeds, int(kept.any())), dtype=np.int64)
         inverse = kept[:, :, None] / np.where(kept[:, :, None], mixing, 1.0)
-        return Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest, apart)
+        return Remainder(places, mixing, inverse[:, :, : places.shape[1]], smallest, None)
+    apart = np.where(kept, lengths / np.where(kept, gram.diagonal(axis1=1, axis2=2), 1.0), 1.0)
     # The triangle of the kept probes alone; ones in the place of the others make it invertible.
     both = kept[:, :, None] & kept[:, None, :]
     inverse = np.where(both, np.linalg.inv(np.where(both, mixing, np.eye(rows))), 0.0)
     places = np.argsort(~kept, axis=1, kind="stable")[:, : int(kept.sum(axis=1).max())]
     inverse = np.take_along_axis(inverse, places[:, None, :], axis=2)
-    return Remainder(places, mixing, inverse, smallest, apart)
+    return Remainder(places, mixing, inverse, smallest, apart.min(axis=1))
 
 
 def _narrow(new: Remainder) -> bool:
     """Whether inner products do not tell the probes of a block well apart."""
-    return bool((new.apart < _EXPLICIT**2).any())
+    return new.apart is not None and bool((new.apart < _EXPLICIT**2).any())
 
 
 @dataclass(frozen=True)
@@ -375,11 +377,13 @@ class Conditioned:
         exact = rest.double()
         gram, old = _numpy(dot(exact, exact)), _numpy(overlap).transpose(0, 2, 1)
         size = gram.diagonal(axis1=1, axis2=2) + (old**2).sum(axis=1)
-        room, tolerance = self.left.shape[1] - i, np.full(size.shape, self.tolerance)
+        room = self.left.shape[1] - i
+        tolerance: float | Array = self.tolerance
         new = remainder(gram, size, tolerance, room)
         if i and (new.smallest < _EXPLICIT**2).any():
             tolerance = self._tolerance_left(old, size)
-            new = remainder(gram, size, tolerance, room)
+            if (tolerance > self.tolerance).any():
+                new = remainder(gram, size, tolerance, room)
         self.alpha[:, :i, at : at + self.rows] = old
         if new.count:
             stop = i + new.count
@@ -456,13 +460,15 @@ class Conditioned:
         i, j, at, rows = self.lefts, self.rights, self.left_probes, self.rows
         v_rows = slice(self.probes, self.probes + at)
         old = self.xi[:, :, :i] @ self.alpha[:, :i, at : at + rows]
-        step = at // rows
-        initial, rate = self.course.initial[step], self.course.rate[step]
+        step, course = at // rows, self.course
+        # All in units of what is left of the initial weights.
+        initial = course.initial[step]
+        whole = self.embed_dim / initial
         # The training terms: updates of all earlier steps.
         both = self.alpha[:, : i + new.count]
         trained = both[:, :, :at].transpose(0, 2, 1) @ both[:, :, at : at + rows]
-        trained *= rate * self.course.shares[step, :at, None]
-        coefficients = initial * old
+        trained *= course.rate[step] / initial * course.shares[step, :at, None]
+        coefficients = old.copy()
         coefficients[:, v_rows] -= trained
         if new.count:
             assert projected is not None
@@ -471,16 +477,16 @@ class Conditioned:
             known = self.cross[:, i : i + new.count, :j].transpose(0, 2, 1)
             drawn = new.compact(projected.transpose(0, 2, 1)).transpose(0, 2, 1)
             known = (known - tau.transpose(0, 2, 1) @ drawn) @ new.compact(new.mixing)
-            coefficients[:, self.probes : self.probes + asked] += initial * (tau @ known)
+            coefficients[:, self.probes : self.probes + asked] += tau @ known
             # The new columns of X, from the product that is about to be raw vectors itself.
             fresh = -old
-            fresh[:, v_rows] += trained / initial
-            fresh[:, np.arange(at, at + rows), np.arange(rows)] += self.embed_dim / initial
+            fresh[:, v_rows] += trained
+            fresh[:, np.arange(at, at + rows), np.arange(rows)] += whole
             self.xi[:, :, i : i + new.count] = fresh @ new.inverse
         self.lefts += new.count
         self.left_probes += rows
         mixing = new.mixing if new.count else new.mixing[:, :0]
-        return coefficients / self.embed_dim, initial * mixing / self.embed_dim
+        return coefficients / whole, mixing / whole
 
     def ask_right(self, inner: Array) -> Asked:
         """Take in a block of right probes through their inner products with all raw vectors.

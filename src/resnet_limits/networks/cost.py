@@ -164,6 +164,9 @@ _BYTES = {"dense": _dense_bytes, "implicit": _implicit_bytes}
 IMPLICIT_KEPT = 1 << 24
 """Numbers of a layer's raw vectors up to which the implicit engine keeps them over a pass."""
 
+IMPLICIT_CHUNK = 1 << 18
+"""Numbers of the raw vectors of some units that the implicit engine works on at a time."""
+
 PIECE = 1 << 18
 """Most numbers of weights that the dense engine draws or moves at a time."""
 
@@ -207,7 +210,7 @@ def peak_bytes(engine: str, work: Work) -> int:
         # What the units of one branch have seen, and what they keep of it, in float64.
         each = ((2 * b.vectors + b.kept_vectors) * b.width(width) for b in work.branches)
         seen = max(each) * work.rows * work.steps * together
-        numbers += 2 * min(seen, IMPLICIT_KEPT)
+        numbers += 2 * min(seen, IMPLICIT_KEPT) + _SCRATCH * min(seen, IMPLICIT_CHUNK)
     network = together * memory_bytes(engine, work)
     return network + _DOUBLE * numbers + work.saved + work.saved // 2
 

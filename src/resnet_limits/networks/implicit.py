@@ -29,9 +29,9 @@ from resnet_limits.units import Unit
 Array = NDArray[np.float64]
 
 # Initial weights are known through trained ones up to the rounding of a vector over this share.
-_LEAST = {torch.float64: 1e-3, torch.float32: 1e-3}
+_LEAST = {torch.float64: 1e-7, torch.float32: 1e-3}
 # Numbers of one temporary array: all seeds' raw vectors over a few units.
-_CHUNK_ELEMENTS = 1 << 18
+_CHUNK_ELEMENTS = cost.IMPLICIT_CHUNK
 # A layer's raw vectors are kept over one pass where they are at most so many numbers (128 MiB), and
 # computed again for each of its products above.
 _KEPT_ELEMENTS = cost.IMPLICIT_KEPT
@@ -56,17 +56,21 @@ class _Chunk:
 
     def __init__(self, unit: Unit, p: Tensor, r: Tensor, rows: int) -> None:
         self.unit, self.rows, self.units = unit, rows, p.shape[3]
+        self.keeps = unit.kept_vectors > 0
         self.p, self.r = p.double().flatten(2), r.double().flatten(2)
         self._values: Tensor | None = None
         self._dp: Tensor | None = None
 
     def _by_unit(self, vectors: Tensor) -> Tensor:
         """View as the unit wants it, ``(S, steps, units, vectors, N)``."""
-        split = vectors.unflatten(2, (-1, self.units)).unflatten(1, (-1, self.rows))
+        split = vectors.reshape(
+            len(vectors), -1, self.rows, vectors.shape[2] // self.units, self.units
+        )
         return split.permute(0, 1, 4, 3, 2)
 
     def _flat(self, states: Tensor) -> Tensor:
-        return states.permute(0, 1, 4, 3, 2).flatten(3).flatten(1, 2)
+        split = states.permute(0, 1, 4, 3, 2)
+        return split.reshape(len(split), -1, split.shape[3] * split.shape[4])
 
     @property
     def values(self) -> Tensor:
@@ -79,7 +83,7 @@ class _Chunk:
         return self._flat(self.unit.forward(self._by_unit(p)))
 
     def _of_g(self, values: Tensor) -> Tensor:
-        return values[:, :, : self.unit.out_vectors * self.units]
+        return values[:, :, : self.unit.out_vectors * self.units] if self.keeps else values
 
     @property
     def g(self) -> Tensor:
