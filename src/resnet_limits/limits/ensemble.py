@@ -425,7 +425,8 @@ class Units:
 
         here = by_rows(u), by_rows(z)
         stays = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
-        there, steps = (nothing, nothing, turned, turned), [stays, stays]
+        there: tuple[NDArray[np.float32], ...] = (nothing, nothing, turned, turned)
+        steps: list[tuple[NDArray[np.float32], ...]] = [stays, stays]
         if settled is not None:
             there, steps = self._settled(settled, by_rows)
 
@@ -455,7 +456,8 @@ class Units:
         """Return what :func:`kernels.visit` needs to know of a training step."""
         scale, states = self._scale(seen.step), (seen.u, seen.z)
         rates = self.branch.rate_in, self.branch.rate_out
-        scaled, steps = [], []
+        scaled: list[NDArray[np.float32]] = []
+        steps: list[tuple[NDArray[np.float32], ...]] = []
         for state, rate, transition in zip(
             states, rates, self._transitions(seen.step), strict=True
         ):
