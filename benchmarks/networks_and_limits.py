@@ -130,20 +130,20 @@ def broken(dynamics: Dynamics) -> Dynamics:
     return replace(dynamics, **changed).with_branches(norm=Identity(), unit=other)
 
 
-def means(dynamics: Dynamics, size: int, seeds: int) -> tuple[Array, Array]:
+def means(dynamics: Dynamics, size: int, seeds: range) -> tuple[Array, Array]:
     """Train networks of D = M; give mean and standard error of the last outputs and the loss."""
     trained = train(
         dynamics,
         Shape(size, size, size),
-        range(seeds),
+        seeds,
         lambda seed: np.random.default_rng((seed, 17)).standard_normal((size, 4)),
         root_seed=0,
         steps=[STEPS - 1],
         layers=[size],
         dtype=torch.float64,
     )
-    values = np.column_stack([trained.output[:, 0].reshape(seeds, -1), trained.loss[:, 0]])
-    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(seeds)
+    values = np.column_stack([trained.output[:, 0].reshape(len(seeds), -1), trained.loss[:, 0]])
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(seeds))
 
 
 def means_of_limit(limits: Limits, layers: int, plan: Plan) -> tuple[Array, Array]:
@@ -187,10 +187,12 @@ def main() -> None:
         limits = Limits(dynamics, np.eye(4))
         plan, _ = limits.make_plan(TOLERANCE, 0)
         cells, found = [], []
+        # Other seeds for every combination, so that chance is not the same for all.
+        seeds = range(number * arguments.seeds, (number + 1) * arguments.seeds)
         networks = broken(dynamics) if arguments.broken else dynamics
         for size in arguments.sizes:
             limit, error = means_of_limit(limits, size, plan)
-            mean, spread = means(networks, size, arguments.seeds)
+            mean, spread = means(networks, size, seeds)
             found.append((mean - limit, np.hypot(spread, error)))
             cells.append(_cell(*found[-1]))
         (coarse, of_coarse), (fine, of_fine) = found[-2:]
