@@ -18,7 +18,7 @@ from resnet_limits.networks.dense import DenseNetwork
 from resnet_limits.networks.implicit import ImplicitNetwork
 from resnet_limits.networks.train import ENGINES, train
 from resnet_limits.problem import Loss
-from resnet_limits.units import ACTIVATIONS, Perceptron
+from resnet_limits.units import ACTIVATIONS, Perceptron, Unit
 from resnet_limits.work import Work
 
 SHAPE = Shape(2, 6, 8)
@@ -26,11 +26,10 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSSES = ("squared_error", "cross_entropy")
 
 
-class Gated:
+class Gated(Unit):
     """Two in- and two out-vectors: everything that depends on their number is at work."""
 
     in_vectors, out_vectors = 2, 2
-    is_linear = is_odd = False
 
     def forward(self, p):
         a, b = p[..., :1, :], p[..., 1:, :]
