@@ -275,9 +275,7 @@ def limits(check: Check) -> None:
     for activation in ACTIVATIONS:
         for precision, tolerance in PRECISIONS.items():
             dynamics = problem(activation, 2, 4)
-            kind = (
-                ("cubature", 0, 1) if dynamics.is_linear else ("sobol", check.sizes.points, 2)
-            )
+            kind = ("cubature", 0, 1) if dynamics.is_linear else ("sobol", check.sizes.points, 2)
             # Fixed points are found to this tolerance on either device, by other ways.
             plan = Plan(*kind, 6, 0, precision, tolerance / 10)
             solvers = [

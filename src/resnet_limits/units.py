@@ -91,9 +91,7 @@ ACTIVATIONS: dict[str, Activation] = {
         is_odd=True,
         compiled=LinearCode(),
     ),
-    "tanh": Activation(
-        torch.tanh, lambda _p, g: 1.0 - g * g, is_odd=True, compiled=TanhCode()
-    ),
+    "tanh": Activation(torch.tanh, lambda _p, g: 1.0 - g * g, is_odd=True, compiled=TanhCode()),
     # erf without a rescaled argument, as torch and scipy define it.
     "erf": Activation(
         torch.erf,

@@ -14,8 +14,10 @@ import resnet_limits
 PACKAGE = Path(resnet_limits.__file__).parent
 
 FLOOR = {
-    "config": 1, "units": 1, "norms": 1, "rules": 1, "randomness": 1, "fields": 1, "integrity": 1, "signals": 1,
+    "config": 1, "units": 1, "norms": 1, "rules": 1, "randomness": 1, "fields": 1, "integrity": 1,
+    "signals": 1,
     "onechunk": 1, "kinds": 1, "jit": 1, "interpolation": 1, "speeds": 1,
+    "tiles": 1,
     "problem": 2, "datafile": 2, "store": 2, "provenance": 2, "lock": 2, "devices": 2, "laws": 2,
     "threads": 2, "cells": 2, "fitted": 2, "kept": 2, "datashape": 2,
     "dynamics": 3, "errors": 3, "figures": 3, "work": 3,

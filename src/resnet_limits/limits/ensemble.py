@@ -425,7 +425,8 @@ class Units:
 
         here = by_rows(u), by_rows(z)
         stays = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
-        there, steps = (nothing, nothing, turned, turned), [stays, stays]
+        there: tuple[Any, ...] = (nothing, nothing, turned, turned)
+        steps: list[Any] = [stays, stays]
         if settled is not None:
             there, steps = self._settled(settled, by_rows)
 
@@ -451,7 +452,7 @@ class Units:
 
     def _settled(
         self, seen: Seen, by_rows: Callable[[Tensor], NDArray[np.float32]]
-    ) -> tuple[tuple[NDArray[np.float32], ...], list[tuple[NDArray[np.float32], ...]]]:
+    ) -> tuple[tuple[Any, ...], list[Any]]:
         """Return what :func:`kernels.visit` needs to know of a training step."""
         scale, states = self._scale(seen.step), (seen.u, seen.z)
         rates = self.branch.rate_in, self.branch.rate_out

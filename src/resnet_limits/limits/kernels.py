@@ -5,8 +5,8 @@ the sums, is one loop over tiles of points that stay in the first cache. Called 
 operation it would cost more in calls and in waiting for the interpreter than in arithmetic; a
 kernel holds no lock of the interpreter, so that threads work at the same time.
 
-Only units with code of their own (:mod:`resnet_limits.tiles`) are compiled, and only in float32. The
-first call for a kind of unit compiles, later processes load what was compiled.
+Only units with code of their own (:mod:`resnet_limits.tiles`) are compiled, and only in float32.
+The first call for a kind of unit compiles, later processes load what was compiled.
 """
 
 from __future__ import annotations
@@ -248,18 +248,14 @@ def visit(code, weights, trains, settled, w, z, wanted, sums):
         states = w[pair], z[pair]
         both = lanes[0], lanes[1]
         for at in range(0, whole, _TILE):
-            _visit_tile(
-                code, tile, at, here, at, _TILE, trains, old, *states, wanted, room, both
-            )
+            _visit_tile(code, tile, at, here, at, _TILE, trains, old, *states, wanted, room, both)
         if rest:
             # The units that fill the tile have no weights and add nothing to any sum.
             last[0][:, :, rest:] = 0
             last[1][:, :, rest:] = 0
             last[0][:, :, :rest] = ins[:, :, whole:]
             last[1][:, :, :rest] = outs[:, :, whole:]
-            _visit_tile(
-                code, last, 0, here, whole, rest, trains, old, *states, wanted, room, both
-            )
+            _visit_tile(code, last, 0, here, whole, rest, trains, old, *states, wanted, room, both)
             if trains:
                 ins[:, :, whole:] = last[0][:, :, :rest]
                 outs[:, :, whole:] = last[1][:, :, :rest]

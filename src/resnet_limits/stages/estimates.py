@@ -60,7 +60,7 @@ _ITEMSIZE = {"float32": 4, "float64": 8}
 # Activations that are not smooth enough for a quadrature's best rate, from the worst on.
 _LEAST_SMOOTH = ("relu", "gelu", "silu")
 # Modules whose functions are compiled.
-_COMPILED = ("limits/kernels.py", "networks/kernels.py")
+_COMPILED = ("limits/kernels.py", "networks/kernels.py", "networks/passes.py")
 
 
 # --- what there is to compute ---------------------------------------------------------------------
