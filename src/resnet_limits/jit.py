@@ -6,8 +6,8 @@ the work goes on. numba's own cache raises then; and of two processes that compi
 different types, it may keep the code of one under the types of the other.
 
 An entry is one file, written beside its place and moved there whole. It begins with a digest of the
-rest, which names what was compiled, for which types and processor, from which sources and by which
-versions; what does not fit is compiled anew. The sources are the function's file and those of all
+rest, which names what was compiled, for which types and processor, from which sources and by
+which versions; what does not fit is compiled anew. The sources are the function's file and those of all
 functions that it names, directly or through others. What is loaded is executed, so that only files count
 that belong to this user, to root or to the owner of the source, and that no other may write.
 """
@@ -214,7 +214,7 @@ def _unseal(content: bytes, key: tuple[str, ...]) -> bytes:
 
 
 def _sources(function: Callable[..., Any]) -> list[Path]:
-    """Give the files of a function and of all that it names, for as long as they are of one package.
+    """Give the files of a function and of all that it names, while they are of one package.
 
     Libraries from elsewhere are told apart by their versions.
     """

@@ -35,7 +35,7 @@ from resnet_limits.units import (
     TanhCode,
 )
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+OPTIONS: Any = {"error_model": "numpy", "fastmath": {"contract"}}
 """How all of this is compiled: products and sums are joined, and nothing else is changed."""
 
 
@@ -152,7 +152,7 @@ def _tanh_of(x):
         y = abs(x)
         y = _TANH_END(x) if y > _TANH_END(x) else y
         shifted, r = _reduce(y + y)
-        power = _power_of_two(shifted)
+        power: Any = _power_of_two(shifted)
         # e^(2 y) - 1, without cancellation.
         change = power * (r * _EXPM1(r)) + (power - _ONE(x))
         y = change / (change + _TWO(x))

@@ -16,7 +16,7 @@ from resnet_limits.units import AttentionHead, GatedPerceptron, Perceptron
 STEPS, TOKENS = 4, 2
 LAYERS = {
     "tanh": (Branch(Perceptron("tanh"), rate_in=0.2, rate_out=0.3),),
-    "gated": (Branch(GatedPerceptron(), rate_in=0.2, rate_out=0.3),),
+    "gated": (Branch(GatedPerceptron(), rate_in=0.02, rate_out=0.03),),
     "transformer": (
         Branch(AttentionHead(2, True, TOKENS), make_norm("rms"), rate_in=0.2, rate_out=0.3),
         Branch(Perceptron("gelu"), make_norm("rms"), 2.0, 0.7, rate_in=0.2, rate_out=0.3),
@@ -53,8 +53,8 @@ def test_passes_are_their_parts(name, shape, kept):
     compiled = trained(LAYERS[name], SHAPES[shape], kept, passes=True)
     parts = trained(LAYERS[name], SHAPES[shape], kept, passes=False)
     for got, right in zip(compiled, parts, strict=True):
-        assert right.abs().max() > 0.1
-        torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
+        assert right.abs().max() > 1e-2
+        torch.testing.assert_close(got, right, rtol=1e-12, atol=1e-12)
 
 
 def test_the_order_of_branches_would_be_noticed():

@@ -201,10 +201,23 @@ def test_the_pilots_numbers_are_the_solvers() -> None:
     assert limit_cost.DRAWN_BLOCK == quadrature._BLOCK
 
 
-def test_the_activations_with_a_kernel_are_the_kernels() -> None:
-    from resnet_limits.limits import kernels
+def test_the_activations_with_compiled_code_are_those_of_the_units() -> None:
+    from resnet_limits import units
 
-    assert set(kernels._CODES) == limit_cost._KERNELS
+    known = {name for name, found in units.ACTIVATIONS.items() if found.compiled is not None}
+    assert known == limit_cost._KERNELS
+    built_in = [make(units.make_unit, kind) for kind in units.UNITS]
+    assert all(unit.compiled is not None for unit in built_in)
+
+
+def make(make_unit: Callable[..., Any], kind: str) -> Any:
+    """A unit of a kind, with what it needs and no more."""
+    needs: dict[str, dict[str, Any]] = {
+        "perceptron": {"activation": "tanh"},
+        "attention_head": {"key_dim": 2},
+        "convolution": {"offsets": (0, 1)},
+    }
+    return make_unit(kind, 3, **needs.get(kind, {}))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "linear"])
@@ -214,7 +227,7 @@ def test_the_first_guess_is_what_the_pilot_begins_with(
     experiment = tiny_experiment(model={"unit": {"kind": "perceptron", "activation": activation}})
     first = estimates._quadratures(experiment, None)[0]
     assert first.points == (0 if activation == "linear" else plan.FIRST_POINTS)
-    assert first.compiled == (activation == "tanh")
+    assert first.compiled == (activation != "linear")
 
 
 # --- refused before it starts ---------------------------------------------------------------------

@@ -20,8 +20,9 @@ DEPTH_POINTS, PILOT_REPLICATES = 3 << 8, 4
 STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 25, 1 << 15
 DOUBLE_TOLERANCE = 1e-5
 
-# Activations that have a kernel of their own.
-_KERNELS = frozenset({"tanh", "relu"})
+# Activations with compiled code, in every built-in unit; an empty name is that of a unit whose map is
+# more than an activation.
+_KERNELS = frozenset({"", "linear", "tanh", "erf", "relu", "gelu", "silu"})
 # Standard error of the outputs with the pilot's first points, for each embedding direction: fitted
 # to 40 problems, within a factor of 2 or 3.
 _FIRST_ERROR = 1.1e-4
@@ -110,8 +111,7 @@ def first_error(work: Work, scales: Scales) -> float:
 def quadratures(work: Work, scales: Scales) -> list[Quadrature]:
     """Guess the quadratures that the pilot tries, the last of which all limits use."""
     single = scales.tolerance > DOUBLE_TOLERANCE or work.itemsize == 4
-    # Training rules that do more than to add are torch's.
-    compiled = single and work.additive and _KERNELS.issuperset(scales.activations)
+    compiled = single and _KERNELS.issuperset(scales.activations)
     if set(scales.activations) == {"linear"}:
         return [Quadrature(0, 1, FIRST_NODES, False, False)]
     error, points = first_error(work, scales), FIRST_POINTS

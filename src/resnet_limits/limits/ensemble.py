@@ -452,7 +452,7 @@ class Units:
 
     def _settled(
         self, seen: Seen, by_rows: Callable[[Tensor], NDArray[np.float32]]
-    ) -> tuple[tuple[NDArray[np.float32], ...], list[tuple[NDArray[np.float32], ...]]]:
+    ) -> tuple[tuple[Any, ...], list[Any]]:
         """Return what :func:`kernels.visit` needs to know of a training step."""
         scale, states = self._scale(seen.step), (seen.u, seen.z)
         rates = self.branch.rate_in, self.branch.rate_out

@@ -5,8 +5,8 @@ the sums, is one loop over tiles of points that stay in the first cache. Called 
 operation it would cost more in calls and in waiting for the interpreter than in arithmetic; a
 kernel holds no lock of the interpreter, so that threads work at the same time.
 
-Only units with code of their own (:mod:`resnet_limits.tiles`) are compiled, and only in float32. The
-first call for a kind of unit compiles, later processes load what was compiled.
+Only units with code of their own (:mod:`resnet_limits.tiles`) are compiled, and only in float32.
+The first call for a kind of unit compiles, later processes load what was compiled.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ _DIGITS_MB = 60
 _WITHOUT_DATA = ("rates", "figures")
 _ITEMSIZE = {"float32": 4, "float64": 8}
 # Modules whose functions are compiled.
-_COMPILED = ("limits/kernels.py", "networks/kernels.py")
+_COMPILED = ("limits/kernels.py", "networks/kernels.py", "networks/passes.py")
 
 
 # --- what there is to compute ---------------------------------------------------------------------
