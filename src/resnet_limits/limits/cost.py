@@ -20,8 +20,8 @@ DEPTH_POINTS, PILOT_REPLICATES = 3 << 8, 4
 STATE_BYTES, KEPT_ELEMENTS, DRAWN_BLOCK = 1 << 29, 1 << 25, 1 << 15
 DOUBLE_TOLERANCE = 1e-5
 
-# Activations with compiled code, in every built-in unit; an empty name is that of a unit whose map is
-# more than an activation.
+# Activations with compiled code, in every built-in unit; an empty name is that of a unit whose map
+# is more than an activation.
 _KERNELS = frozenset({"", "linear", "tanh", "erf", "relu", "gelu", "silu"})
 # Standard error of the outputs with the pilot's first points, for each embedding direction: fitted
 # to 40 problems, within a factor of 2 or 3.
