@@ -6,10 +6,11 @@ the work goes on. numba's own cache raises then; and of two processes that compi
 different types, it may keep the code of one under the types of the other.
 
 An entry is one file, written beside its place and moved there whole. It begins with a digest of the
-rest, which names what was compiled, for which types and processor, from which sources and by
-which versions; what does not fit is compiled anew. The sources are the function's file and those of all
-functions that it names, directly or through others. What is loaded is executed, so that only files count
-that belong to this user, to root or to the owner of the source, and that no other may write.
+rest, which names what was compiled, for which types and processor, from which sources and by which
+versions; what does not fit is compiled anew. The sources are the file of the function and those of
+all functions that it names, directly or through others. What is loaded is executed, so that only
+files count that belong to this user, to root or to the owner of the source, and that no other may
+write.
 """
 
 from __future__ import annotations

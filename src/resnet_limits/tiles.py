@@ -462,7 +462,7 @@ def _attention_kept(code):
 
 @_registered(_FORWARD, AttentionCode)
 def _attention_forward(code, p, values, lanes):
-    """The weight of token j for row i is kept at ``values[key_dim + j, i]``."""
+    """Keep the weight of token j for row i at ``values[key_dim + j, i]``."""
     rows = p.shape[1]
     size, tokens = code.key_dim, code.tokens
     one, scale = p.dtype.type(1), p.dtype.type(1.0 / np.sqrt(size))
