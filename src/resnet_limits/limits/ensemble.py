@@ -424,6 +424,7 @@ class Units:
             return nothing if state is None else self._local(state).mT.contiguous().numpy()
 
         here = by_rows(u), by_rows(z)
+        adds = self.dynamics.rule.is_additive(self.dynamics.steps)
         stays = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
         there: tuple[NDArray[np.float32], ...] = (nothing, nothing, turned, turned)
         steps: list[tuple[NDArray[np.float32], ...]] = [stays, stays]
@@ -436,16 +437,15 @@ class Units:
         def work(_number: int, chunk: _Chunk) -> list[Tensor]:
             at = chunk.pairs
             sums = np.empty((2, at.stop - at.start, r, rows))
-            weights = (
-                chunk.incoming.numpy(),
-                buffers(chunk.incoming, chunk.in_buffers),
-                chunk.outgoing.numpy(),
-                buffers(chunk.outgoing, chunk.out_buffers),
-            )
-            old = *(state[at] for state in there), *steps
+            weights = chunk.incoming.numpy(), chunk.outgoing.numpy()
+            moves = None
+            if not adds:
+                ins = buffers(chunk.incoming, chunk.in_buffers)
+                moves = *steps, ins, buffers(chunk.outgoing, chunk.out_buffers)
+            old = tuple(state[at] for state in there)
             u_here, z_here = (state[at] for state in here)
             trains = settled is not None
-            kernels.visit(self.code, weights, trains, old, u_here, z_here, wanted, sums)
+            kernels.visit(self.code, *weights, trains, old, moves, u_here, z_here, wanted, sums)
             return [torch.from_numpy(sums[i]) for i in (0, 1) if wanted[i]]
 
         return work

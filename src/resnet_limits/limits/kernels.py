@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.extending import overload
 
 from resnet_limits import tiles
@@ -132,13 +132,6 @@ def _move(step, weights, buffers, v, at, gradient, count):
             buffers[j - 1][v, k, at : at + count] = moved[j, :count]
 
 
-@njit(**tiles.OPTIONS)
-def _adds(step):
-    """Whether a step adds a multiple of the gradient to the weights, and nothing else."""
-    matrix, _ = step
-    return len(matrix) == 1 and matrix[0, 0] == 1
-
-
 def _of_pair(buffers: Any, pair: int) -> Any:
     raise NotImplementedError
 
@@ -152,38 +145,40 @@ def _of_pair_of(buffers, pair):
 
 
 @njit(**tiles.OPTIONS)
-def _visit_tile(code, tile, at, weights, point, count, trains, settled, w, z, wanted, room, sums):
+def _visit_tile(
+    code, ins, outs, at, moves, point, count, trains, settled, w, z, wanted, room, sums
+):
     """Do what :func:`visit` does with the points of a tile.
 
-    They are columns of the weights from `point` on, so many as `count`, and columns of `tile` from
-    `at` on: of the weights themselves, or of copies with units that have no weights after them.
+    They are columns of `ins` and `outs` from `at` on: of the weights themselves, or of copies with
+    units that have no weights after them. Where steps do more than to add, `moves` has them, and
+    the weights with their buffers, of which they are so many columns as `count` from `point` on.
     """
-    ins, outs = tile
     p, values, r, gradient = room
     if trains:
-        old_w, old_z, of_in, of_out, step_in, step_out = settled
+        old_w, old_z, of_in, of_out = settled
         _pre_activate(old_w, ins, at, p)
         tiles.forward(code, p, values, _TILE)
         _pre_activate(old_z, outs, at, r)
         tiles.backward(code, p, values, r, _TILE)
-        if _adds(step_in):
+        # Decided when it is compiled.
+        if moves is None:
             for v in range(len(p)):
                 _combine(of_in, p, v, 0, ins, at, False)
-        else:
-            for v in range(len(p)):
-                _combine(of_in, p, v, 0, gradient, 0, True)
-                _move(step_in, weights[0], weights[1], v, point, gradient, count)
-                if count < _TILE:
-                    ins[v, :, :count] = weights[0][v, :, point:]
-        if _adds(step_out):
             for v in range(len(r)):
                 _combine(of_out, values, v, 0, outs, at, False)
         else:
+            step_in, step_out, all_ins, in_buffers, all_outs, out_buffers = moves
+            for v in range(len(p)):
+                _combine(of_in, p, v, 0, gradient, 0, True)
+                _move(step_in, all_ins, in_buffers, v, point, gradient, count)
+                if count < _TILE:
+                    ins[v, :, :count] = all_ins[v, :, point:]
             for v in range(len(r)):
                 _combine(of_out, values, v, 0, gradient, 0, True)
-                _move(step_out, weights[2], weights[3], v, point, gradient, count)
+                _move(step_out, all_outs, out_buffers, v, point, gradient, count)
                 if count < _TILE:
-                    outs[v, :, :count] = weights[2][v, :, point:]
+                    outs[v, :, :count] = all_outs[v, :, point:]
     if wanted[0] or wanted[1]:
         _pre_activate(w, ins, at, p)
         tiles.forward(code, p, values, _TILE)
@@ -197,26 +192,44 @@ def _visit_tile(code, tile, at, weights, point, count, trains, settled, w, z, wa
                 _correlate(ins, v, at, p, sums[1])
 
 
+def _moves_of(moves: Any, ins: Any, outs: Any, pair: int) -> Any:
+    raise NotImplementedError
+
+
+@overload(_moves_of, jit_options=tiles.OPTIONS)
+def _moves_of_pair(moves, ins, outs, pair):
+    """Give the steps of one pair with its weights and buffers, or None where there are none."""
+    if isinstance(moves, types.NoneType):
+        return lambda moves, ins, outs, pair: None
+
+    def of_pair(moves, ins, outs, pair):
+        step_in, step_out, in_buffers, out_buffers = moves
+        ins_of, outs_of = _of_pair(in_buffers, pair), _of_pair(out_buffers, pair)
+        return step_in, step_out, ins[pair], ins_of, outs[pair], outs_of
+
+    return of_pair
+
+
 @compiled(nogil=True, **tiles.OPTIONS)
-def visit(code, weights, trains, settled, w, z, wanted, sums):
+def visit(code, incoming, outgoing, trains, settled, moves, w, z, wanted, sums):
     """Let units take a training step, then add up their drifts.
 
     Parameters
     ----------
     code : NamedTuple
         The unit's compiled code.
-    weights : tuple
-        In-vectors, shape (pairs, a, r, points), a tuple of their buffers, and out-vectors, shape
-        (pairs, c, r, points), with a tuple of theirs: changed in place by a training step. All are
-        C-contiguous. What stands in a tuple beyond the rule's buffers is not looked at; none is
-        empty.
+    incoming, outgoing : ndarray, shapes (pairs, a, r, points), (pairs, c, r, points), C-contiguous
+        Weights, changed in place by a training step.
     trains : bool
         Whether a training step is taken.
-    settled : tuple
-        States w and z of the training step, by rows, (pairs, rows, r); w and z again, (pairs, r,
-        rows), so scaled that their products with dp and g are gradients, or what is added where a
-        step does only that; and the steps of the in- and out-vectors, each T and g of
-        :class:`~resnet_limits.rules.Transition`.
+    settled : tuple of ndarray, shapes (pairs, rows, r) twice, (pairs, r, rows) twice
+        States w and z of the training step, by rows; and again, so scaled that their products with
+        dp and g are gradients, or what is added where a step does only that.
+    moves : tuple, or None
+        None where steps only add. Otherwise the steps of the in- and out-vectors, each T and g of
+        :class:`~resnet_limits.rules.Transition`, and tuples of their buffers, which are changed in
+        place, of the weights' shapes. What stands there beyond the rule's buffers is not looked at;
+        no tuple is empty.
     w, z : ndarray, shape (pairs, rows, r)
         States at which drifts are wanted, by rows.
     wanted : tuple of bool
@@ -224,7 +237,6 @@ def visit(code, weights, trains, settled, w, z, wanted, sums):
     sums : ndarray, shape (2, pairs, r, rows), float64
         Receive sums over points of ``O g(p)`` and ``I Dg(p)^T O^T z``, zero where not wanted.
     """
-    incoming, in_buffers, outgoing, out_buffers = weights
     pairs, a, r, points = incoming.shape
     c, rows = outgoing.shape[1], sums.shape[3]
     kept = tiles.kept(code)
@@ -236,26 +248,27 @@ def visit(code, weights, trains, settled, w, z, wanted, sums):
     )
     last = np.zeros((a, r, _TILE), np.float32), np.zeros((c, r, _TILE), np.float32)
     lanes = np.empty((2, r, rows, _LANES), np.float32)
-    old_w, old_z, of_in, of_out, step_in, step_out = settled
+    old_w, old_z, of_in, of_out = settled
     rest = points % _TILE
     whole = points - rest
     for pair in range(pairs):
         lanes[:] = 0
         ins, outs = incoming[pair], outgoing[pair]
-        tile = ins, outs
-        here = ins, _of_pair(in_buffers, pair), outs, _of_pair(out_buffers, pair)
-        old = old_w[pair], old_z[pair], of_in[pair], of_out[pair], step_in, step_out
-        states = w[pair], z[pair]
+        these = _moves_of(moves, incoming, outgoing, pair)
+        old = old_w[pair], old_z[pair], of_in[pair], of_out[pair]
+        u, v = w[pair], z[pair]
         both = lanes[0], lanes[1]
         for at in range(0, whole, _TILE):
-            _visit_tile(code, tile, at, here, at, _TILE, trains, old, *states, wanted, room, both)
+            _visit_tile(
+                code, ins, outs, at, these, at, _TILE, trains, old, u, v, wanted, room, both
+            )
         if rest:
             # The units that fill the tile have no weights and add nothing to any sum.
             last[0][:, :, rest:] = 0
             last[1][:, :, rest:] = 0
             last[0][:, :, :rest] = ins[:, :, whole:]
             last[1][:, :, :rest] = outs[:, :, whole:]
-            _visit_tile(code, last, 0, here, whole, rest, trains, old, *states, wanted, room, both)
+            _visit_tile(code, *last, 0, these, whole, rest, trains, old, u, v, wanted, room, both)
             if trains:
                 ins[:, :, whole:] = last[0][:, :, :rest]
                 outs[:, :, whole:] = last[1][:, :, :rest]
