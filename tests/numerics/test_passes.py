@@ -22,8 +22,8 @@ LAYERS = {
         Branch(Perceptron("gelu"), make_norm("rms"), 2.0, 0.7, rate_in=0.2, rate_out=0.3),
     ),
 }
-# Fewer units than a tile; more than one, and enough for the kernels of many threads.
-SHAPES = [Shape(3, 7, 9), Shape(2, 150, 900)]
+# Fewer units than a tile; more than one.
+SHAPES = [Shape(3, 7, 9), Shape(2, 150, 400)]
 
 
 def trained(layer, shape, kept, *, passes):

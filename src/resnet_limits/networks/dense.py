@@ -111,9 +111,9 @@ class _Branch:
         self.products: Products = (
             Batched(self.at, scales) if batched else Compiled(self.at, scales, self.unit)
         )
-        # Units and products in one, where the units have compiled code.
+        # Units and products in one, where that is faster.
         one = self.products if isinstance(self.products, Compiled) else None
-        self.passes = one if self.unit.compiled is not None else None
+        self.passes = one if one is not None and one.has_passes else None
         # What a unit keeps beside g, as the unit gives it.
         self.beside = room(units, self.unit.kept_vectors, rows)
         # The same arrays as the unit wants them, (S, M, vectors, rows), layer by layer.

@@ -2,8 +2,7 @@
 
 Called product by product and unit by unit, a layer of a small network takes longer in calls than in
 arithmetic. Units with code of their own (:mod:`resnet_limits.tiles`) are computed here between the
-products of :mod:`~resnet_limits.networks.kernels`, in tiles of units. That takes so little time
-beside the products that one thread does it.
+products of :mod:`~resnet_limits.networks.kernels`, in tiles of units, all by one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from numba import njit
 
 from resnet_limits import tiles
 from resnet_limits.jit import compiled
-from resnet_limits.networks.kernels import expand, expand_shared, project, project_shared
+from resnet_limits.networks.kernels import expand, project
 
 # Units of a tile.
 _TILE = 64
@@ -23,6 +22,13 @@ _TILE = 64
 def _gather(source, first, count, tile):
     """Copy the coefficients of some units to a tile, ``(vectors, rows, lanes)``."""
     vectors, rows, _ = tile.shape
+    if vectors == 1:
+        # Written apart, so that it becomes a copy of whole vectors.
+        for row in range(rows):
+            to, numbers = tile[0, row], source[row, first : first + count]
+            for t in range(count):
+                to[t] = numbers[t]
+        return
     for v in range(vectors):
         for row in range(rows):
             for t in range(count):
@@ -32,6 +38,12 @@ def _gather(source, first, count, tile):
 @njit(**tiles.OPTIONS)
 def _scatter(tile, vectors, first, count, target):
     """Copy so many vectors of a tile to the coefficients of some units."""
+    if vectors == 1:
+        for row in range(len(target)):
+            numbers, to = tile[0, row], target[row, first : first + count]
+            for t in range(count):
+                to[t] = numbers[t]
+        return
     for v in range(vectors):
         for row in range(len(target)):
             for t in range(count):
@@ -130,21 +142,6 @@ def forward(code, sizes, arrays, partial, pasts, used, numbers, first, last):
 
 
 @compiled()
-def forward_shared(code, sizes, arrays, partial, pasts, used, numbers, first, last):
-    """Compute what :func:`forward` does, the work shared by all threads."""
-    incoming, outgoing, u, h, next_h, next_b, p, g, dp = arrays
-    scale, gain, initial = numbers
-    room = _room(code, sizes, p)
-    for layer in range(first, last):
-        project_shared(incoming, u, p, dp, pasts[0], layer, used, scale, scale, False)
-        _activate(code, p[layer], g[layer], room)
-        expand_shared(
-            outgoing, g, h, next_h, next_b, partial, pasts[1], layer, used, gain, initial, scale,
-            False,
-        )  # fmt: skip
-
-
-@compiled()
 def backward(code, sizes, arrays, partial, pasts, used, numbers, steps, learn, first, last):
     """Compute the cotangents before the branch in layers last-1..first, one after the other.
 
@@ -171,21 +168,6 @@ def backward(code, sizes, arrays, partial, pasts, used, numbers, steps, learn, f
         project(outgoing, next_b, r, g, pasts[0], layer, used, scale, steps[1], learn[1])
         _pull_back(code, p[layer], g[layer], r[layer], dp[layer], room)
         expand(
-            incoming, dp, base, b, u, partial, pasts[1], layer, used, gain, initial, steps[0],
-            learn[0],
-        )  # fmt: skip
-
-
-@compiled()
-def backward_shared(code, sizes, arrays, partial, pasts, used, numbers, steps, learn, first, last):
-    """Compute what :func:`backward` does, the work shared by all threads."""
-    incoming, outgoing, u, b, next_b, base, p, g, r, dp = arrays
-    scale, gain, initial = numbers
-    room = _room(code, sizes, p)
-    for layer in range(last - 1, first - 1, -1):
-        project_shared(outgoing, next_b, r, g, pasts[0], layer, used, scale, steps[1], learn[1])
-        _pull_back(code, p[layer], g[layer], r[layer], dp[layer], room)
-        expand_shared(
             incoming, dp, base, b, u, partial, pasts[1], layer, used, gain, initial, steps[0],
             learn[0],
         )  # fmt: skip

@@ -199,10 +199,10 @@ class Compiled:
         self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
         self.has_own_base = arrays.base_b is arrays.b
         self.code, self.sizes = unit.compiled, (unit.in_vectors, unit.out_vectors)
-        self.pass_forward: Callable[..., None] = passes.forward_shared if shared else passes.forward
-        self.pass_backward: Callable[..., None] = (
-            passes.backward_shared if shared else passes.backward
-        )
+        # Layers so large that threads share them lose no time between products.
+        self.has_passes = unit.compiled is not None and not shared
+        self.pass_forward: Callable[..., None] = passes.forward
+        self.pass_backward: Callable[..., None] = passes.backward
         self.forward_arrays = (
             *(at.incoming, at.outgoing, at.u, at.h, at.next_h),
             *(at.next_b, at.p, at.g, at.dp),
