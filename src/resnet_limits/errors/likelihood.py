@@ -20,9 +20,8 @@ The product d.e vanishes in the mean over networks where d is noise of their own
 part of that over seeds. A bias (1/L, D/(LM)) lies in one direction, at some angle to e that all
 cells share: rho is its cosine, unknown, with mean 0 and standard deviation 1/2. As |e| is
 sqrt(c) sigma, the product is rho sqrt(c) sigma bias, and the model is a square of a distance: never
-negative. rho is fitted along too. The weight of what is known of c and rho depends on the scatter
-of the shapes, so that the fit goes in rounds; in the first the bias in the product is held at what
-the fit without it found.
+negative. rho is fitted along too, but in rounds: the bias in the product is held at what the round
+before found while law, c and rho move, and is renewed between rounds.
 """
 
 from __future__ import annotations
@@ -149,9 +148,8 @@ def fit_power(
         law = np.exp(exponent)
         return law, 2 * law[:, None] * X
 
-    def biased(parameters: Array) -> tuple[Array, Array]:
-        values, slopes = squares(parameters)
-        return values * bias, slopes * bias
+    def biased(parameters: Array) -> Array:
+        return squares(parameters)[0] * bias
 
     lower = np.full(len(start), -np.inf)
     return _fit(study, draws, (squares, biased), [start], lower, precision)
@@ -189,8 +187,8 @@ def fit_terms(study: Study, draws: Draws, X: Array, bias: NDArray[np.bool_]) -> 
     def squares(parameters: Array) -> tuple[Array, Array]:
         return scaled @ parameters, scaled
 
-    def biased(parameters: Array) -> tuple[Array, Array]:
-        return scaled @ (parameters * bias), scaled * bias
+    def biased(parameters: Array) -> Array:
+        return scaled @ (parameters * bias)
 
     # A start needs a positive model for every shape; a little of every term sees to that.
     starts: list[Array] = [relative + 1e-3 * even, even]
@@ -220,7 +218,7 @@ def collinear(columns: Array) -> bool:
 def _fit(
     study: Study,
     draws: Draws,
-    law: tuple[Model, Model],
+    law: tuple[Model, Callable[[Array], Array]],
     starts: list[Array],
     lower: Array,
     precision: Array | None,
@@ -230,8 +228,8 @@ def _fit(
     Parameters
     ----------
     law : pair of callables
-        From parameters (n,) to law^2 (shapes,) and to the part of it that is the square of a bias,
-        both with their derivatives.
+        From parameters (n,) to law^2 (shapes,) with its derivatives, and to the part of it that is
+        the square of a bias.
     starts : list of ndarray, shape (n,)
         The best of the descents from them is taken.
     lower : ndarray, shape (n,)
@@ -242,28 +240,16 @@ def _fit(
     q, noise, count = study.mean_squares, study.mean_noise, len(lower)
     weights = np.ones(len(q)) if precision is None else precision
     degrees = len(q) - count
-    # The product at parameters where it is held, or None where it moves with them.
-    held: Array | None = np.zeros_like(q)
-
-    def product_at(parameters: Array) -> tuple[Array, Array]:
-        values, slopes = biased(parameters)
-        each = np.divide(noise, values, out=np.zeros_like(values), where=values > 0)
-        return 2 * np.sqrt(values * noise), np.sqrt(each)[:, None] * slopes
+    product = np.zeros_like(q)
 
     def model(parameters: Array) -> tuple[Array, Array]:
         c, rho = parameters[count:]
         values, derivatives = squares(parameters[:count])
         root = np.sqrt(c)
-        product, slopes_of_product = product_at(parameters[:count])
-        if held is not None:
-            product, slopes_of_product = held, np.zeros_like(slopes_of_product)
         total = values + c * noise - rho * root * product
         positive = np.where(total > 0, total, 1.0)
         by_noise = noise - 0.5 * rho / root * product
-        slopes = np.column_stack(
-            [derivatives - rho * root * slopes_of_product, by_noise, -root * product]
-        )
-        slopes /= positive[:, None]
+        slopes = np.column_stack([derivatives, by_noise, -root * product]) / positive[:, None]
         logs = np.where(total > 0, np.log(positive), -np.inf)
         # The last observations are those of c and rho.
         known = np.zeros((2, count + 2))
@@ -277,10 +263,9 @@ def _fit(
     ends = [_descend(np.append(start, [1.0, 0.0]), model, target, w, bounds) for start in starts]
     parameters = min(ends, key=lambda end: _objective(model(end)[0], target, w))
     prior = np.array([NOISE_SPREAD, ALIGNMENT_SPREAD])
-    for number in range(_ROUNDS):
-        # Held at first: near parameters without a bias its root is too steep to start from.
-        product, _ = product_at(parameters[:count])
-        held = product if number == 0 else None
+    for _ in range(_ROUNDS):
+        # Held while the parameters move, as its root has no slope where there is no bias.
+        product = 2 * np.sqrt(biased(parameters[:count]) * noise)
         if not np.isfinite(model(parameters)[0]).all():
             # Bias and error of a limit may cancel in one shape; without a product nothing does.
             parameters[-1] = 0.0
