@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,23 +49,6 @@ def test_cost_of_a_limit_grows_with_its_quadrature(tiny_experiment: Make) -> Non
     assert costs[4] > 100 * costs[0]
     linear = tiny_experiment(model={"unit": {"activation": "linear"}})
     assert estimates.seconds("dmft", linear) < costs[0]
-
-
-def test_a_unit_need_not_have_an_activation(
-    tiny_experiment: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from resnet_limits import units
-
-    monkeypatch.setitem(units.UNITS, "other", units.Perceptron)
-    experiment = tiny_experiment()
-    values = {"kind": "other", "activation": "tanh"}
-    unit = SimpleNamespace(kind="other", model_dump=lambda: values)
-    model = experiment.model.model_copy(update={"unit": unit})
-    other = experiment.model_copy(update={"model": model})
-    # What is not known to have a kernel is thought to have none.
-    generic = tiny_experiment(model={"unit": {"activation": "gelu"}})
-    assert estimates.seconds("dmft", other) == estimates.seconds("dmft", generic)
-    assert estimates.seconds("dmft", other) > estimates.seconds("dmft", experiment)
 
 
 @pytest.mark.parametrize("estimate", [estimates.seconds, estimates.megabytes])

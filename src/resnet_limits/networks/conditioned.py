@@ -427,7 +427,8 @@ class Conditioned:
         # Sizes of W^T u over that of a row of W: those of t D, about, and of v.
         lengths = np.sqrt((self.alpha[:, :i, :at] ** 2).sum(axis=1))
         on_t = raw[:, :at] * lengths[:, :, None] / self.embed_dim
-        row = self.std * np.sqrt(self.unit_dim)
+        # A matrix of zeros, which draws nothing, has no row to compare with.
+        row = self.std * np.sqrt(self.unit_dim) or np.inf
         own = np.sqrt(self.inner.diagonal(axis1=1, axis2=2)[:, :asked]) / row
         on_v = raw[:, self.probes : self.probes + asked] * own[:, :, None]
         return self._raised(np.concatenate([on_t, on_v], axis=1), np.sqrt(size))
