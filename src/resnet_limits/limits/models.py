@@ -334,7 +334,8 @@ class Limits:
         """Compare a limit with that of half as many depth nodes more.
 
         All nodes have the same few points here: dealt out anew, they would change more. The dict
-        `solved` keeps what was solved, by the number of nodes, for the next comparison.
+        `solved` keeps what was solved, by the number of nodes, for the next comparison. Where one
+        of the two cannot be solved the change is unseen.
         """
         coarse, fine = grid(plan.nodes).nodes, grid(plans.finer(plan.nodes)).nodes
         if coarse == fine:
@@ -343,9 +344,13 @@ class Limits:
         points, number = min(_DEPTH_POINTS, plan.points), min(plan.replicates, replicates)
         small = replace(plan, points=points, replicates=number)
         known = {} if solved is None else solved
-        for nodes in {coarse, fine} - known.keys():
-            few = replace(small, nodes=nodes)
-            known[nodes] = self._trajectory(root, grid, few, name, shared=True)
+        try:
+            for nodes in {coarse, fine} - known.keys():
+                few = replace(small, nodes=nodes)
+                known[nodes] = self._trajectory(root, grid, few, name, shared=True)
+        except LimitError as error:
+            logger.debug("%s", error)
+            return self._constant_change(math.nan, math.inf)
         return DepthChange.between(known[coarse], known[fine])
 
     def _constant_change(self, value: float, size: float) -> DepthChange:
@@ -353,22 +358,6 @@ class Limits:
         return DepthChange.constant(
             value, size, self.dynamics.steps, rows, targets, len(self.limit_root)
         )
-
-    def _seen_change(
-        self,
-        root: Array,
-        grid: Callable[[int], DepthGrid],
-        plan: Plan,
-        name: str,
-        replicates: int = 1,
-        solved: dict[int, Trajectory] | None = None,
-    ) -> DepthChange:
-        """Give the depth change, unseen where one of the two limits cannot be solved."""
-        try:
-            return self._depth_change(root, grid, plan, name, replicates, solved)
-        except LimitError as error:
-            logger.debug("%s", error)
-            return self._constant_change(math.nan, math.inf)
 
     def _enough_nodes(
         self, root: Array, grid: Callable[[int], DepthGrid], plan: Plan, name: str
@@ -379,13 +368,13 @@ class Limits:
         all depths have the same and stay coupled.
         """
         allowed = plans.OWN_DEPTH_SHARE * plan.tolerance
-        change = self._seen_change(root, grid, plan, name)
+        change = self._depth_change(root, grid, plan, name)
         if change.size <= 0.5 * allowed:
             return plan, change
         best, left, tried = plan, math.inf, plan
         solved: dict[int, Trajectory] = {}
         while True:
-            size = self._seen_change(
+            size = self._depth_change(
                 root, depth.continuous, tried, name, _DECIDING_REPLICATES, solved
             ).size
             if size > _PROGRESS * left:
@@ -395,7 +384,7 @@ class Limits:
                 break
             tried = replace(tried, nodes=min(plans.MAX_NODES, plans.finer(tried.nodes)))
         logger.info("%s: %d nodes: depth error %.1e", name, best.nodes, left)
-        return best, self._seen_change(root, grid, best, name, _DECIDING_REPLICATES)
+        return best, self._depth_change(root, grid, best, name, _DECIDING_REPLICATES)
 
     def _bounded(
         self,
@@ -452,7 +441,7 @@ class Limits:
         enough, change = self._enough_nodes(root, grid, plan, name)
         used, trajectory = self._bounded(root, grid, enough, name)
         if used.nodes != enough.nodes:
-            change = self._seen_change(root, grid, used, name)
+            change = self._depth_change(root, grid, used, name)
         return self._solution(trajectory, root, grid, change, used)
 
     def _solution(
@@ -488,7 +477,7 @@ class Limits:
         """
         root, grid = self.limit_root, depth.continuous
         used, trajectory = self._reference(plan)
-        change = self._seen_change(root, grid, used, "dmft")
+        change = self._depth_change(root, grid, used, "dmft")
         return self._solution(trajectory, root, grid, change, used)
 
     def mean_ode(self, root: Array, plan: Plan, label: str = "") -> LimitSolution:
@@ -529,7 +518,7 @@ class Limits:
         allowed = plans.DEPTH_SHARE * tolerance
         solved: dict[int, Trajectory] = {}
         while True:
-            change = self._seen_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
+            change = self._depth_change(root, grid, plan, "dmft", _PILOT_REPLICATES, solved)
             logger.info("dmft: %d nodes: depth error %.1e", plan.nodes, change.size)
             if change.size <= allowed:
                 if plan.nodes == nodes:

@@ -8,8 +8,7 @@ rows once, and asks for the rows that come next while it computes. That overlaps
 arithmetic, which for a few samples take about the same time, and compilers arrive at neither.
 Plain loops in the best tiles found, compiled by numba, take 1.06 to 1.44 times as much processor
 time with one sample and 1.08 to 2.02 times with ten (``benchmarks/llvm_kernels.py``).
-Vectors are as wide as the registers of the processor; NaN and infinity keep their meaning, which
-the detection of divergence needs.
+Vectors are as wide as the processor's registers. NaN and infinity keep their meaning.
 
 Weights are ``(L, S, m, d)``, states ``(L, S, n, d)`` and coefficients ``(L, S, n, m)``, all
 C-contiguous and of one dtype; a kernel works on one layer. Gradient steps are taken in place, while
