@@ -19,6 +19,8 @@ _FORMS = [tuple(form["required"]) for form in _SCHEMA["$defs"]["SweepConfig"]["o
 _MOST = {"samples": 40, "inputs": 40, "targets": 40, "tokens": 12}
 _FILE_SAMPLES = 3
 """Samples of the file that the tests write, without tokens and with one-hot targets."""
+_MIXING = ("attention_head", "convolution")
+_WITH_TOKENS = [node for node in _SCHEMA["$defs"].values() if "tokens" in node["properties"]]
 _ONE_HOT = ("digits", "characters", "file")
 _NAMES = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
@@ -89,13 +91,13 @@ def _value(draw: st.DrawFn, node: Mapping[str, Any], key: str = "") -> Any:
 
 def _agreeing(draw: st.DrawFn, values: dict[str, Any], data_file: str) -> None:
     """Change what is valid by itself but not together with the rest."""
+    _agreeing_model(draw, values)
     data, sweep = values["problem"]["data"], values["sweep"]
     if data["kind"] == "file":
         data["path"] = data_file
         data.pop("positions", None)
     elif data["kind"] not in _ONE_HOT and values["problem"].get("loss") == "cross_entropy":
         del values["problem"]["loss"]
-    _agreeing_model(draw, values.get("model", {}), data.get("tokens"))
     _agreeing_training(values.get("training", {}), _samples(data))
     form = draw(st.sampled_from(_FORMS))
     properties = _SCHEMA["$defs"]["SweepConfig"]["properties"]
@@ -130,15 +132,17 @@ def _samples(data: dict[str, Any]) -> int:
     return samples
 
 
-def _agreeing_model(draw: st.DrawFn, model: dict[str, Any], tokens: int | None) -> None:
-    """Give layers in one form alone, and units what the data's tokens suit."""
+def _agreeing_model(draw: st.DrawFn, values: dict[str, Any]) -> None:
+    """Give layers in one form alone, and units data that have the tokens they work on."""
+    model, problem = values.get("model", {}), values["problem"]
     if "unit" in model and "layer" in model:
         del model[draw(st.sampled_from(["unit", "layer"]))]
-    for section in (model, *model.get("layer", ())):
-        unit = section.get("unit", {})
-        if tokens is None and unit.get("kind") in ("attention_head", "convolution"):
-            section["unit"] = {"kind": "perceptron"}
-        elif "offsets" in unit:
+    units = [section.get("unit", {}) for section in (model, *model.get("layer", ()))]
+    if "tokens" not in problem["data"] and any(unit.get("kind") in _MIXING for unit in units):
+        problem["data"] = _value(draw, draw(st.sampled_from(_WITH_TOKENS)))
+    for unit in units:
+        if "offsets" in unit:
+            tokens = problem["data"]["tokens"]
             unit["offsets"] = [offset % (2 * tokens - 1) - tokens + 1 for offset in unit["offsets"]]
 
 
