@@ -16,7 +16,12 @@ from resnet_limits.config import json_schema
 _SCHEMA = json_schema()
 _FORMS = [tuple(form["required"]) for form in _SCHEMA["$defs"]["SweepConfig"]["oneOf"]]
 # What the data take must fit into a test, and what is drawn must not be refused together.
-_MOST = {"samples": 40, "inputs": 40, "targets": 40}
+_MOST = {"samples": 40, "inputs": 40, "targets": 40, "tokens": 12}
+_FILE_SAMPLES = 3
+"""Samples of the file that the tests write, without tokens and with one-hot targets."""
+_MIXING = ("attention_head", "convolution")
+_WITH_TOKENS = [node for node in _SCHEMA["$defs"].values() if "tokens" in node["properties"]]
+_ONE_HOT = ("digits", "characters", "file")
 _NAMES = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
 
@@ -37,13 +42,14 @@ def _options(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _numbers(node: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     low = node.get("minimum", node.get("exclusiveMinimum"))
-    high = node["maximum"]
+    high = node.get("maximum", node.get("exclusiveMaximum"))
     if node["type"] == "integer":
         return st.integers(low, high)
     # What all runs have, and what is at the ends.
+    below = "exclusiveMaximum" in node
     return st.one_of(
-        st.floats(max(low, 1e-3), min(high, 10.0)),
-        st.floats(low, high, exclude_min="exclusiveMinimum" in node),
+        st.floats(max(low, 1e-3), min(high, 10.0), exclude_max=below),
+        st.floats(low, high, exclude_min="exclusiveMinimum" in node, exclude_max=below),
     )
 
 
@@ -69,7 +75,7 @@ def _value(draw: st.DrawFn, node: Mapping[str, Any], key: str = "") -> Any:
         case "array":
             if "prefixItems" in node:
                 return [_value(draw, item) for item in node["prefixItems"]]
-            count = draw(st.integers(node["minItems"], min(node["maxItems"], 4)))
+            count = draw(st.integers(node.get("minItems", 0), min(node["maxItems"], 4)))
             return [_value(draw, node["items"]) for _ in range(count)]
     if "patternProperties" in node:
         (below,) = node["patternProperties"].values()
@@ -85,11 +91,14 @@ def _value(draw: st.DrawFn, node: Mapping[str, Any], key: str = "") -> Any:
 
 def _agreeing(draw: st.DrawFn, values: dict[str, Any], data_file: str) -> None:
     """Change what is valid by itself but not together with the rest."""
+    _agreeing_model(draw, values)
     data, sweep = values["problem"]["data"], values["sweep"]
     if data["kind"] == "file":
         data["path"] = data_file
-    elif data["kind"] != "digits" and values["problem"].get("loss") == "cross_entropy":
+        data.pop("positions", None)
+    elif data["kind"] not in _ONE_HOT and values["problem"].get("loss") == "cross_entropy":
         del values["problem"]["loss"]
+    _agreeing_training(values.get("training", {}), _samples(data))
     form = draw(st.sampled_from(_FORMS))
     properties = _SCHEMA["$defs"]["SweepConfig"]["properties"]
     for name in {name for names in _FORMS for name in names}:
@@ -99,6 +108,10 @@ def _agreeing(draw: st.DrawFn, values: dict[str, Any], data_file: str) -> None:
         family["parameters"] = [min(P, 1e9) for P in family["parameters"]]
         for size in (family["depth"], family["embed_dim"]):
             size["factor"] = min(size["factor"], 1.0)
+    if values.get("model", {}).get("initial_law", "gaussian") != "gaussian":
+        sweep["pairs"] = ["finite-dmft"]
+        if sweep.get("engine") == "implicit":
+            del sweep["engine"]
     if isinstance(sweep.get("seeds"), list):
         counts = sorted((step["seeds"] for step in sweep["seeds"]), reverse=True)
         bounds = sorted(draw(st.sets(st.integers(1, 10**18), min_size=4, max_size=4)))
@@ -111,6 +124,50 @@ def _agreeing(draw: st.DrawFn, values: dict[str, Any], data_file: str) -> None:
         save["steps"] = [step % steps for step in save["steps"]]
     if save.get("depth_points") == "all":
         save["depth_points"] = 17
+
+
+def _samples(data: dict[str, Any]) -> int:
+    """Give the number of samples, where one is the default."""
+    samples: int = _FILE_SAMPLES if data["kind"] == "file" else data.get("samples", 1)
+    return samples
+
+
+def _agreeing_model(draw: st.DrawFn, values: dict[str, Any]) -> None:
+    """Give layers in one form alone, and units data that have the tokens they work on."""
+    model, problem = values.get("model", {}), values["problem"]
+    if "unit" in model and "layer" in model:
+        del model[draw(st.sampled_from(["unit", "layer"]))]
+    units = [section.get("unit", {}) for section in (model, *model.get("layer", ()))]
+    if "tokens" not in problem["data"] and any(unit.get("kind") in _MIXING for unit in units):
+        problem["data"] = _value(draw, draw(st.sampled_from(_WITH_TOKENS)))
+    for unit in units:
+        if "offsets" in unit:
+            tokens = problem["data"]["tokens"]
+            unit["offsets"] = [offset % (2 * tokens - 1) - tokens + 1 for offset in unit["offsets"]]
+
+
+def _agreeing_training(training: dict[str, Any], samples: int) -> None:
+    """Give lists what each update of the steps needs, and rates and rules what they need."""
+    schedule, batches = training.get("schedule", {}), training.get("batches")
+    if "schedule" in training:
+        schedule.setdefault("kind", "constant")
+    if isinstance(batches, list):
+        training["batches"] = [
+            list(dict.fromkeys(sample % samples for sample in batch)) for batch in batches
+        ]
+        training["steps"] = len(batches) + 1
+    elif batches is not None:
+        batches["size"] = (batches["size"] - 1) % samples + 1
+    if "factors" in schedule and isinstance(batches, list):
+        schedule["factors"] = ([*schedule["factors"], *[1.0] * len(batches)])[: len(batches)]
+    elif "factors" in schedule:
+        training["steps"] = len(schedule["factors"]) + 1
+    rule = training.get("rule", {})
+    if rule.get("nesterov") and not rule.get("momentum"):
+        rule["momentum"] = 0.5
+    if not training.get("train_embeddings"):
+        for name in ("learning_rate_embedding", "learning_rate_unembedding"):
+            training.pop(name, None)
 
 
 @st.composite
@@ -250,8 +307,11 @@ def _beyond(values: dict[str, Any]) -> list[tuple[tuple[Any, ...], int | float]]
             found += [(path, node["minimum"] - 1), (path, node["maximum"] + 1)]
             found.append((path, 10**9 + 1 if node["maximum"] < 10**9 else 10**20))
         elif node.get("type") == "number":
-            wide = 1e-9 * max(1.0, abs(node["maximum"]))
-            found.append((path, node["maximum"] + wide))
+            if "exclusiveMaximum" in node:
+                found.append((path, node["exclusiveMaximum"]))
+            else:
+                wide = 1e-9 * max(1.0, abs(node["maximum"]))
+                found.append((path, node["maximum"] + wide))
             found.append((path, node.get("minimum", 0.0) - 1e-15))
     return found
 
@@ -264,26 +324,38 @@ def _required(values: dict[str, Any]) -> list[tuple[Any, ...]]:
         and path[-1] in _below(path[:-1], values).get("required", [])
         # What is left of a sweep without one of its sizes is complained of as a whole.
         and path[0] != "sweep"
+        # A unit without a kind is a perceptron.
+        and path[-2:] != ("unit", "kind")
     ]
     return [("experiment",), ("problem",), ("sweep",), *found]
+
+
+def _chosen(node: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
+    """Find the schema of a valid value among those of a union, also of one within another."""
+    node = _deref(node)
+    if "discriminator" in node:
+        if "kind" in value:
+            return _deref({"$ref": node["discriminator"]["mapping"][value["kind"]]})
+        # The one of which the kind may be left out.
+        return next(o for o in _options(node) if "kind" not in o.get("required", ()))
+    options = _options(node)
+    if not options:
+        return node
+    kind = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer"}
+    wanted = {kind.get(type(value), "number"), "number" if type(value) is int else ""}
+    # A number where text may stand too is checked as a number.
+    found = (_chosen(option, value) for option in options)
+    return next((option for option in found if option.get("type") in wanted), {})
 
 
 def _below(path: tuple[Any, ...], values: Any) -> Mapping[str, Any]:
     """Find the schema of the value at some place."""
     node: Mapping[str, Any] = _SCHEMA
     for part in (*path, None):
-        node = _deref(node)
-        value = values
-        if "discriminator" in node:
-            node = _deref({"$ref": node["discriminator"]["mapping"][value["kind"]]})
-        elif _options(node):
-            kind = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer"}
-            wanted = {kind.get(type(value), "number"), "number" if type(value) is int else ""}
-            # A number where text may stand too is checked as a number.
-            node = next((o for o in _options(node) if o.get("type") in wanted), {})
+        node = _chosen(node, values)
         if part is None:
             break
-        values = value[part]
+        values = values[part]
         if isinstance(part, int):
             items = node.get("prefixItems")
             node = items[part] if items else node["items"]
