@@ -137,7 +137,7 @@ def test_every_key_is_among_the_valid_files():
 
     walk(json_schema())
 
-    @drawn(250)
+    @drawn(600)
     @given(valid())
     def look(values: dict[str, Any]) -> None:
         seen.update(key for path in places(values) for key in path)
