@@ -30,7 +30,7 @@ _FIRST_ERROR = 1.1e-4
 _POWER = 1.5
 # States of all nodes that a step holds at once: forecasts and, where plain iteration does not
 # converge, Anderson's memory; and with each branch more, what is kept of every branch.
-_STATES, _BRANCH_STATES = 90, 20
+_STATES, _BRANCH_STATES = 115, 20
 
 
 @dataclass(frozen=True)
