@@ -446,6 +446,7 @@ def test_import_brings_in_nothing_heavy() -> None:
         ({"training__rule": {"momentum": 1}}, "training.rule.momentum: got 1", "from 0 to below 1"),
         ({"training__rule": {"nesterov": True}}, "training.rule: nesterov needs a mom", "momentum"),
         ({"training__weight_decay": -1}, "training.weight_decay: got -1", "from 0"),
+        ({"training__schedule": {}}, "training.schedule.kind: missing", "constant, cosine, linear"),
         ({"training__schedule": {"kind": "step"}}, "training.schedule.kind: got 'step'", "table"),
         (
             {"training__schedule": {"kind": "cosine", "final": 3}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, model_validator
@@ -80,9 +79,9 @@ class ConvolutionUnit(_Unit):
     activation: Activation = Field("tanh", description="The pointwise map.")
 
 
-def _named(kind: str, value: object) -> object:
-    """Let a section without a kind be of the one that is usual."""
-    return {"kind": kind, **value} if isinstance(value, dict) else value
+def _named(value: object) -> object:
+    """Let a unit without a kind be a perceptron."""
+    return {"kind": "perceptron", **value} if isinstance(value, dict) else value
 
 
 UnitConfig = Annotated[
@@ -90,7 +89,7 @@ UnitConfig = Annotated[
         PerceptronUnit | GatedPerceptronUnit | AttentionHeadUnit | ConvolutionUnit,
         Field(discriminator="kind"),
     ],
-    BeforeValidator(partial(_named, "perceptron")),
+    BeforeValidator(_named),
 ]
 
 UNIT_KINDS = ("perceptron", "gated_perceptron", "attention_head", "convolution")
@@ -220,12 +219,10 @@ class TableSchedule(Section):
 
 
 Schedule = Annotated[
-    Annotated[
-        ConstantSchedule | CosineSchedule | LinearSchedule | TableSchedule,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(partial(_named, "constant")),
+    ConstantSchedule | CosineSchedule | LinearSchedule | TableSchedule,
+    Field(discriminator="kind"),
 ]
+
 
 RULE_KINDS = ("sgd",)
 """Names of the training rules, those of ``rules.RULES``."""
