@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from resnet_limits.config import MAX_DATA_VALUES, Experiment, InputError
+from resnet_limits.kinds import branch_width
 from resnet_limits.norms import Identity, Norm, make_norm
 from resnet_limits.problem import Loss, Problem
 from resnet_limits.randomness import permutation
@@ -52,7 +53,7 @@ class Branch:
 
     def width(self, width: int) -> int:
         """Give the number of units, M_b, for the width M."""
-        return max(1, round(self.ratio * width))
+        return branch_width(self.ratio, width)
 
 
 @dataclass(frozen=True)

@@ -64,3 +64,8 @@ STATUS_ATTRS: dict[str, object] = {
     "flag_meanings": " ".join(STATUS),
 }
 """Attributes by which a variable ``status`` explains itself (CF conventions)."""
+
+
+def branch_width(ratio: float, width: int) -> int:
+    """Give the units M_b of a branch that has so many times as many as the width M."""
+    return max(1, round(ratio * width))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from resnet_limits.config import Experiment
-from resnet_limits.kinds import Shape
+from resnet_limits.kinds import Shape, branch_width
 
 INFINITE = Shape(0, 0, 0)
 """The shape of a limit; a size that a limit does have stands in place of its 0."""
@@ -62,7 +62,7 @@ class Branch:
 
     def width(self, width: int) -> int:
         """Units of the branch, M_b, for the width M."""
-        return max(1, round(self.ratio * width))
+        return branch_width(self.ratio, width)
 
     @property
     def vectors(self) -> int:

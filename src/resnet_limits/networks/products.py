@@ -201,8 +201,7 @@ class Compiled:
         self.code, self.sizes = unit.compiled, (unit.in_vectors, unit.out_vectors)
         # Layers so large that threads share them lose no time between products.
         self.has_passes = unit.compiled is not None and not shared
-        self.pass_forward: Callable[..., None] = passes.forward
-        self.pass_backward: Callable[..., None] = passes.backward
+        self.passes = passes
         self.forward_arrays = (
             *(at.incoming, at.outgoing, at.u, at.h, at.next_h),
             *(at.next_b, at.p, at.g, at.dp),
@@ -262,7 +261,7 @@ class Compiled:
         pasts = self.read_past_in, self.past_out
         numbers = self.read_in, self.scales.write, self.of_out.initial
         arrays = self.code, self.sizes, self.forward_arrays, self.partial, pasts
-        self.pass_forward(*arrays, self.used, numbers, layers.start, layers.stop)
+        self.passes.forward(*arrays, self.used, numbers, layers.start, layers.stop)
 
     def backward(self, layers: range, learn: bool) -> None:
         """Compute `read_back`, the units and `write_back` of each layer, the last one first."""
@@ -273,7 +272,7 @@ class Compiled:
         arrays = self.code, self.sizes, self.backward_arrays, self.partial, pasts
         if self.has_own_base:
             self.at.base_b[layers.start : layers.stop] = 0
-        self.pass_backward(*arrays, self.used, numbers, steps, learns, layers.start, layers.stop)
+        self.passes.backward(*arrays, self.used, numbers, steps, learns, layers.start, layers.stop)
 
     def learn(self) -> None:
         """Nothing is left: each product has been followed by its gradient step."""
