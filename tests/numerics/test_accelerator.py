@@ -188,7 +188,7 @@ def test_limits_of_transformers_with_momentum_and_batches_are_those_of_the_host(
         weights=np.array([0.0, 0.2, 0.1, 0.3, 0.3, 0.1]),
         batches=((0, 1, 2), (3, 4, 5), (0, 1, 2)),
     )
-    plan = models.Plan("sobol", 1 << 7, 2, 4, 0, "float64", 1e-6)
+    plan = models.Plan("sobol", 1 << 9, 2, 4, 0, "float64", 1e-9)
 
     def solve(device):
         limits = Limits(dynamics, np.eye(4), Arithmetic(torch.float64, device))
