@@ -17,6 +17,8 @@ steps. The order of sums does not depend on the number of threads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from numpy.typing import NDArray
 
 from resnet_limits.jit import compiled
 from resnet_limits.networks.vectors import ROWS, STATES, add, dots
+
+# What only compiled functions call needs no code to be called from elsewhere.
+INNER: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 Array = NDArray[np.floating]
 Past = tuple[Array, Array, Array, Array]
@@ -51,7 +56,7 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@njit
+@njit(**INNER)
 def _ask(group, groups, columns):
     """How far ahead a group of states asks for rows, and at what pace.
 
@@ -68,7 +73,7 @@ def _ask(group, groups, columns):
     return ahead + group * tile // 2, ROWS // 2
 
 
-@njit
+@njit(**INNER)
 def _project_rows(weights, w, x, n, states, scale, first, last, out, o):
     """``out[o + j, m] = scale * weights[w + m] . x[n + j]``, m in first..last-1, j < states."""
     groups = (states + STATES - 1) // STATES
@@ -97,7 +102,7 @@ def _project_rows(weights, w, x, n, states, scale, first, last, out, o):
             dots(1, 1, weights, w + m, x, n + j, scale, 0, 0, out, o + j, m)
 
 
-@njit
+@njit(**INNER)
 def _expand_rows(source, s, coefficients, n, states, scale, first, last, lo, hi, out, o):
     """``out[o + j] += scale * sum_m c[n + j, m] source[s + m]``, m in first..last-1, j < states.
 
@@ -131,7 +136,7 @@ def _expand_rows(source, s, coefficients, n, states, scale, first, last, lo, hi,
             add(1, 1, out, o + j, source, s + m, c, n + j, m, False, scale, lo, hi, 0, 0)
 
 
-@njit
+@njit(**INNER)
 def _update_rows(weights, w, coefficients, x, n, states, step, first, last):
     """``weights[w + m] += step * sum_j c[n + j, m] x[n + j]``, m in first..last-1, j < states."""
     columns = x.shape[1]
@@ -152,13 +157,13 @@ def _update_rows(weights, w, coefficients, x, n, states, step, first, last):
             add(1, 1, weights, w + m, x, j, c, j, m, True, step, 0, columns, 0, 0)
 
 
-@njit
+@njit(**INNER)
 def bound(part, parts, rows):
     """First row of a part: a multiple of a tile's, so that only the last part has rows left."""
     return rows if part == parts else part * rows // parts // ROWS * ROWS
 
 
-@njit
+@njit(**INNER)
 def _overlap(past, at, states, n, count, factors, first, last, out, o):
     """``out[o + j, r] = factors[r] * past[at + r] . states[n + j]``, r in first..last-1."""
     _project_rows(past, at, states, n, count, states.dtype.type(1), first, last, out, o)
@@ -167,7 +172,7 @@ def _overlap(past, at, states, n, count, factors, first, last, out, o):
             out[j, r] *= factors[r]
 
 
-@njit
+@njit(**INNER)
 def overlap(past, x, sizes, layer, s, used):
     """Compute the overlaps of one seed's states with those of the factors, for `project_part`."""
     seeds, n = sizes
@@ -176,7 +181,7 @@ def overlap(past, x, sizes, layer, s, used):
     _overlap(past_x, index * len(factors), x, index * n, n, factors, 0, used, overlaps, s * n)
 
 
-@njit
+@njit(**INNER)
 def project_part(weights, x, out, c, past, sizes, layer, s, used, scale, step, learn, first, last):
     """Project one seed's states on the weight rows first..last-1; update these if it learns."""
     seeds, n = sizes
@@ -194,7 +199,7 @@ def project_part(weights, x, out, c, past, sizes, layer, s, used, scale, step, l
         _expand_rows(past_c, row, overlaps, s * n, n, one, 0, used, first, last, out, at)
 
 
-@njit
+@njit(**INNER)
 def expand_part(
     weights, c, x, partial, sizes, layer, s, initial, step, learn, first, last, part
 ):  # fmt: skip
@@ -214,7 +219,7 @@ def expand_part(
             _update_rows(weights, w, c, x, at, n, step, start, stop)
 
 
-@njit
+@njit(**INNER)
 def expand_past(c, partial, past, sizes, layer, s, first, last, part):
     """Add the factors' rows first..last-1 to one part."""
     seeds, n = sizes
@@ -228,7 +233,7 @@ def expand_past(c, partial, past, sizes, layer, s, first, last, part):
     )  # fmt: skip
 
 
-@njit(fastmath={"contract", "nsz"})
+@njit(**{**INNER, "fastmath": {"contract", "nsz"}})
 def gather(base, gain, partial, out, sizes, layer, s, parts):
     """``out = base + gain * sum of the parts`` of one seed, the parts in their order."""
     seeds, n = sizes

@@ -21,12 +21,12 @@ from resnet_limits.jit import compiled
 from resnet_limits.networks.kernels import (
     PARTS,
     bound,
-    expand,
     expand_part,
+    expand_past,
     expand_past_shared,
     gather,
+    overlap,
     overlap_shared,
-    project,
     project_part,
 )
 
@@ -36,7 +36,7 @@ _TILE = 64
 _SHARED: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {}
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.INNER)
 def _read(source, top, first, count, tile):
     """Copy the coefficients of some units, rows from `top` on, to a tile (vectors, rows, lanes)."""
     vectors, rows, _ = tile.shape
@@ -52,7 +52,7 @@ def _read(source, top, first, count, tile):
                 tile[v, row, t] = source[top + row, (first + t) * vectors + v]
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.INNER)
 def _write(tile, vectors, rows, top, first, count, target):
     """Copy so many vectors of a tile to the coefficients of some units, rows from `top` on."""
     if vectors == 1:
@@ -66,7 +66,7 @@ def _write(tile, vectors, rows, top, first, count, target):
                 target[top + row, (first + t) * vectors + v] = tile[v, row, t]
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.INNER)
 def _room(code, vectors, rows, p):
     """Room for tiles of p, of values and of cotangents, of so many rows."""
     a, c = vectors
@@ -78,7 +78,7 @@ def _room(code, vectors, rows, p):
     )
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.INNER)
 def _activate(code, p, g, top, first, last, room):
     """Compute g of units first..last-1, of the rows from `top` on."""
     pre, values, cotangents = room
@@ -90,7 +90,7 @@ def _activate(code, p, g, top, first, last, room):
         _write(values, len(cotangents), rows, top, start, count, g)
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.INNER)
 def _pull_back(code, p, g, r, dp, top, first, last, room):
     """Compute dp of units first..last-1, of the rows from `top` on."""
     pre, values, cotangents = room
@@ -138,15 +138,23 @@ def forward(code, vectors, arrays, partial, past_in, past_out, sizes, used, numb
     """
     incoming, outgoing, u, h, next_h, next_b, p, g, dp = arrays
     scale, gain, initial = numbers
-    rows, units = sizes[0] * sizes[1], p.shape[1] // vectors[0]
-    room = _room(code, vectors, rows, p)
+    (seeds, rows), ins, outs = sizes, p.shape[1], g.shape[1]
+    room = _room(code, vectors, seeds * rows, p)
     for layer in range(first, last):
-        project(incoming, u, p, dp, past_in, sizes, layer, used, scale, scale, False)
-        _activate(code, p, g, layer * rows, 0, units, room)
-        expand(
-            outgoing, g, h, next_h, next_b, partial, past_out, sizes, layer, used, gain, initial,
-            scale, False,
-        )  # fmt: skip
+        for s in range(seeds):
+            if past_in is not None:
+                overlap(past_in, u, sizes, layer, s, used)
+            project_part(
+                incoming, u, p, dp, past_in, sizes, layer, s, used, scale, scale, False, 0, ins
+            )  # fmt: skip
+        _activate(code, p, g, layer * seeds * rows, 0, ins // vectors[0], room)
+        for s in range(seeds):
+            expand_part(
+                outgoing, g, next_b, partial, sizes, layer, s, initial, scale, False, 0, outs, 0
+            )  # fmt: skip
+            if past_out is not None and used:
+                expand_past(g, partial, past_out, sizes, layer, s, 0, used, 0)
+            gather(h, gain, partial, next_h, sizes, layer, s, 1)
 
 
 @compiled()
@@ -174,15 +182,24 @@ def backward(
     """
     incoming, outgoing, u, b, next_b, base, p, g, r, dp = arrays
     scale, gain, initial = numbers
-    rows, units = sizes[0] * sizes[1], p.shape[1] // vectors[0]
-    room = _room(code, vectors, rows, p)
+    (seeds, rows), ins, outs = sizes, p.shape[1], g.shape[1]
+    room = _room(code, vectors, seeds * rows, p)
     for layer in range(last - 1, first - 1, -1):
-        project(outgoing, next_b, r, g, past_out, sizes, layer, used, scale, steps[1], learn[1])
-        _pull_back(code, p, g, r, dp, layer * rows, 0, units, room)
-        expand(
-            incoming, dp, base, b, u, partial, past_in, sizes, layer, used, gain, initial,
-            steps[0], learn[0],
-        )  # fmt: skip
+        for s in range(seeds):
+            if past_out is not None:
+                overlap(past_out, next_b, sizes, layer, s, used)
+            project_part(
+                outgoing, next_b, r, g, past_out, sizes, layer, s, used, scale, steps[1], learn[1],
+                0, outs,
+            )  # fmt: skip
+        _pull_back(code, p, g, r, dp, layer * seeds * rows, 0, ins // vectors[0], room)
+        for s in range(seeds):
+            expand_part(
+                incoming, dp, u, partial, sizes, layer, s, initial, steps[0], learn[0], 0, ins, 0
+            )  # fmt: skip
+            if past_in is not None and used:
+                expand_past(dp, partial, past_in, sizes, layer, s, 0, used, 0)
+            gather(base, gain, partial, b, sizes, layer, s, 1)
 
 
 def shared(code: NamedTuple) -> tuple[Callable[..., None], Callable[..., None]]:
