@@ -87,11 +87,24 @@ def _cells(*shapes: tuple[int, int, int]) -> list[tuple[str, dict[str, int]]]:
 
 
 RELU = {"unit": {"kind": "perceptron", "activation": "relu"}}
+GATED = {"unit": {"kind": "gated_perceptron"}, "final_norm": "rms"}
+MOMENTUM = {"rule": {"momentum": 0.9}, "weight_decay": 0.1, "schedule": {"kind": "cosine"}}
 CASES = {
     "quickstart": Case("config/config.yaml", {}, _cells((4, 8, 16), (64, 256, 256))),
     "relu": Case(
         "config/config.yaml",
         {"experiment": "relu", "model": RELU, "numerics": {"limit_tolerance": 1e-2}},
+        _cells((64, 256, 256)),
+    ),
+    "transformer": Case("config/transformer.yaml", {}, _cells((4, 16, 16), (32, 128, 128))),
+    "gated": Case(
+        "config/config.yaml",
+        {"experiment": "gated", "model": GATED, "training": {"learning_rate": 0.3}},
+        _cells((64, 256, 256)),
+    ),
+    "momentum": Case(
+        "config/config.yaml",
+        {"experiment": "momentum", "training": {**MOMENTUM, "learning_rate": 0.2}},
         _cells((64, 256, 256)),
     ),
     "digits2": Case(DIGITS2, {}, _cells((4, 32, 64), (16, 512, 256))),
