@@ -88,6 +88,21 @@ class Trajectories:
             return tuple(
                 quadrature.cubature(unit.in_vectors, unit.out_vectors, r) for unit in units
             )
+        if kind == quadrature.INDEPENDENT:
+            return tuple(
+                quadrature.independent(
+                    branch.unit.in_vectors,
+                    branch.unit.out_vectors,
+                    r,
+                    # A network has as many more of them as its branch is wider.
+                    points=round(branch.ratio * points),
+                    replicates=replicates,
+                    root_seed=root_seed,
+                    branch=number,
+                    dtype=dtype,
+                )
+                for number, branch in enumerate(self.dynamics.layer)
+            )
         r_in = self.dynamics.inputs.shape[1]
         directions = Directions.of_data(
             self.limit_root[:, :r_in] @ self.dynamics.inputs.T,
