@@ -11,6 +11,7 @@ import typer
 from resnet_limits.cli.common import RESULTS, Config, columns, naming, place
 from resnet_limits.cli.computing import Plan, dmft_for
 from resnet_limits.config import Experiment, InputError, Shape, load_experiment
+from resnet_limits.kinds import SYMBOLS
 
 _SECONDS = 60.0
 # Steps that the table shows: the first ones, and some of the later.
@@ -100,7 +101,7 @@ def _lines(predicted: dict[str, Any]) -> Iterator[str]:
 
 
 def _shape_rows(shape: dict[str, Any], steps: Sequence[int]) -> list[list[str]]:
-    sizes = " ".join(f"{letter}={shape[name]}" for letter, name in zip("LMD", Shape._fields))
+    sizes = " ".join(f"{letter}={shape[name]}" for name, letter in SYMBOLS.items())
     rows = [["of", sizes, *(f"step {step}" for step in steps)]]
     for name in ("hidden", "output"):
         found = shape[name]

@@ -21,7 +21,7 @@ from resnet_limits.work import INFINITE, Work
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 5e-3
+TOLERANCE = {"1/L": 1e-2, "sqrt(D/(LM))": 5e-3, "1/sqrt(D)": 5e-3, "1/sqrt(LM)": 2e-2}
 """Uncertainty of an amplitude, relative to its largest over the steps, above which it is refined,
 where that is cheap."""
 # Points of each scrambling to begin with, and how many times as many are tried next.
@@ -114,7 +114,7 @@ class _Predictor:
             logger.info("%s: %d points: uncertain by %.1e", term, plan.points, uncertain)
             more = replace(plan, points=_MORE * plan.points)
             allowed = min(self.most_seconds, cost.REFINED_SECONDS)
-            if exact or uncertain <= TOLERANCE or seconds(more.points) > allowed:
+            if exact or uncertain <= TOLERANCE[term] or seconds(more.points) > allowed:
                 return found
             plan = more
 
