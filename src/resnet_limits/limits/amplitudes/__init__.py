@@ -1,0 +1,1 @@
+"""Amplitudes of the distances between networks and limits, from the limit alone."""
