@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 CUBATURE = "cubature"
 SOBOL = "sobol"
+INDEPENDENT = "independent"
 # Points that are drawn at a time, which bounds temporary arrays.
 _BLOCK = 1 << 15
 
@@ -218,3 +219,32 @@ def sobol(
             pass
     ins, outs = drawn
     return UnitSample(ins, outs, group=len(signs))
+
+
+def independent(
+    in_vectors: int,
+    out_vectors: int,
+    dimension: int,
+    *,
+    points: int,
+    replicates: range,
+    root_seed: int,
+    branch: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> UnitSample:
+    """Independent points: the units of a network of so many, each replicate another network's.
+
+    Parameters
+    ----------
+    in_vectors, out_vectors, dimension : int
+        a, c and r.
+    points, replicates, root_seed, branch, dtype
+        As for `sobol`.
+    """
+    size = points, in_vectors + out_vectors, dimension
+    drawn = torch.empty(len(replicates), *size, dtype=dtype)
+    for target, replicate in zip(drawn, replicates, strict=True):
+        name = (replicate, branch) if branch else (replicate,)
+        values = randomness.generator(root_seed, "units", *name).standard_normal(size)
+        target.copy_(torch.from_numpy(values))
+    return UnitSample(drawn[:, :, :in_vectors], drawn[:, :, in_vectors:])

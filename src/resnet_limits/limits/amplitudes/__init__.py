@@ -1,1 +1,1 @@
-"""Amplitudes of the distances between networks and limits, from the limit alone."""
+"""Amplitudes of the distance from the limit, from the limit alone (docs/concepts/amplitudes.md)."""

@@ -1,0 +1,230 @@
+"""A_W: the noise of finite width in the hidden states, sqrt(D/(L M)).
+
+The kernels of the branches (:mod:`.responses`) at the states of the limit, joined by what norms and
+trained embeddings do to a coordinate, and carried to the last layer (:mod:`.transport`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_limits.dynamics import Dynamics
+from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, branch_kernels
+from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
+from resnet_limits.limits.depth import Array, DepthGrid
+from resnet_limits.limits.plan import Plan
+from resnet_limits.limits.trajectories import Trajectories
+from resnet_limits.norms import Norm
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The check that kernels make the drifts: ``sum_q K^h_kq z_q`` is that of w_k, K^b that of z.
+
+    Attributes
+    ----------
+    drift : float
+        RMS of the drifts of both states.
+    deviation : float
+        RMS of what the kernels' drifts differ from them by, means over the scramblings.
+    stderr : float
+        Standard error of that, over the scramblings.
+    """
+
+    drift: float
+    deviation: float
+    stderr: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the deviation is one of the quadrature, and small beside the drifts."""
+        return self.deviation <= _SIGNIFICANT * self.stderr + _ROUNDING * self.drift
+
+
+# Many numbers go into an RMS, so that it exceeds its expectation by a part of it only; but these
+# are correlated, and a standard error over few scramblings is itself uncertain.
+_SIGNIFICANT = 3.0
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class States:
+    """States of the limit at the depth nodes and at the ends, in float64.
+
+    Attributes
+    ----------
+    w, z : Tensor, shape (replicates, nodes, Q, r)
+        Hidden and backward states; Q pairs (step, row).
+    w_end : Tensor, shape (replicates, Q, r)
+        The hidden state at s = 1.
+    drift, drift_back : Tensor, shape (replicates, nodes, Q, r)
+        Slopes of w and of -z in depth.
+    cotangent : Tensor, shape (replicates, Q, d_out)
+        ``R omega grad_f loss``.
+    """
+
+    w: Tensor
+    z: Tensor
+    w_end: Tensor
+    drift: Tensor
+    drift_back: Tensor
+    cotangent: Tensor
+
+
+def limit_states(trajectories: Trajectories, plan: Plan) -> tuple[States, DepthGrid]:
+    """Solve the DMFT limit with a plan's points, and take its states at the nodes.
+
+    Raises
+    ------
+    LimitError
+        If it cannot be solved.
+    """
+    dynamics, grid = trajectories.dynamics, depth.continuous(plan.nodes)
+    root = trajectories.limit_root
+    solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: dmft")
+
+    def at(states: Array, knots: slice | int) -> Tensor:
+        # (replicates, steps, knots, rows, r) -> (replicates, [knots,] Q, r)
+        chosen = torch.from_numpy(states[:, :, knots])
+        if isinstance(knots, int):
+            return chosen.flatten(1, 2)
+        return chosen.transpose(1, 2).flatten(2, 3)
+
+    inside = slice(1, -1)
+    w, z = at(solved.hidden, inside), at(solved.backward, inside)
+    w_start, z_end = at(solved.hidden, 0), at(solved.backward, -1)
+    slopes = []
+    for matrix, inner, end in ((grid.forward, w, w_start), (grid.backward, z, z_end)):
+        change = (inner - end[:, None]).flatten(2)
+        slopes.append(torch.linalg.solve(torch.from_numpy(matrix), change).view_as(inner))
+    targets = torch.from_numpy(dynamics.targets)
+    output = torch.from_numpy(solved.output)
+    cotangents = [
+        dynamics.cotangent(output[:, step], targets, step) for step in range(dynamics.steps)
+    ]
+    states = States(
+        w=w,
+        z=z,
+        w_end=at(solved.hidden, -1),
+        drift=slopes[0],
+        drift_back=slopes[1],
+        cotangent=torch.stack(cotangents, dim=1).flatten(1, 2),
+    )
+    return states, grid
+
+
+def width_variance(trajectories: Trajectories, plan: Plan) -> tuple[Array, Identity]:
+    """Find A_W^2 of the hidden state at the last layer.
+
+    Parameters
+    ----------
+    trajectories : Trajectories
+        The problem.
+    plan : Plan
+        Points, nodes and scramblings.
+
+    Returns
+    -------
+    variance : ndarray, shape (replicates, K)
+        (L M/D) times the mean over rows of the variance of a coordinate, of each scrambling.
+    identity : Identity
+        The check.
+
+    Raises
+    ------
+    LimitError
+        If the limit cannot be solved.
+    """
+    dynamics = trajectories.dynamics
+    states, grid = limit_states(trajectories, plan)
+    samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == "cubature")
+    reads = [branch.norm.forward(states.w, -1, 1.0) for branch in dynamics.layer]
+    kernels = [
+        branch_kernels(dynamics, branch, sample, grid.total, u, states.z)
+        for branch, sample, u in zip(dynamics.layer, samples, reads, strict=True)
+    ]
+    identity = _identity(dynamics, states, reads, kernels)
+    rows = len(dynamics.inputs)
+    variance = [
+        end_variance(
+            _carrier(dynamics, states, reads, kernels, trajectories.limit_root, replicate), grid
+        )
+        for replicate in range(len(states.w))
+    ]
+    return np.stack(variance).reshape(len(variance), -1, rows).mean(-1), identity
+
+
+def _identity(
+    dynamics: Dynamics, states: States, reads: list[Tensor], kernels: list[BranchKernels]
+) -> Identity:
+    forward = sum((k.forward @ states.z for k in kernels), torch.zeros_like(states.w))
+    backward = torch.zeros_like(states.w)
+    for branch, u, kernel in zip(dynamics.layer, reads, kernels, strict=True):
+        backward += branch.norm.pull_back(states.w, kernel.backward @ u, -1, 1.0)
+    drifts = torch.stack([states.drift, states.drift_back])
+    found = torch.stack([forward, backward]) - drifts
+    replicates = found.shape[1]
+    stderr = found.std(1) / replicates**0.5 if replicates > 1 else torch.zeros(1)
+    return Identity(*(float(x.square().mean().sqrt()) for x in (drifts, found.mean(1), stderr)))
+
+
+def _carrier(
+    dynamics: Dynamics,
+    states: States,
+    reads: list[Tensor],
+    kernels: list[BranchKernels],
+    root: Array,
+    replicate: int,
+) -> Carrier:
+    """Join what the branches, the norms and the embeddings do to a coordinate."""
+    w = states.w[replicate]
+    totals = [torch.zeros_like(kernels[0].forward[replicate]) for _ in range(4)]
+    forward, backward, forward_noise, backward_noise = totals
+    for branch, u, kernel in zip(dynamics.layer, reads, kernels, strict=True):
+        forward += kernel.forward[replicate]
+        forward_noise += kernel.forward_noise[replicate]
+        drift = kernel.backward[replicate] @ u[replicate]
+        factor, bend = _coordinate_norm(branch.norm, w, drift)
+        both = factor[:, :, None] * factor[:, None, :]
+        backward += both * kernel.backward[replicate] + torch.diag_embed(bend)
+        backward_noise += both * kernel.backward_noise[replicate]
+    start, end = _ends(dynamics, states, root, replicate)
+    parts = (forward, backward, start, end, forward_noise, backward_noise)
+    return Carrier(len(dynamics.inputs), *(part.numpy() for part in parts))
+
+
+def _coordinate_norm(norm: Norm, state: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Give what a norm does to the noise of one coordinate, which is orthogonal to the states.
+
+    It takes delta h to ``factor delta h``, and delta v, beside delta h, to ``factor delta v + bend
+    delta h``.
+
+    Parameters
+    ----------
+    state, cotangent : Tensor, shape (..., r)
+        What the norm reads, and the cotangent of what it gives.
+    """
+    q = state.square().sum(-1)
+    return norm.factor(q), 2.0 * norm.slope(q) * (state * cotangent).sum(-1)
+
+
+def _ends(dynamics: Dynamics, states: States, root: Array, replicate: int) -> tuple[Tensor, Tensor]:
+    """Give what the embeddings and the final norm make of a coordinate's noise: E_0 and E_1."""
+    x = torch.from_numpy(dynamics.inputs).repeat(dynamics.steps, 1)
+    of_embedding, of_unembedding = (
+        Steps.of(dynamics, rate, dynamics.residual_scale)
+        for rate in (dynamics.rate_embedding, dynamics.rate_unembedding)
+    )
+    start = -of_embedding.past * (x @ x.T)
+    w, cotangent = states.w_end[replicate], states.cotangent[replicate]
+    learned = -of_unembedding.past * (cotangent @ cotangent.T)
+    readout = torch.from_numpy(root[:, dynamics.inputs.shape[1] :])
+    pulled = of_unembedding.initial[:, None] * (cotangent @ readout.T)
+    pulled += learned @ dynamics.final_norm.forward(w, -1, 1.0)
+    factor, bend = _coordinate_norm(dynamics.final_norm, w, pulled)
+    return start, factor[:, None] * learned * factor + torch.diag(bend)
