@@ -1,4 +1,4 @@
-"""The bias of the outputs of order D/(LM), from the limit alone (docs/concepts/amplitudes-outputs.md).
+"""The bias of the outputs of order D/(LM) (docs/concepts/amplitudes-outputs.md).
 
 To first order in kappa = D/(LM) a network differs in its mean from its infinite-width limit for
 three reasons: the initial weights of its units see the noise of the states, what they have learned
@@ -22,13 +22,14 @@ from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.limits.amplitudes.histories import (
     Additions,
     Histories,
-    Learned,
     Points,
     Solution,
     replay,
     solve,
 )
+from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, branch_kernels
 from resnet_limits.limits.depth import Array, DepthGrid
+from resnet_limits.limits.quadrature import UnitSample
 
 CELLS = 32
 """Cells in which noise and responses are carried on, where depth is continuous."""
@@ -38,26 +39,6 @@ _DIFFERENCE = 1e-3
 # Of the trace of a covariance, what the directions that are left out may have.
 _LEFT_OUT = 1e-4
 _BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Kernels of one branch at the nodes of a depth grid, all (nodes, Q, Q).
-
-    Attributes
-    ----------
-    hidden : Tensor
-        K^h: the drift of h_k is ``sum_q K^h_kq b_q``.
-    backward : Tensor
-        K^b: the drift of -b_k, before its pull-back, is ``sum_q K^b_kq u_q``.
-    outputs, cotangents : Tensor
-        ``E[g_k . g_q]`` and ``E[dp_k . dp_q]``.
-    """
-
-    hidden: Tensor
-    backward: Tensor
-    outputs: Tensor
-    cotangents: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,59 +93,6 @@ def _chunks(count: int, solved: Histories, per_direction: int) -> Iterator[range
         yield range(first, min(count, first + together))
 
 
-def _points_of(solved: Histories) -> Points:
-    branch = solved.branch
-    return solved.ins / branch.input_std, solved.outs / branch.output_std
-
-
-def kernels(dynamics: Dynamics, solved: Histories) -> Kernels:
-    """Give the kernels of one branch, by central differences along the units' trajectories.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-        The training problem.
-    solved : Histories
-        The branch's units in a solution.
-    """
-    branch, size = solved.branch, solved.g.shape[-1]
-    points, nodes = _points_of(solved), len(solved.w)
-    outputs = torch.einsum("npck,npcq->nkq", solved.g, solved.g) / solved.points
-    cotangents = torch.einsum("npak,npaq->nkq", solved.dp, solved.dp) / solved.points
-    slopes = []
-    for side, vectors in (("to_r", branch.unit.out_vectors), ("to_p", branch.unit.in_vectors)):
-        found = torch.zeros(nodes, size, size, dtype=torch.float64)
-        for vector in range(vectors):
-            for chosen in _chunks(size, solved, 2):
-                both = 2 * len(chosen)
-                change = torch.zeros(1, both, solved.points, vectors, size, dtype=torch.float64)
-                for number, q in enumerate(chosen):
-                    change[:, 2 * number, :, vector, q] = _DIFFERENCE
-                    change[:, 2 * number + 1, :, vector, q] = -_DIFFERENCE
-                change = change.flatten(1, 2)
-                many = points[0].repeat(1, both, 1, 1), points[1].repeat(1, both, 1, 1)
-                _, _, units = replay(dynamics, solved, many, Additions(**{side: change}))
-                values = (units.g if side == "to_r" else units.dp)[:, :, vector]
-                means = values.unflatten(1, (len(chosen), 2, solved.points)).mean(3)
-                slope = (means[:, :, 0] - means[:, :, 1]) / (2 * _DIFFERENCE)
-                found[:, :, chosen.start : chosen.stop] += slope.mT
-        slopes.append(found)
-    past_out, past_in = solved.learned_out, solved.learned_in
-    hidden = branch.output_std**2 * past_out.initial[:, None] * slopes[0]
-    backward = branch.input_std**2 * past_in.initial[:, None] * slopes[1]
-    return Kernels(
-        branch.scale * (hidden - past_out.past * outputs),
-        branch.scale * (backward - past_in.past * cotangents),
-        outputs,
-        cotangents,
-    )
-
-
-def drift_defect(solved: Histories, found: Kernels, drift: Tensor) -> float:
-    """Give how far ``sum_q K^h_kq z_q`` is from the drift of w_k, at the most."""
-    return float((found.hidden @ solved.z - drift).abs().max())
-
-
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Give eigenvalues, largest first, and eigenvectors in columns."""
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
@@ -183,7 +111,7 @@ class _Carrier:
         dynamics: Dynamics,
         grid: DepthGrid,
         solution: Solution,
-        found: Sequence[Kernels],
+        found: Sequence[BranchKernels],
         cells: int,
     ) -> None:
         self.rows, self.steps = len(dynamics.inputs), dynamics.steps
@@ -191,15 +119,11 @@ class _Carrier:
         self.layered = grid.step > 0
         hidden, backward, noise_h, noise_b = [], [], [], []
         for of, solved in zip(found, solution.branches, strict=True):
-            branch, ratio = solved.branch, solved.branch.ratio
-            phi = solved.factor
-            hidden.append(of.hidden)
-            read = phi[:, :, None] * of.backward * phi[:, None]
-            backward.append(read + torch.diag_embed(solved.turn))
-            rho = solved.learned_out.initial * branch.scale * branch.output_std
-            noise_h.append(torch.outer(rho, rho) * of.outputs / ratio)
-            rho = solved.learned_in.initial * branch.scale * branch.input_std * phi
-            noise_b.append(rho[:, :, None] * rho[:, None] * of.cotangents / ratio)
+            both = solved.factor[:, :, None] * solved.factor[:, None]
+            hidden.append(of.forward[0])
+            backward.append(both * of.backward[0] + torch.diag_embed(solved.turn))
+            noise_h.append(of.forward_noise[0])
+            noise_b.append(both * of.backward_noise[0])
         if self.layered:
             self.hidden, self.backward, self.noise_h, self.noise_b = (
                 torch.stack(each, 1).flatten(0, 1) for each in (hidden, backward, noise_h, noise_b)
@@ -216,8 +140,8 @@ class _Carrier:
         self.cells = len(self.hidden)
         # What trained embeddings carry on.
         inputs = torch.from_numpy(dynamics.inputs).repeat(self.steps, 1)
-        first = Learned.of(dynamics, dynamics.rate_embedding, dynamics.residual_scale)
-        last = Learned.of(dynamics, dynamics.rate_unembedding, dynamics.residual_scale)
+        first = Steps.of(dynamics, dynamics.rate_embedding, dynamics.residual_scale)
+        last = Steps.of(dynamics, dynamics.rate_unembedding, dynamics.residual_scale)
         self.start = -first.past * (inputs @ inputs.mT)
         grads, factor = solution.cotangents, solution.factor
         self.end = -last.past * (grads @ grads.mT) * torch.outer(factor, factor)
@@ -321,19 +245,25 @@ class _Carrier:
         return Fluctuations(*(at_nodes(getattr(found, name)) for name in found.__dict__))
 
 
-def _noise_drifts(dynamics: Dynamics, solved: Histories, seen: Fluctuations) -> tuple[Tensor, Tensor]:
+def _noise_drifts(
+    dynamics: Dynamics, solved: Histories, points: Points, seen: Fluctuations
+) -> tuple[Tensor, Tensor]:
     """Give what the noise that the initial weights see adds to the drifts, over kappa.
 
     Half the trace of the second derivative times the covariance, from second differences along the
     covariance's main directions.
     """
     branch, size = solved.branch, solved.g.shape[-1]
-    points = _points_of(solved)
     plain = replay(dynamics, solved, points, Additions())[:2]
     totals = [torch.zeros_like(each) for each in plain]
     phi = solved.factor
     sides = (
-        ("to_p", branch.unit.in_vectors, branch.input_std**2, phi[:, :, None] * seen.hidden * phi[:, None]),
+        (
+            "to_p",
+            branch.unit.in_vectors,
+            branch.input_std**2,
+            phi[:, :, None] * seen.hidden * phi[:, None],
+        ),
         ("to_r", branch.unit.out_vectors, branch.output_std**2, seen.backward),
     )
     for side, vectors, variance, covariance in sides:
@@ -352,8 +282,8 @@ def _noise_drifts(dynamics: Dynamics, solved: Histories, seen: Fluctuations) -> 
                 many = points[0].repeat(1, repeats, 1, 1), points[1].repeat(1, repeats, 1, 1)
                 more = Additions(**{side: change.flatten(1, 2)})
                 moved = replay(dynamics, solved, many, more)[:2]
-                for total, now, before in zip(totals, moved, plain, strict=True):
-                    total += len(chosen) * (now - before) / _DIFFERENCE
+                for i in (0, 1):
+                    totals[i] += len(chosen) * (moved[i] - plain[i]) / _DIFFERENCE
     return totals[0], totals[1]
 
 
@@ -361,12 +291,13 @@ def output_bias(
     dynamics: Dynamics,
     root: Array,
     grid: DepthGrid,
-    points: Sequence[Points],
+    samples: Sequence[UnitSample],
     *,
     parts: Parts = ALL,
     cells: int = CELLS,
+    kernel_share: float = 1.0,
 ) -> Tensor:
-    """Give the bias of the outputs over kappa = D/(LM).
+    """Give the bias of the outputs of order D/(LM).
 
     Parameters
     ----------
@@ -376,28 +307,49 @@ def output_bias(
         Root of the Gram matrix: the limit's, or that of a network's own embedding.
     grid : DepthGrid
         Continuous, or layered with every layer a node, for networks of that depth.
-    points : sequence of Points
-        Units of every branch: one scrambling.
+    samples : sequence of UnitSample
+        Units of every branch, to be dealt out to the nodes, as many to each.
     parts : Parts
         Which parts of it are taken.
     cells : int
         Cells in which noise and responses are carried on, where depth is continuous.
+    kernel_share : float
+        Share of the units by which the kernels are found, which need fewer than the noise does.
 
     Returns
     -------
-    Tensor, shape (K, rows, d_out)
-        A: the outputs of networks of width M and embedding dimension D are on average by A (D - r) /
-        (L M) from those of their infinite-width limit, to first order in 1 / (L M), and by what the
-        projection of the noise on the span of the embedding gives.
+    Tensor, shape (replicates, K, rows, d_out)
+        A of each scrambling: the mean of a network's outputs, less those of its infinite-width
+        limit, is A (D - r) / (L M) to first order in 1/(L M), beside what units that are drawn
+        independently give in the span of the embedding, which does not grow with D.
 
     Raises
     ------
     LimitError
         If a fixed point over depth does not converge.
     """
-    points = [(ins.double(), outs.double()) for ins, outs in points]
+    replicates = range(samples[0].replicates)
+    return torch.stack(
+        [_bias(dynamics, root, grid, samples, i, parts, cells, kernel_share) for i in replicates]
+    )
+
+
+def _bias(
+    dynamics: Dynamics,
+    root: Array,
+    grid: DepthGrid,
+    samples: Sequence[UnitSample],
+    replicate: int,
+    parts: Parts,
+    cells: int,
+    kernel_share: float,
+) -> Tensor:
+    points = [_points(sample, replicate, grid.nodes) for sample in samples]
     plain = solve(dynamics, root, grid, points)
-    found = [kernels(dynamics, solved) for solved in plain.branches]
+    found = [
+        _kernels(dynamics, solved, of, sample.group, kernel_share)
+        for solved, of, sample in zip(plain.branches, points, samples, strict=True)
+    ]
     carrier = _Carrier(dynamics, grid, plain, found, cells)
     edges = carrier.fluctuations()
     additions = []
@@ -406,7 +358,7 @@ def output_bias(
         seen = carrier.at(grid, number, len(points), edges)
         more = Additions()
         if parts.noise:
-            forward, backward = _noise_drifts(dynamics, solved, seen)
+            forward, backward = _noise_drifts(dynamics, solved, points[number], seen)
             more = replace(more, drift_h=KAPPA * forward, drift_b=KAPPA * backward)
         if parts.overlap:
             more = replace(more, overlap_h=KAPPA * seen.hidden, overlap_b=KAPPA * seen.backward)
@@ -425,3 +377,26 @@ def output_bias(
     end = KAPPA * edges.hidden[-1] if parts.overlap else None
     moved = solve(dynamics, root, grid, points, additions, end)
     return (moved.output - plain.output) / KAPPA
+
+
+def _points(sample: UnitSample, replicate: int, nodes: int) -> Points:
+    """Deal a scrambling out to the nodes, as many units to each."""
+    ins, outs = zip(*sample.at_nodes(np.full(nodes, 1.0 / nodes)), strict=True)
+    fewest = min(each.shape[1] for each in ins)
+
+    def dealt(vectors: tuple[Tensor, ...]) -> Tensor:
+        return torch.stack([each[replicate, :fewest] for each in vectors]).double()
+
+    return dealt(ins), dealt(outs)
+
+
+def _kernels(
+    dynamics: Dynamics, solved: Histories, points: Points, group: int, share: float
+) -> BranchKernels:
+    """Find the kernels at the states of a solution, by the first of its units."""
+    nodes, count = points[0].shape[:2]
+    count = max(group, int(share * count) // group * group)
+    ins, outs = (each[None, :, :count].flatten(1, 2) for each in points)
+    sample = UnitSample(ins, outs, group)
+    states = solved.u[None], solved.z[None]
+    return branch_kernels(dynamics, solved.branch, sample, np.full(nodes, 1.0 / nodes), *states)

@@ -1,10 +1,10 @@
 """The infinite-width problem with all that its units have seen, and with additions to it.
 
-The same problem as :mod:`resnet_limits.limits.solver` solves, on few points and in a form that
-amplitudes need: units keep their first weights and what they have seen, ``p_k = rho_k (I_0 . u_k) -
-sum_q C_kq <u_q u_k> dp_q`` (docs/concepts/amplitudes-outputs.md), so that small amounts can be added
-to what they see and to the overlaps of states. q and k number (step, row) pairs, the row fastest;
-there are Q of them.
+The same problem as :mod:`resnet_limits.limits.solver` solves, on few points and in another form
+(docs/concepts/amplitudes-outputs.md): units keep their first weights and what they have seen,
+``p_k = rho_k (I_0 . u_k) - sum_q C_kq <u_q u_k> dp_q``, so that small amounts can be added to what
+they see and to the overlaps of states. q and k number (step, row) pairs, the row fastest; there are
+Q of them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from resnet_limits.dynamics import Branch, Dynamics, Embeddings
+from resnet_limits.limits.amplitudes.responses import Steps
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.fixed_point import LimitError
 from resnet_limits.norms import Identity
-from resnet_limits.rules import table
 
 Points = tuple[Tensor, Tensor]
 """First in- and out-vectors of a branch's units, standard normal: (nodes, points, a, r) and (nodes,
@@ -28,46 +28,6 @@ points, c, r), with one node where all nodes have the same."""
 
 _TOLERANCE = 1e-12
 _ITERATIONS = 200
-
-
-@dataclass(frozen=True)
-class Learned:
-    """How weights depend on their gradients.
-
-    Attributes
-    ----------
-    initial : Tensor, shape (Q,)
-        rho, the factor of the initial weights.
-    past : Tensor, shape (Q, Q)
-        What minus the overlap of states q and k is multiplied by at k: the rule's table over alpha
-        R, times the share of row q in its batch; zero where q is not before k.
-    """
-
-    initial: Tensor
-    past: Tensor
-
-    @classmethod
-    def of(cls, dynamics: Dynamics, rate: float, scale: float) -> Learned:
-        """Read the table of a rule.
-
-        Parameters
-        ----------
-        dynamics : Dynamics
-            The training problem.
-        rate : float
-            Learning rate of the weights.
-        scale : float
-            alpha.
-        """
-        rows, steps = len(dynamics.inputs), dynamics.steps
-        of_rule = table(dynamics.rule, rate, steps)
-        past = np.zeros((steps, steps, rows))
-        for j in range(steps - 1):
-            share = dynamics.shares(j) / (scale * dynamics.batch_size(j))
-            past[:, j] = of_rule.gradients[:, j, None] * share
-        flat = np.repeat(past.reshape(steps, steps * rows), rows, axis=0)
-        initial = np.repeat(np.asarray(of_rule.initial, float), rows)
-        return cls(torch.from_numpy(initial), torch.from_numpy(flat))
 
 
 @dataclass(frozen=True)
@@ -102,7 +62,9 @@ NOTHING = Additions()
 
 def _of(values: Tensor | float, *where: slice) -> Tensor | float:
     """Take the last axes of an addition."""
-    return values if isinstance(values, float) else values[(..., *where)]
+    if isinstance(values, float):
+        return values
+    return values[..., where[0]] if len(where) == 1 else values[..., where[0], where[1]]
 
 
 class Histories:
@@ -135,8 +97,8 @@ class Histories:
     ) -> None:
         self.branch, self.unit, self.additions = branch, branch.unit, additions
         self.rows = len(dynamics.inputs)
-        self.learned_in = Learned.of(dynamics, branch.rate_in, branch.scale)
-        self.learned_out = Learned.of(dynamics, branch.rate_out, branch.scale)
+        self.learned_in = Steps.of(dynamics, branch.rate_in, branch.scale)
+        self.learned_out = Steps.of(dynamics, branch.rate_out, branch.scale)
         self.ins, self.outs = (
             (std * vectors).expand(nodes, -1, -1, -1)
             for std, vectors in zip((branch.input_std, branch.output_std), points, strict=True)
@@ -218,7 +180,7 @@ class Solution:
     branches : list of Histories
         The units of every branch.
     cotangents : Tensor, shape (Q, d_out)
-        Those of the outputs, of all rows.
+        Those of the outputs; zero outside of a step's batch.
     factor, turn : Tensor, shape (Q,)
         The final norm's factor, and what its pull-back multiplies h by.
     """
@@ -272,8 +234,7 @@ def solve(
     embeddings = Embeddings(
         plain, table_[None, :, :r_in].clone(), table_[None, :, r_in:].clone(), 1.0
     )
-    learned = Learned.of(dynamics, dynamics.rate_unembedding, dynamics.residual_scale)
-    everything = replace(dynamics, batches=None)
+    learned = Steps.of(dynamics, dynamics.rate_unembedding, dynamics.residual_scale)
     branches = [
         Histories(dynamics, branch, of, nodes, more)
         for branch, of, more in zip(
@@ -299,7 +260,7 @@ def solve(
         # A trained unembedding holds earlier states, and what is added to their overlaps.
         held = learned.past[now, past] * factor[:, None] * factors * overlap[now, past]
         output = output - held @ cotangents
-        cotangent = everything.cotangent(output, targets, 0)
+        cotangent = dynamics.cotangent(output, targets, step)
         turn = 2.0 * slope * (output * cotangent).sum(-1) / factor
         last = factor[:, None] * (cotangent @ unembedding.mT) + turn[:, None] * end
         pulled = _settle(last, [units.backward for units in branches], grid, step, backward=True)
@@ -310,9 +271,8 @@ def solve(
         factors, turns = torch.cat([factors, factor]), torch.cat([turns, turn])
         cotangents = torch.cat([cotangents, cotangent])
         if step + 1 < dynamics.steps:
-            share = torch.from_numpy(dynamics.shares(step))[:, None]
             read = factor[:, None] * end
-            embeddings.learn(step, (share * first).mT[None], read.mT[None], (share * cotangent)[None])
+            embeddings.learn(step, first.mT[None], read.mT[None], cotangent[None])
     return Solution(torch.stack(outputs), branches, cotangents, factors, turns)
 
 
