@@ -31,7 +31,7 @@ from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, bran
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.quadrature import UnitSample
 
-CELLS = 32
+CELLS = 16
 """Cells in which noise and responses are carried on, where depth is continuous."""
 KAPPA = 1e-4
 """kappa at which the limit with its additions is solved."""
