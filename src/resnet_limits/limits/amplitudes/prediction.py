@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import REPLICATES, Plan
 from resnet_limits.limits.quadrature import CUBATURE
 from resnet_limits.limits.solver import LimitError
-from resnet_limits.work import INFINITE, Work
+from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +182,7 @@ def predict(
     plan: Plan,
     most_seconds: float = cost.MOST_SECONDS,
     *,
+    most_bytes: float = math.inf,
     rotated: bool = False,
 ) -> Prediction:
     """Find every amplitude that theory gives, at every step, training no network.
@@ -194,15 +196,24 @@ def predict(
         amplitudes need far fewer than the limit.
     most_seconds : float
         Time on one core above which a part is not begun.
+    most_bytes : float
+        Memory that is there.
     rotated : bool
         Whether the inputs are those in a basis of their span.
 
     Raises
     ------
+    MemoryRefusedError
+        If it would not fit in memory.
     PredictionError
         If the kernels do not make the drifts of the states.
     """
     predictor = _Predictor(limits, plan, most_seconds, rotated)
+    if (size := cost.peak_bytes(predictor.sizes)) > most_bytes:
+        raise MemoryRefusedError(
+            f"prediction: takes {size / 2**30:.1f} GiB, and {most_bytes / 2**30:.1f} GiB are "
+            "there; allowed: fewer samples or fewer steps"
+        )
     parts: Mapping[str, Found] = {
         "1/L": predictor.layers(),
         "sqrt(D/(LM))": predictor.width(),
