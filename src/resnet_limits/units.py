@@ -60,6 +60,8 @@ class Activation:
         ``(p, g) -> g'(p)``; the value ``g`` is given so that it need not be computed again.
     is_linear, is_odd : bool
         Properties that the quadrature over units makes use of.
+    is_smooth : bool
+        Whether it has no kinks, so that derivatives of units may be taken twice.
     compiled : NamedTuple, optional
         Names its compiled code, where there is any.
     """
@@ -68,6 +70,7 @@ class Activation:
     derivative: Callable[[Tensor, Tensor], Tensor]
     is_linear: bool = False
     is_odd: bool = False
+    is_smooth: bool = True
     compiled: Any = None
 
 
@@ -100,7 +103,9 @@ ACTIVATIONS: dict[str, Activation] = {
         is_odd=True,
         compiled=ErfCode(),
     ),
-    "relu": Activation(torch.relu, lambda p, _g: (p > 0).to(p.dtype), compiled=ReluCode()),
+    "relu": Activation(
+        torch.relu, lambda p, _g: (p > 0).to(p.dtype), is_smooth=False, compiled=ReluCode()
+    ),
     "gelu": Activation(lambda p: p * _normal_cdf(p), _gelu_derivative, compiled=GeluCode()),
     "silu": Activation(torch.nn.functional.silu, _silu_derivative, compiled=SiluCode()),
 }
@@ -120,6 +125,10 @@ class Unit(ABC):
         True if g is linear, so that all expectations over units are of second moments.
     is_odd : bool
         True if g(-p) = -g(p).
+    is_smooth : bool
+        True if automatic differentiation of `backward` gives its derivative: g has no kinks.
+    tokens : int
+        So many neighbouring rows the map mixes, those of a sample; 1 where each stands alone.
     compiled : NamedTuple or None
         Its type names the compiled code of the map (:mod:`resnet_limits.tiles`), its fields are
         what that needs to know; None where torch does the work.
@@ -130,6 +139,8 @@ class Unit(ABC):
     kept_vectors: int = 0
     is_linear: bool = False
     is_odd: bool = False
+    is_smooth: bool = False
+    tokens: int = 1
     compiled: Any = None
 
     @abstractmethod
@@ -209,6 +220,7 @@ class Perceptron(Unit):
         own, code = has_own_map(self, Perceptron), self.activation.compiled
         self.is_linear = own and self.activation.is_linear
         self.is_odd = own and self.activation.is_odd
+        self.is_smooth = own and self.activation.is_smooth
         if own and code is not None:
             self.compiled = PerceptronCode(code)
 
@@ -247,8 +259,9 @@ class GatedPerceptron(Unit):
 
     def __init__(self, activation: str = "silu") -> None:
         self.activation = activation_of(activation)
-        code = self.activation.compiled
-        if has_own_map(self, GatedPerceptron) and code is not None:
+        own, code = has_own_map(self, GatedPerceptron), self.activation.compiled
+        self.is_smooth = own and self.activation.is_smooth
+        if own and code is not None:
             self.compiled = GatedCode(code)
 
     def forward(self, p: Tensor) -> Tensor:
@@ -318,7 +331,7 @@ class AttentionHead(Unit):
         self.in_vectors, self.out_vectors, self.kept_vectors = 3 * key_dim, key_dim, tokens
         self.scale = key_dim**-0.5
         # q and k change their signs together, so that the logits stay and v decides.
-        self.is_odd = has_own_map(self, AttentionHead)
+        self.is_odd = self.is_smooth = has_own_map(self, AttentionHead)
         if self.is_odd:
             self.compiled = AttentionCode(key_dim, tokens, causal)
 
@@ -400,6 +413,7 @@ class Convolution(Unit):
         own, code = has_own_map(self, Convolution), self.activation.compiled
         self.is_linear = own and self.activation.is_linear
         self.is_odd = own and self.activation.is_odd
+        self.is_smooth = own and self.activation.is_smooth
         if own and code is not None:
             self.compiled = ConvolutionCode(code, self.offsets, tokens)
 

@@ -21,7 +21,7 @@ from resnet_limits.cli import main
 from resnet_limits.config import Experiment, Shape
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.limits import cost as limit_cost
-from resnet_limits.limits import ensemble, models, plan, quadrature
+from resnet_limits.limits import ensemble, models, plan, quadrature, trajectories
 from resnet_limits.networks import cost
 from resnet_limits.problem import make_problem
 from resnet_limits.stages import estimates
@@ -192,7 +192,7 @@ def test_the_pilots_numbers_are_the_solvers() -> None:
     assert limit_cost.FIRST_NODES == plan.FIRST_NODES
     assert limit_cost.DEPTH_POINTS == models._DEPTH_POINTS
     assert limit_cost.PILOT_REPLICATES == models._PILOT_REPLICATES
-    assert limit_cost.STATE_BYTES == models._STATE_BYTES
+    assert limit_cost.STATE_BYTES == trajectories.STATE_BYTES
     assert limit_cost.DOUBLE_TOLERANCE == plan._DOUBLE_TOLERANCE
     assert [limit_cost.finer(nodes) for nodes in (8, 12, 32)] == [
         plan.finer(nodes) for nodes in (8, 12, 32)
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         raise AssertionError("was started")
 
     stage._prepare.cache_clear()
-    monkeypatch.setattr(models, "solve", solve)
+    monkeypatch.setattr(trajectories, "solve", solve)
     monkeypatch.setattr(devices, "memory", lambda device: 1000)
     assert main(words) == 1
     lines = capsys.readouterr().err.splitlines()

@@ -13,19 +13,18 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
-import torch
 
 from resnet_limits.dynamics import Dynamics
-from resnet_limits.limits import depth, quadrature
+from resnet_limits.limits import depth
 from resnet_limits.limits import plan as plans
 from resnet_limits.limits.causes import likely_cause
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.plan import Plan
-from resnet_limits.limits.quadrature import Directions, UnitSample
-from resnet_limits.limits.solver import LimitError, Trajectory, accuracy, solve
+from resnet_limits.limits.solver import LimitError, Trajectory, accuracy
+from resnet_limits.limits.trajectories import Arithmetic, Trajectories
 
 __all__ = [
     "Arithmetic",
@@ -47,11 +46,6 @@ _PILOT_REPLICATES = 4
 _DECIDING_REPLICATES = 2
 # More nodes that leave more than this share of the depth error do not help.
 _PROGRESS = 0.5
-# As many replicates are solved side by side as have their units' weights in so many bytes. Samples
-# of up to half of that are kept for the next limit, and beside them the small ones by which the
-# depth error is estimated, of one number of replicates each.
-_STATE_BYTES = 1 << 29
-_KEPT_SAMPLES, _KEPT_SHARED = 2, 3
 # Directions in which the embedding's columns, each of length one, extend by less than this are
 # directions that D < r rows do not span (the root of a rounding error is about 1e-8).
 _RANK_TOLERANCE = 1e-6
@@ -194,14 +188,6 @@ class LimitSolution:
         return error
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """Highest precision of the units' arithmetic, and the device."""
-
-    dtype: torch.dtype = torch.float64
-    device: str = "cpu"
-
-
 def standard_error(values: Array) -> Array:
     """Return the standard error of the mean over the first axis (the replicates).
 
@@ -241,86 +227,7 @@ class Limits:
         self.dynamics = dynamics
         self.limit_root = limit_root
         self.arithmetic = arithmetic or Arithmetic()
-        # Every limit of a run asks for the same points, as does every estimate of a depth error.
-        self._drawn = lru_cache(maxsize=_KEPT_SAMPLES)(self._draw)
-        self._drawn_shared = lru_cache(maxsize=_KEPT_SHARED)(self._draw)
-
-    def _dtype(self, plan: Plan) -> torch.dtype:
-        return torch.float32 if plan.precision == "float32" else self.arithmetic.dtype
-
-    def _sample(
-        self, plan: Plan, replicates: range, shared: bool, kept: bool = False
-    ) -> tuple[UnitSample, ...]:
-        """Give the points of each branch, from those kept or to be kept for the next limit."""
-        draw = self._draw
-        if kept:
-            draw = self._drawn_shared if shared else self._drawn
-        samples = draw(plan.quadrature, plan.points, plan.root_seed, self._dtype(plan), replicates)
-        return tuple(replace(sample, shared=True) for sample in samples) if shared else samples
-
-    def _draw(
-        self, kind: str, points: int, root_seed: int, dtype: torch.dtype, replicates: range
-    ) -> tuple[UnitSample, ...]:
-        """Draw what depends on these numbers alone, whatever else is in a plan."""
-        units, r = [branch.unit for branch in self.dynamics.layer], len(self.limit_root)
-        if kind == quadrature.CUBATURE:
-            return tuple(
-                quadrature.cubature(unit.in_vectors, unit.out_vectors, r) for unit in units
-            )
-        r_in = self.dynamics.inputs.shape[1]
-        directions = Directions.of_data(
-            self.limit_root[:, :r_in] @ self.dynamics.inputs.T,
-            self.limit_root[:, r_in:] @ self.dynamics.targets.T,
-        )
-        return tuple(
-            quadrature.sobol(
-                unit.in_vectors,
-                unit.out_vectors,
-                directions,
-                points=points,
-                replicates=replicates,
-                root_seed=root_seed,
-                flip_inputs=not unit.is_odd,
-                branch=number,
-                dtype=dtype,
-            )
-            for number, unit in enumerate(units)
-        )
-
-    def _trajectory(
-        self,
-        root: Array,
-        grid: Callable[[int], DepthGrid],
-        plan: Plan,
-        name: str,
-        *,
-        replicates: range | None = None,
-        shared: bool = False,
-    ) -> Trajectory:
-        """Solve for the given replicates, all of the plan's by default."""
-        depth_grid = grid(plan.nodes)
-        chosen = range(plan.replicates) if replicates is None else replicates
-        units = plan.points * (depth_grid.nodes if shared else 1)
-        each = (branch.unit for branch in self.dynamics.layer)
-        vectors = sum(unit.in_vectors + unit.out_vectors for unit in each)
-        numbers = units * vectors * len(self.limit_root) * (1 + self.dynamics.rule.buffers)
-        size = max(1, numbers * self._dtype(plan).itemsize)
-        kept = 2 * len(chosen) * size <= _STATE_BYTES
-        together = max(1, _STATE_BYTES // size)
-        parts = [
-            solve(
-                self.dynamics,
-                root,
-                depth_grid,
-                self._sample(plan, chosen[first : first + together], shared, kept),
-                name=name,
-                dtype=self._dtype(plan),
-                device=self.arithmetic.device,
-                tolerance=plan.iteration_tolerance,
-            )
-            for first in range(0, len(chosen), together)
-        ]
-        return Trajectory.joined(parts)
+        self.trajectories = Trajectories(dynamics, limit_root, self.arithmetic)
 
     def _depth_change(
         self,
@@ -347,7 +254,7 @@ class Limits:
         try:
             for nodes in {coarse, fine} - known.keys():
                 few = replace(small, nodes=nodes)
-                known[nodes] = self._trajectory(root, grid, few, name, shared=True)
+                known[nodes] = self.trajectories.solve(root, grid, few, name, shared=True)
         except LimitError as error:
             logger.debug("%s", error)
             return self._constant_change(math.nan, math.inf)
@@ -406,7 +313,7 @@ class Limits:
             more = min(most, plans.finer(used.nodes))
             last = used.nodes >= most or grid(more).nodes == grid(used.nodes).nodes
             try:
-                trajectory = self._trajectory(root, grid, used, name, replicates=replicates)
+                trajectory = self.trajectories.solve(root, grid, used, name, replicates=replicates)
             except LimitError:
                 if last:
                     raise
@@ -454,7 +361,7 @@ class Limits:
     ) -> LimitSolution:
         change = change.filled(trajectory)
         to_coordinates = minimum_norm(root)
-        tolerance = accuracy(plan.iteration_tolerance, self._dtype(plan))
+        tolerance = accuracy(plan.iteration_tolerance, self.trajectories.dtype(plan))
         size = np.abs(trajectory.hidden[:, :, -1]).max(axis=(0, 2, 3))
         return LimitSolution(
             trajectory=trajectory,

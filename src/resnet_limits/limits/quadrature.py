@@ -9,7 +9,7 @@ honest standard error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 CUBATURE = "cubature"
 SOBOL = "sobol"
+INDEPENDENT = "independent"
 # Points that are drawn at a time, which bounds temporary arrays.
 _BLOCK = 1 << 15
 
@@ -58,6 +59,11 @@ class UnitSample:
     def points(self) -> int:
         """Number of points of each replicate."""
         return self.in_vectors.shape[1]
+
+    def of(self, replicate: int) -> UnitSample:
+        """Give one replicate alone."""
+        one = slice(replicate, replicate + 1)
+        return replace(self, in_vectors=self.in_vectors[one], out_vectors=self.out_vectors[one])
 
     def at_nodes(self, shares: Array) -> list[tuple[Tensor, Tensor]]:
         """Return the in- and the out-vectors of each depth node.
@@ -218,3 +224,32 @@ def sobol(
             pass
     ins, outs = drawn
     return UnitSample(ins, outs, group=len(signs))
+
+
+def independent(
+    in_vectors: int,
+    out_vectors: int,
+    dimension: int,
+    *,
+    points: int,
+    replicates: range,
+    root_seed: int,
+    branch: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> UnitSample:
+    """Independent points: the units of a network of so many, each replicate another network's.
+
+    Parameters
+    ----------
+    in_vectors, out_vectors, dimension : int
+        a, c and r.
+    points, replicates, root_seed, branch, dtype
+        As for `sobol`.
+    """
+    size = points, in_vectors + out_vectors, dimension
+    drawn = torch.empty(len(replicates), *size, dtype=dtype)
+    for target, replicate in zip(drawn, replicates, strict=True):
+        name = (replicate, branch) if branch else (replicate,)
+        values = randomness.generator(root_seed, "units", *name).standard_normal(size)
+        target.copy_(torch.from_numpy(values))
+    return UnitSample(drawn[:, :, :in_vectors], drawn[:, :, in_vectors:])

@@ -1,0 +1,44 @@
+"""An amplitude at every step, and how well it is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet_limits.limits.depth import Array
+
+
+@dataclass(frozen=True)
+class Amplitude:
+    """The factor of one term of the error, at every step.
+
+    Attributes
+    ----------
+    value, uncertainty : ndarray, shape (K,)
+        The amplitude and the standard error of its computation.
+    """
+
+    value: Array
+    uncertainty: Array
+
+    @classmethod
+    def of_fields(cls, squares: Array, mean_square: Array | None = None) -> Amplitude:
+        """Take it from its squares in independent replicates.
+
+        Parameters
+        ----------
+        squares : ndarray, shape (replicates, K)
+            Squares of the amplitude.
+        mean_square : ndarray, shape (K,), optional
+            A better estimate of the square than their mean.
+        """
+        mean = squares.mean(axis=0) if mean_square is None else mean_square
+        value = np.sqrt(np.maximum(mean, 0.0))
+        roots, count = np.sqrt(np.maximum(squares, 0.0)), len(squares)
+        scatter = roots.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else 0.0 * value
+        return cls(value, scatter)
+
+    def with_error(self, error: Array) -> Amplitude:
+        """Add another source of error, in quadrature."""
+        return Amplitude(self.value, np.hypot(self.uncertainty, error))

@@ -1,0 +1,131 @@
+"""A_D: what the fluctuation of the embedding's Gram matrix makes of the limit, 1/sqrt(D).
+
+The Mean ODE differs from the DMFT limit by its Gram matrix alone, which fluctuates around its
+expectation ``diag(g)`` with independent entries of variance ``2 g_a^2/D`` on the diagonal (for
+Gaussian embeddings) and ``g_a g_b/D`` beside it. The mean square of a change of the limit to first
+order is the sum of those of the changes with each entry (docs/concepts/amplitudes.md), which are
+differences of solutions with the same points and so far more accurate than these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from resnet_limits import randomness
+from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes import cost
+from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.amplitudes.changes import Ends
+from resnet_limits.limits.depth import Array
+from resnet_limits.limits.plan import Plan
+from resnet_limits.limits.trajectories import Trajectories
+
+# Relative size of a change: half of it leaves an error of second order, 2e-4, in differences of
+# units in single precision that are off by 1e-5 of what they measure.
+_STEP = 0.02
+# Of the laws of the embedding's entries: fourth moment over the squared variance, minus 3.
+_EXCESS = {"gaussian": 0.0, "uniform": -1.2, "rademacher": -2.0}
+
+
+def entries(gram: Array) -> int:
+    """Count the independent entries of a diagonal Gram matrix that fluctuate."""
+    present = int(np.count_nonzero(np.diag(gram)))
+    return present * (present + 1) // 2
+
+
+def directions(gram: Array, root_seed: int, initial_law: str) -> Iterator[Array]:
+    """Give changes of the Gram matrix, sqrt(D) times a fluctuation.
+
+    Each entry by its standard deviation if these are few; the sum over them of what is quadratic in
+    a change is then its expectation. Else so many independent fluctuations, divided by the root of
+    their number, that the sum is so on average.
+
+    Parameters
+    ----------
+    gram : ndarray, shape (r, r)
+        Its expectation, diagonal.
+    root_seed : int
+        Root of the random streams.
+    initial_law : str
+        Law of the embedding's entries, which the variance of the diagonal depends on.
+
+    Yields
+    ------
+    ndarray, shape (r, r)
+        Symmetric.
+    """
+    sizes = np.sqrt(np.diag(gram))
+    scale = np.outer(sizes, sizes)
+    np.fill_diagonal(scale, np.sqrt(2.0 + _EXCESS[initial_law]) * sizes**2)
+    if entries(gram) <= cost.MOST_ENTRIES:
+        for a, b in zip(*np.triu_indices(len(gram)), strict=True):
+            if scale[a, b]:
+                change = np.zeros_like(gram)
+                change[a, b] = change[b, a] = scale[a, b]
+                yield change
+        return
+    generator = randomness.generator(root_seed, "gram directions")
+    for _ in range(cost.RANDOM_DIRECTIONS):
+        draw = np.triu(generator.standard_normal(gram.shape))
+        yield scale * (draw + np.triu(draw, 1).T) / np.sqrt(cost.RANDOM_DIRECTIONS)
+
+
+def _root(gram: Array) -> Array:
+    values, vectors = np.linalg.eigh(gram)
+    root: Array = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    return root
+
+
+def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, Amplitude]:
+    """Find A_D of the hidden state at the last layer, and of the outputs.
+
+    Parameters
+    ----------
+    trajectories : Trajectories
+        The problem.
+    plan : Plan
+        Points, nodes and scramblings.
+
+    Returns
+    -------
+    hidden, output : Amplitude
+        Their uncertainty is that over scramblings and over random directions.
+
+    Raises
+    ------
+    LimitError
+        If a limit cannot be solved.
+    """
+    limit_root = trajectories.limit_root
+    gram = limit_root @ limit_root
+    squares, mean_squares = [], []
+    for change in directions(gram, plan.root_seed, trajectories.dynamics.initial_law):
+        step = _STEP / _largest(change, limit_root)
+        both = []
+        for sign in (1.0, -1.0):
+            root = _root(gram + sign * step * change)
+            solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: mean_ode")
+            both.append(Ends.of(solved, root))
+        slope = both[0].combined(both[1], 0.5 / step, -0.5 / step)
+        squares.append(slope.squares(gram))
+        mean_squares.append(slope.mean().squares(gram)[:, 0])
+    each, mean = np.array(squares).sum(axis=0), np.array(mean_squares).sum(axis=0)
+    found = [Amplitude.of_fields(*parts) for parts in zip(each, mean, strict=True)]
+    if entries(gram) > cost.MOST_ENTRIES:
+        # The error of a sum over independent draws, as one of the amplitude.
+        count = len(mean_squares)
+        scatter = np.std(mean_squares, axis=0, ddof=1) * np.sqrt(count)
+        found = [
+            part.with_error(np.divide(error, 2 * part.value, where=part.value > 0, out=0 * error))
+            for part, error in zip(found, scatter, strict=True)
+        ]
+    return found[0], found[1]
+
+
+def _largest(change: Array, limit_root: Array) -> float:
+    """Largest change of a direction relative to the Gram matrix's own size there."""
+    sizes = np.diag(limit_root)
+    inverse = np.divide(1.0, sizes, where=sizes > 0, out=np.zeros_like(sizes))
+    return float(np.abs(np.linalg.eigvalsh(inverse[:, None] * change * inverse)).max())
