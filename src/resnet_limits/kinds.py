@@ -35,12 +35,16 @@ CELL_KEYS: dict[str, tuple[str, ...]] = {
     "mean_ode": ("embed_dim",),
     "wide": ("depth", "embed_dim"),
     "finite": SIZES,
+    "prediction": (),
     "errors": (),
     "rates": (),
 }
 """The sizes that name one result of each kind, in the order in which they are written."""
 
 KINDS = tuple(CELL_KEYS)
+
+JSON_KINDS = ("prediction", "rates")
+"""The kinds whose results are JSON files; those of the others are Zarr stores."""
 
 COMPUTED = ("dmft", "mean_ode", "wide", "finite")
 """Limits and networks: what takes nearly all of the time, and may be computed on a GPU."""

@@ -3,8 +3,9 @@
 Exit codes: 0 done; 1 failed (``check``: unsound); 2 bad input, with one line on the error stream;
 75 stopped early with finished work saved, run again.
 
-`computing` solves limits and trains networks, `comparing` measures distances and fits laws,
-`looking` reads results and computes nothing, `running` runs one command line.
+`computing` solves limits and trains networks, `predicting` tells distances without networks,
+`comparing` measures distances and fits laws, `looking` reads results and computes nothing,
+`running` runs one command line.
 """
 
 from __future__ import annotations

@@ -59,8 +59,16 @@ def validate(config: Config) -> None:
         typer.echo(f"{kind}: {len(paths.cells(kind, experiment))} results")
 
 
-def _dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:
-    """Take the DMFT limit, whose pilot fixed the quadrature, from the results, or solve it."""
+def dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:
+    """Take the DMFT limit, whose pilot fixed the quadrature, from the results, or solve it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    results : path
+        Folder of all results.
+    """
     from resnet_limits import integrity, provenance, store
     from resnet_limits.stages.paths import Paths
 
@@ -101,7 +109,7 @@ def mean_ode(
         from resnet_limits.stages import limits
 
         with naming(config):
-            dataset = limits.mean_ode(experiment, embed_dim, _dmft_for(experiment, results))
+            dataset = limits.mean_ode(experiment, embed_dim, dmft_for(experiment, results))
         save(dataset)
 
 
@@ -122,7 +130,7 @@ def wide(
         from resnet_limits.stages import limits
 
         with naming(config):
-            dataset = limits.wide(experiment, depth, embed_dim, _dmft_for(experiment, results))
+            dataset = limits.wide(experiment, depth, embed_dim, dmft_for(experiment, results))
         save(dataset)
 
 

@@ -157,8 +157,18 @@ def _depth_units(work: Work, quadrature: Quadrature, branch: Branch, replicates:
     return each * nodes * min(replicates, quadrature.replicates)
 
 
-def _solve_seconds(work: Work, quadrature: Quadrature, units: list[int]) -> float:
-    """Seconds of a solution with so many units of each branch."""
+def solve_seconds(work: Work, quadrature: Quadrature, units: list[int]) -> float:
+    """Estimate the seconds of a solution with so many units of each branch.
+
+    Parameters
+    ----------
+    work : Work
+        The problem.
+    quadrature : Quadrature
+        Which code computes the units.
+    units : list of int
+        Units of each branch, of all replicates and nodes.
+    """
     speed = speeds.COMPILED if quadrature.compiled else speeds.GENERIC
     total = speed.step * len(units)
     for branch, count in zip(work.branches, units, strict=True):
@@ -188,11 +198,11 @@ def pilot_seconds(work: Work, tried: list[Quadrature]) -> float:
     last = tried[-1]
     solved = sum(
         _draw_seconds(work, one)
-        + _solve_seconds(work, one, [_units(work, one, branch) for branch in work.branches])
+        + solve_seconds(work, one, [_units(work, one, branch) for branch in work.branches])
         for one in tried
     )
     depth = [_depth_units(work, last, branch, PILOT_REPLICATES) for branch in work.branches]
-    return solved + _solve_seconds(work, last, depth)
+    return solved + solve_seconds(work, last, depth)
 
 
 def seconds(work: Work, quadrature: Quadrature) -> float:
@@ -209,7 +219,7 @@ def seconds(work: Work, quadrature: Quadrature) -> float:
         _units(work, quadrature, branch) + _depth_units(work, quadrature, branch, 1)
         for branch in work.branches
     ]
-    return _draw_seconds(work, quadrature) + work.seeds * _solve_seconds(work, quadrature, units)
+    return _draw_seconds(work, quadrature) + work.seeds * solve_seconds(work, quadrature, units)
 
 
 def peak_bytes(work: Work, quadrature: Quadrature) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
 from resnet_limits.limits import quadrature
 from resnet_limits.limits.solver import TIGHT
 
+_PREFIX = "plan_"
 REPLICATES = 8
 MAX_POINTS = 1 << 22
 # Points are dealt out to the nodes, so that more nodes cost no more; a power of two keeps the runs
@@ -60,6 +63,15 @@ class Plan:
     precision: str = "float64"
     iteration_tolerance: float = TIGHT
     tolerance: float = math.inf
+
+    @classmethod
+    def of_attributes(cls, attributes: Mapping[str, Any]) -> Plan:
+        """Take the plan that a limit's attributes carry (:meth:`as_attributes`)."""
+        return cls(**{name: attributes[_PREFIX + name] for name in cls.__dataclass_fields__})
+
+    def as_attributes(self) -> dict[str, int | float | str]:
+        """Return the plan as attributes of the limits that it made."""
+        return {_PREFIX + name: value for name, value in self.as_dict().items()}
 
     def as_dict(self) -> dict[str, int | float | str]:
         """Return the plan as plain values; ``Plan(**values)`` gives it back."""

@@ -69,6 +69,7 @@ _STAGES: dict[str, _Stage] = {
         SIZES,
         ("problem",),
     ),
+    "prediction": _Stage(f"{PACKAGE}.stages.prediction", _LIMIT_READS, (), ("dmft",)),
     "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
     "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors",)),
     "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates",)),
@@ -160,7 +161,7 @@ def cell_seeds(stage: str, experiment: Experiment, **cell: int | str) -> range:
     **cell : int or str
         As for `stage_key`.
     """
-    if stage in {"problem", "dmft"}:
+    if stage in {"problem", "dmft", "prediction"}:
         return range(0)
     return experiment.cell_seeds(**{key: int(size) for key, size in cell.items()})
 

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 from resnet_limits import integrity, onechunk, store
 from resnet_limits.integrity import StoreError, error_line
+from resnet_limits.kinds import JSON_KINDS
 
 _MANIFESTS = "manifests"
-_RATES = "rates.json"
+_JSON = {f"{kind}.json" for kind in JSON_KINDS}
+# What each of them has, besides its provenance.
+_HAS = {"rates.json": "pairs", "prediction.json": "hidden"}
 # What a folder of one experiment's results holds from its beginning, besides results.
 _MARKS = (_MANIFESTS, ".lock", ".jobs")
 # A result that changes while it is read is looked at again.
@@ -51,7 +54,7 @@ def _manifest_places(path: Path) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     for folder in list(path.parents)[:2]:
         place = folder / _MANIFESTS / path.relative_to(folder)
-        is_page = not (path.suffix == ".zarr" or path.name == _RATES)
+        is_page = not (path.suffix == ".zarr" or path.name in _JSON)
         yield place.with_name(f"{place.name}.json") if is_page else place.with_suffix(".json")
 
 
@@ -66,7 +69,7 @@ def find(folder: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        A store, a ``rates.json``, whatever else has a manifest, whether it is there or not, or a
+        A store, a JSON result, whatever else has a manifest, whether it is there or not, or a
         file among the manifests that is no manifest of a result.
 
     Raises
@@ -98,11 +101,11 @@ def _find(folder: Path, in_manifests: bool, top: Path) -> Iterator[Path]:
             yield from _find(path, in_manifests or is_new, top)
         elif in_manifests and path.suffix == ".json":
             result = _vouched_for(path)
-            # Stores and rates are found where they are.
-            is_found = result.exists() and (is_store(result) or result.name == _RATES)
+            # Stores and JSON results are found where they are.
+            is_found = result.exists() and (is_store(result) or result.name in _JSON)
             if not (is_found and _is_below(result, top)):
                 yield result
-        elif entry.name == _RATES and _is_experiments(folder):
+        elif entry.name in _JSON and _is_experiments(folder):
             yield path
 
 
@@ -177,7 +180,7 @@ def _check(path: Path) -> Checked:
         findings = ["gone, and its manifest is there"]
     elif is_store(path):
         findings = store_findings(path)
-    elif manifest is not None or path.name == _RATES:
+    elif manifest is not None or path.name in _JSON:
         findings = _file_findings(path, manifest)
     else:
         return Checked(path, tuple(_manifest_findings(path)))
@@ -206,19 +209,20 @@ def _manifest_findings(manifest: Path) -> list[str]:
 
 
 def _file_findings(path: Path, manifest: Path | None) -> list[str]:
-    """Compare a file with its manifest; ``rates.json`` must be what it is, too."""
+    """Compare a file with its manifest; a JSON result must be what it is, too."""
     try:
         facts = {} if manifest is None else integrity.read_manifest(manifest)
         if manifest is not None and facts.get("digest") != integrity.digest(path):
             return [f"digest: not the one in {manifest.name}"]
-        if path.name != _RATES:
+        if path.name not in _JSON:
             return []
         values = integrity.read_json(path)
         key = values["provenance"]["stage_key"]
-        if not isinstance(values["pairs"], dict):
-            return ["pairs: must be a mapping"]
+        part = _HAS[path.name]
+        if not isinstance(values[part], dict):
+            return [f"{part}: must be a mapping"]
     except (KeyError, TypeError) as error:
-        return [f"not a rates.json: has no {error_line(error)}"]
+        return [f"not a {path.name}: has no {error_line(error)}"]
     except (OSError, ValueError, StoreError) as error:
         return [error_line(error)]
     if manifest is not None and facts.get("stage_key") != key:

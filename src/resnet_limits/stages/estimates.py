@@ -47,12 +47,12 @@ _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS = 100, 100, 10
 # Those of digits: pixels that are not the same in all images.
 _PIXELS = 61
 # What jobs that measure, fit and draw take, and for each comparison of two results.
-_JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
-_COMPARED_SECONDS = {"problem": 0.0, "errors": 0.005, "rates": 5e-5, "figures": 0.01}
+_JOB_SECONDS = {"problem": 0.2, "prediction": 1.0, "errors": 0.8, "rates": 0.5, "figures": 8.0}
+_COMPARED_SECONDS = {"errors": 0.005, "rates": 5e-5, "figures": 0.01}
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
-    "problem": 180, "dmft": 650, "mean_ode": 650, "wide": 650, "finite": 635, "errors": 340,
-    "rates": 240, "figures": 300,
+    "problem": 180, "dmft": 650, "mean_ode": 650, "wide": 650, "finite": 635, "prediction": 650,
+    "errors": 340, "rates": 240, "figures": 300,
 }  # fmt: skip
 # Digits come with a library of their own, where the data are made.
 _DIGITS_MB = 60
@@ -237,7 +237,7 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
     """
     if kind not in COMPUTED:
         compared = len(experiment.shapes) * len(experiment.seeds) * len(experiment.pairs)
-        return _JOB_SECONDS[kind] + _COMPARED_SECONDS[kind] * compared
+        return _JOB_SECONDS[kind] + _COMPARED_SECONDS.get(kind, 0.0) * compared
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
         stored = _STORED_SECONDS * wanted.saved / _ITEMSIZE[experiment.save.dtype]

@@ -34,8 +34,6 @@ from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
-_PLAN = "plan_"
-
 
 # Kept from cell to cell of a job: the quadrature's points are the same for all.
 @lru_cache(maxsize=1)
@@ -96,7 +94,7 @@ def _dataset(problem: Problem, solution: LimitSolution, plan: Plan, device: str)
             "quadrature_kind": plan.quadrature,
             "quadrature_points": plan.points,
             "device": device,
-            **{_PLAN + name: value for name, value in plan.as_dict().items()},
+            **plan.as_attributes(),
         },
     )
 
@@ -121,11 +119,6 @@ def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
     if problem.input_rotation is None:
         return dataset
     return dataset.assign(input_rotation=(("input", "rank"), problem.input_rotation))
-
-
-def _plan_of(dmft: xr.Dataset) -> Plan:
-    names = Plan.__dataclass_fields__
-    return Plan(**{name: dmft.attrs[_PLAN + name] for name in names})
 
 
 def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -> None:
@@ -253,7 +246,7 @@ def _of_cell(
             "stands for Gaussian weights alone; allowed: gaussian, or the limit dmft"
         )
     problem, limits, device = _prepare(experiment, made)
-    plan = _plan_of(dmft)
+    plan = Plan.of_attributes(dmft.attrs)
     where = " ".join(f"{SYMBOLS[name]}={size}" for name, size in cell.items())
     used = list(experiment.cell_seeds(**cell) if seeds is None else seeds)
     _admit(limits, plan, len(used), f"{kind} {where}", cell.get("depth", 0))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from resnet_limits.kinds import CELL_KEYS, KINDS, SYMBOLS
+from resnet_limits.kinds import CELL_KEYS, JSON_KINDS, KINDS, SYMBOLS
 
 Cell = dict[str, int]
 
@@ -144,8 +144,8 @@ class Paths:
         return self.root / self.experiment_name
 
     def store(self, kind: str, **cell: int | str) -> Path:
-        """Path of one result: a Zarr directory, or ``rates.json``."""
-        ending = ".json" if kind == "rates" else ".zarr"
+        """Path of one result: a Zarr directory, or a JSON file."""
+        ending = ".json" if kind in JSON_KINDS else ".zarr"
         return self.folder / (cell_name(kind, **cell) + ending)
 
     def manifest(self, kind: str, **cell: int | str) -> Path:

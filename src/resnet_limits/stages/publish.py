@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import xarray as xr
 
 from resnet_limits import integrity, provenance, store
-from resnet_limits.kinds import COMPUTED, SIZES
+from resnet_limits.kinds import COMPUTED, JSON_KINDS, SIZES
 
 if TYPE_CHECKING:
     from resnet_limits.config import Experiment
@@ -62,9 +62,9 @@ def publish(
     ----------
     dataset : Dataset, mapping of str to Dataset, or mapping of JSON values
         What a stage function returned: one dataset, one per group (``errors``), or the
-        dictionary of ``rates``.
+        dictionary of one of ``kinds.JSON_KINDS``.
     path : path
-        Final name of the store, or of the JSON file for ``rates``.
+        Final name of the store, or of the JSON file.
     kind : str
         The kind of result, which is also the name of its stage.
     experiment : Experiment
@@ -109,7 +109,7 @@ def publish(
         attrs["values_read"] = json.dumps(read, separators=(",", ":"))
     if manifest is not None:
         Path(manifest).unlink(missing_ok=True)
-    if kind == "rates":
+    if kind in JSON_KINDS:
         values = cast("Mapping[str, Any]", dataset)
         written = integrity.write_json({**values, "provenance": attrs}, path)
     else:

@@ -1,10 +1,10 @@
 """A_D: what the fluctuation of the embedding's Gram matrix makes of the limit, 1/sqrt(D).
 
 The Mean ODE differs from the DMFT limit by its Gram matrix alone, which fluctuates around its
-expectation ``diag(g)`` with independent entries of variance ``2 g_a^2/D`` on the diagonal and
-``g_a g_b/D`` beside it. The mean square of a change of the limit to first order is the sum of those
-of the changes with each entry (docs/concepts/amplitudes.md), which are differences of solutions
-with the same points and so far more accurate than these.
+expectation ``diag(g)`` with independent entries of variance ``2 g_a^2/D`` on the diagonal (for
+Gaussian embeddings) and ``g_a g_b/D`` beside it. The mean square of a change of the limit to first
+order is the sum of those of the changes with each entry (docs/concepts/amplitudes.md), which are
+differences of solutions with the same points and so far more accurate than these.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ RANDOM_DIRECTIONS = 48
 # Relative size of a change: half of it leaves an error of second order, 2e-4, in differences of
 # units in single precision that are off by 1e-5 of what they measure.
 _STEP = 0.02
+# Of the laws of the embedding's entries: fourth moment over the squared variance, minus 3.
+_EXCESS = {"gaussian": 0.0, "uniform": -1.2, "rademacher": -2.0}
 
 
 def entries(gram: Array) -> int:
@@ -36,7 +38,7 @@ def entries(gram: Array) -> int:
     return present * (present + 1) // 2
 
 
-def directions(gram: Array, root_seed: int) -> Iterator[Array]:
+def directions(gram: Array, root_seed: int, initial_law: str) -> Iterator[Array]:
     """Give changes of the Gram matrix, sqrt(D) times a fluctuation.
 
     Each entry by its standard deviation if these are few; the sum over them of what is quadratic in
@@ -49,6 +51,8 @@ def directions(gram: Array, root_seed: int) -> Iterator[Array]:
         Its expectation, diagonal.
     root_seed : int
         Root of the random streams.
+    initial_law : str
+        Law of the embedding's entries, which the variance of the diagonal depends on.
 
     Yields
     ------
@@ -57,23 +61,18 @@ def directions(gram: Array, root_seed: int) -> Iterator[Array]:
     """
     sizes = np.sqrt(np.diag(gram))
     scale = np.outer(sizes, sizes)
+    np.fill_diagonal(scale, np.sqrt(2.0 + _EXCESS[initial_law]) * sizes**2)
     if entries(gram) <= MOST_ENTRIES:
         for a, b in zip(*np.triu_indices(len(gram)), strict=True):
             if scale[a, b]:
                 change = np.zeros_like(gram)
-                change[a, b] = change[b, a] = scale[a, b] * (np.sqrt(2.0) if a == b else 1.0)
+                change[a, b] = change[b, a] = scale[a, b]
                 yield change
         return
     generator = randomness.generator(root_seed, "gram directions")
     for _ in range(RANDOM_DIRECTIONS):
         draw = np.triu(generator.standard_normal(gram.shape))
-        yield scale * (draw + draw.T) / np.sqrt(RANDOM_DIRECTIONS) * _on_diagonal(len(gram))
-
-
-def _on_diagonal(size: int) -> Array:
-    """Factors that give the diagonal of a doubled triangle the variance 2."""
-    factors: Array = np.ones((size, size)) + (np.sqrt(0.5) - 1.0) * np.eye(size)
-    return factors
+        yield scale * (draw + np.triu(draw, 1).T) / np.sqrt(RANDOM_DIRECTIONS)
 
 
 def _root(gram: Array) -> Array:
@@ -105,7 +104,7 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
     limit_root = trajectories.limit_root
     gram = limit_root @ limit_root
     squares, mean_squares = [], []
-    for change in directions(gram, plan.root_seed):
+    for change in directions(gram, plan.root_seed, trajectories.dynamics.initial_law):
         step = _STEP / _largest(change, limit_root)
         both = []
         for sign in (1.0, -1.0):

@@ -1,0 +1,23 @@
+rule predict:
+    input:
+        problem=PATHS.manifest("problem"),
+        dmft=PATHS.manifest("dmft"),
+    output:
+        prediction=PATHS.store("prediction"),
+        manifest=PATHS.manifest("prediction"),
+    log:
+        log_file("prediction"),
+    benchmark:
+        benchmark_file("prediction")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=doubling(4000),
+        runtime=doubling(90),
+    params:
+        key=stage_key("prediction"),
+    message:
+        "Amplitudes from the limit alone"
+    script:
+        "../workflow/scripts/prediction.py"

@@ -1,0 +1,126 @@
+"""The command that predicts distances from the limit, without training a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_limits.cli.common import RESULTS, Config, columns, naming, place
+from resnet_limits.cli.computing import Plan, dmft_for
+from resnet_limits.config import Experiment, InputError, Shape, load_experiment
+from resnet_limits.kinds import SYMBOLS
+
+_SECONDS = 60.0
+# Steps that the table shows: the first ones, and some of the later.
+_SHOWN_STEPS = 8
+
+
+def predict(
+    *,
+    config: Config,
+    depth: Annotated[
+        int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", metavar="M", min=1, help="Hidden units of each block."),
+    ] = None,
+    embed_dim: Annotated[
+        int | None,
+        typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write.")
+    ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes", metavar="N", min=0, help="Time of one core that one amplitude may take."
+        ),
+    ] = 15.0,
+    results: Plan = RESULTS,
+) -> None:
+    """Predict how far networks are from the limit, training none.
+
+    Prints the amplitude of every term of the error; with a shape, also its distances and how their
+    squares split.
+    """
+    experiment = load_experiment(config)
+    shape = _shape(depth, width, embed_dim)
+    if out is None:
+        predicted = _predicted(experiment, config, shape, minutes, results)
+    else:
+        if out.suffix != ".json" or out.is_dir():
+            raise InputError(f"--out: {out}; allowed: the name of a file that ends in .json")
+        with place(out, experiment, "prediction") as save:
+            predicted = _predicted(experiment, config, shape, minutes, results)
+            save(predicted)
+    for line in _lines(predicted):
+        typer.echo(line)
+
+
+def _shape(depth: int | None, width: int | None, embed_dim: int | None) -> Shape | None:
+    sizes = depth, width, embed_dim
+    if all(size is None for size in sizes):
+        return None
+    if depth is None or width is None or embed_dim is None:
+        raise InputError("--depth, --width, --embed-dim: a shape has all three; allowed: none, all")
+    return Shape(depth, width, embed_dim)
+
+
+def _predicted(
+    experiment: Experiment, config: Path, shape: Shape | None, minutes: float, results: Path
+) -> dict[str, Any]:
+    from resnet_limits.stages import prediction as stage
+
+    with naming(config):
+        dmft = dmft_for(experiment, results)
+        found = stage.prediction(experiment, dmft, most_seconds=_SECONDS * minutes)
+    return found if shape is None else stage.with_shape(found, shape)
+
+
+def _lines(predicted: dict[str, Any]) -> Iterator[str]:
+    """Amplitudes at some steps, a line for each term; distances of a shape; notes."""
+    steps = _shown(predicted["step"])
+    rows = [["of", "term", *(f"step {step}" for step in steps)]]
+    for name in ("hidden", "output"):
+        for term, found in predicted[name].items():
+            pairs = [(found["amplitude"][k], found["uncertainty"][k]) for k in steps]
+            rows.append([name, term, *(_with_error(*pair) for pair in pairs)])
+    yield from columns(rows)
+    if "shape" in predicted:
+        yield from columns(_shape_rows(predicted["shape"], steps))
+        for name in ("hidden", "output"):
+            if without := predicted["shape"][name]["without"]:
+                yield f"note: {name}: distance without {', '.join(without)}"
+    for term, note in predicted["notes"].items():
+        yield f"note: {term}: {note}"
+
+
+def _shape_rows(shape: dict[str, Any], steps: Sequence[int]) -> list[list[str]]:
+    sizes = " ".join(f"{letter}={shape[name]}" for name, letter in SYMBOLS.items())
+    rows = [["of", sizes, *(f"step {step}" for step in steps)]]
+    for name in ("hidden", "output"):
+        found = shape[name]
+        pairs = [(found["distance"][k], found["uncertainty"][k]) for k in steps]
+        rows.append([name, "distance", *(_with_error(*pair) for pair in pairs)])
+        for term, shares in found["share"].items():
+            rows.append([name, f"share of {term}", *(f"{100 * shares[k]:.0f} %" for k in steps)])
+    return rows
+
+
+def _shown(steps: Sequence[int]) -> list[int]:
+    """Choose steps to show: all if they are few, else some, the first and the last among them."""
+    if len(steps) <= _SHOWN_STEPS:
+        return list(steps)
+    last = len(steps) - 1
+    return sorted({0, 1, 2, 3, 5, last // 2, last} & set(steps))
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None or error is None:
+        return "-"
+    return f"{value:.3g} +- {error:.1g}"

@@ -1,0 +1,248 @@
+"""The whole error law of a problem, from its limit alone (docs/concepts/amplitudes.md)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from resnet_limits.laws import law_of
+from resnet_limits.limits import kernels
+from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
+from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.cost import Quadrature
+from resnet_limits.limits.models import Limits
+from resnet_limits.limits.plan import REPLICATES, Plan
+from resnet_limits.limits.quadrature import CUBATURE
+from resnet_limits.limits.solver import LimitError
+from resnet_limits.work import INFINITE, Work
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {"1/L": 1e-2, "sqrt(D/(LM))": 5e-3, "1/sqrt(D)": 5e-3, "1/sqrt(LM)": 2e-2}
+"""Uncertainty of an amplitude, relative to its largest over the steps, above which it is refined,
+where that is cheap."""
+# Points of each scrambling to begin with, and how many times as many are tried next.
+_WIDTH_POINTS, _GRAM_POINTS, _LAYER_POINTS, _MORE = 512, 1024, 256, 4
+# Independent units of a sample, and samples.
+_NOISE_POINTS, _NOISE_SAMPLES = 2048, 96
+
+Found = tuple[Amplitude | None, Amplitude | None]
+"""An amplitude of the hidden state and one of the outputs."""
+
+
+class PredictionError(RuntimeError):
+    """A prediction that fails its own check."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The terms of the distance from the DMFT limit.
+
+    Attributes
+    ----------
+    hidden, output : dict of str to Amplitude or None
+        By the terms of the law of ``finite-dmft``, in its order; None where theory gives none yet,
+        or it was too expensive.
+    identity : Identity or None
+        The check of the kernels, where there are any.
+    notes : dict of str to str
+        Why an amplitude of which theory gives one is None, by its term.
+    """
+
+    hidden: dict[str, Amplitude | None]
+    output: dict[str, Amplitude | None]
+    identity: width.Identity | None
+    notes: dict[str, str]
+
+
+def _relative(found: Found) -> float:
+    """Largest uncertainty of the amplitudes, relative to the largest over the steps of each."""
+    worst = 0.0
+    for amplitude in filter(None, found):
+        largest = float(amplitude.value.max())
+        if largest > 0:
+            worst = max(worst, float(amplitude.uncertainty.max()) / largest)
+    return worst
+
+
+class _Predictor:
+    """Finds one part after the other, each as precisely as is cheap."""
+
+    def __init__(self, limits: Limits, plan: Plan, most_seconds: float, rotated: bool) -> None:
+        self.limits, self.most_seconds, self.rotated = limits, most_seconds, rotated
+        self.exact = plan.quadrature == CUBATURE
+        self.plan = plan if self.exact else replace(plan, replicates=REPLICATES)
+        dynamics, arithmetic = limits.dynamics, limits.arithmetic
+        single = plan.precision == "float32"
+        compiled = single and all(kernels.code_of(b.unit) is not None for b in dynamics.layer)
+        self.sizes = cost.Sizes(
+            Work.of(dynamics, INFINITE, 1, arithmetic.dtype.itemsize),
+            tuple(branch.unit.is_smooth for branch in dynamics.layer),
+            tuple(branch.unit.tokens for branch in dynamics.layer),
+            Quadrature(plan.points, plan.replicates, plan.nodes, single, compiled),
+        )
+        self.notes: dict[str, str] = {}
+        self.identity: width.Identity | None = None
+
+    def _refined(
+        self,
+        term: str,
+        points: int,
+        find: Callable[[Plan], Found],
+        seconds: Callable[[int], float],
+        exact: bool | None = None,
+    ) -> Found:
+        """Find a part with more and more points, as long as that is cheap and needed."""
+        exact = self.exact if exact is None else exact
+        plan = self.plan if exact else replace(self.plan, points=points)
+        if (expected := seconds(plan.points)) > self.most_seconds:
+            self.notes[term] = (
+                f"thought to take {expected / 60:.0f} minutes of one core, and "
+                f"{self.most_seconds / 60:.0f} are allowed"
+            )
+            return None, None
+        while True:
+            try:
+                found = find(plan)
+            except LimitError as error:
+                self.notes[term] = str(error)
+                return None, None
+            uncertain = _relative(found)
+            logger.info("%s: %d points: uncertain by %.1e", term, plan.points, uncertain)
+            more = replace(plan, points=_MORE * plan.points)
+            allowed = min(self.most_seconds, cost.REFINED_SECONDS)
+            if exact or uncertain <= TOLERANCE[term] or seconds(more.points) > allowed:
+                return found
+            plan = more
+
+    def width(self) -> Found:
+        """Find A_W."""
+
+        def find(plan: Plan) -> Found:
+            variance, self.identity = width.width_variance(self.limits.trajectories, plan)
+            return Amplitude.of_fields(variance), None
+
+        def seconds(points: int) -> float:
+            return cost.width_seconds(self.sizes, points, self.plan.replicates)
+
+        return self._refined("sqrt(D/(LM))", _WIDTH_POINTS, find, seconds)
+
+    def gram(self) -> Found:
+        """Find A_D."""
+        root = self.limits.limit_root
+        if self.rotated and self.limits.dynamics.initial_law != "gaussian":
+            self.notes["1/sqrt(D)"] = (
+                "inputs span less than their space, and what embeddings that are not Gaussian do "
+                "in a basis of the span is not known"
+            )
+            return None, None
+        entries = gram.entries(root @ root)
+        solutions = 2 * (entries if entries <= gram.MOST_ENTRIES else gram.RANDOM_DIRECTIONS)
+
+        def seconds(points: int) -> float:
+            return cost.limit_seconds(self.sizes, points, self.plan.replicates, solutions)
+
+        return self._refined(
+            "1/sqrt(D)",
+            _GRAM_POINTS,
+            lambda plan: gram.gram_amplitudes(self.limits.trajectories, plan),
+            seconds,
+        )
+
+    def layers(self) -> Found:
+        """Find A_L."""
+
+        def seconds(points: int) -> float:
+            each = points * self.plan.nodes
+            return cost.limit_seconds(
+                self.sizes, each, self.plan.replicates, 1 + len(layers.DEPTHS)
+            )
+
+        return self._refined(
+            "1/L",
+            _LAYER_POINTS,
+            lambda plan: layers.layer_amplitudes(self.limits.trajectories, plan),
+            seconds,
+        )
+
+    def noise(self) -> Found:
+        """Find B."""
+
+        def find(plan: Plan) -> Found:
+            sampled = replace(plan, points=_NOISE_POINTS, replicates=plan.points)
+            return None, noise.output_noise(self.limits.trajectories, sampled)
+
+        def seconds(samples: int) -> float:
+            return cost.limit_seconds(self.sizes, _NOISE_POINTS, samples, 1)
+
+        return self._refined("1/sqrt(LM)", _NOISE_SAMPLES, find, seconds, exact=False)
+
+
+def predict(
+    limits: Limits,
+    plan: Plan,
+    most_seconds: float = cost.MOST_SECONDS,
+    *,
+    rotated: bool = False,
+) -> Prediction:
+    """Find every amplitude that theory gives, at every step, training no network.
+
+    Parameters
+    ----------
+    limits : Limits
+        The problem.
+    plan : Plan
+        Nodes, precision and scramblings of its DMFT limit; points are chosen anew for each part, as
+        amplitudes need far fewer than the limit.
+    most_seconds : float
+        Time on one core above which a part is not begun.
+    rotated : bool
+        Whether the inputs are those in a basis of their span.
+
+    Raises
+    ------
+    PredictionError
+        If the kernels do not make the drifts of the states.
+    """
+    predictor = _Predictor(limits, plan, most_seconds, rotated)
+    parts: Mapping[str, Found] = {
+        "1/L": predictor.layers(),
+        "sqrt(D/(LM))": predictor.width(),
+        "1/sqrt(D)": predictor.gram(),
+        "1/sqrt(LM)": predictor.noise(),
+    }
+    identity = predictor.identity
+    if identity is not None and not identity.holds:
+        raise PredictionError(
+            "prediction: the kernels do not make the drifts of the states: they differ by "
+            f"{identity.deviation:.1e}, standard error {identity.stderr:.1e}, of drifts of "
+            f"{identity.drift:.1e}"
+        )
+    none: Found = (None, None)
+    hidden, output = (
+        {term: parts.get(term, none)[place] for term in law_of("finite-dmft", name).terms}
+        for place, name in enumerate(("hidden", "output"))
+    )
+    return Prediction(hidden, output, identity, predictor.notes)
+
+
+def squares(
+    amplitudes: Mapping[str, Amplitude | None], values: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Give what every known term adds to the square of the distance of a shape, at every step.
+
+    Parameters
+    ----------
+    amplitudes : mapping of str to Amplitude or None
+        By term.
+    values : mapping of str to float
+        The value of each term's variable for the shape.
+    """
+    return {
+        term: (amplitude.value * values[term]) ** 2
+        for term, amplitude in amplitudes.items()
+        if amplitude is not None
+    }

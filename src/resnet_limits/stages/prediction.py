@@ -1,0 +1,136 @@
+"""Stage ``prediction``: the error law of an experiment, from its limit alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from resnet_limits import devices
+from resnet_limits.config import Experiment
+from resnet_limits.dynamics import make_dynamics
+from resnet_limits.kinds import Shape
+from resnet_limits.laws import law_of, variable_values
+from resnet_limits.limits.amplitudes import cost
+from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.amplitudes.prediction import predict
+from resnet_limits.limits.models import Arithmetic, Limits
+from resnet_limits.limits.plan import Plan
+from resnet_limits.problem import Problem, limit_gram_root, make_problem
+
+OBSERVABLES = ("hidden", "output")
+"""What amplitudes are predicted of."""
+
+
+def prediction(
+    experiment: Experiment,
+    dmft: xr.Dataset,
+    made: Problem | None = None,
+    most_seconds: float = cost.MOST_SECONDS,
+) -> dict[str, Any]:
+    """Predict the amplitudes of all terms, at all steps.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    dmft : Dataset
+        Its DMFT limit, whose numerics are used.
+    made : Problem, optional
+        The problem, where it was made before; else it is made here.
+    most_seconds : float
+        Time on one core above which an amplitude is not computed.
+
+    Returns
+    -------
+    dict
+        JSON values: ``step``; for ``hidden`` and ``output``, by term, ``amplitude`` and
+        ``uncertainty``, one number a step, null where there is none; ``notes``, why an amplitude is
+        null of which theory gives one; ``identity``, the check of the kernels.
+
+    Raises
+    ------
+    PredictionError
+        If the check fails.
+    """
+    problem = make_problem(experiment) if made is None else made
+    # Differences of many small solutions and products of small matrices: the work of a CPU.
+    arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), "cpu")
+    limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
+    found = predict(
+        limits,
+        Plan.of_attributes(dmft.attrs),
+        most_seconds,
+        rotated=problem.input_rotation is not None,
+    )
+    steps = experiment.training.steps
+    identity = found.identity
+    return {
+        "step": list(range(steps)),
+        **{name: _table(getattr(found, name), steps) for name in OBSERVABLES},
+        "notes": found.notes,
+        "identity": identity
+        and {
+            "drift": identity.drift,
+            "deviation": identity.deviation,
+            "stderr": identity.stderr,
+        },
+    }
+
+
+def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, Any]:
+    """Lay amplitudes out by term."""
+    return {
+        term: {
+            "amplitude": [None] * steps if found is None else found.value.tolist(),
+            "uncertainty": [None] * steps if found is None else found.uncertainty.tolist(),
+        }
+        for term, found in amplitudes.items()
+    }
+
+
+def with_shape(predicted: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """Add the predicted distances of networks of a shape from the DMFT limit.
+
+    Parameters
+    ----------
+    predicted : mapping
+        What `prediction` returned, or its JSON.
+    shape : Shape
+        L, M, D.
+
+    Returns
+    -------
+    dict
+        The same with ``shape``: ``depth``, ``width``, ``embed_dim``; for ``hidden`` and ``output``
+        the RMS ``distance`` and its ``uncertainty`` at every step, ``share``, by term, of its
+        square, and ``without``, the terms that are not known and count as zero.
+    """
+    sizes = np.array(shape)
+    added: dict[str, Any] = dict(shape._asdict())
+    for name in OBSERVABLES:
+        parts, errors, without = {}, [], []
+        for term in law_of("finite-dmft", name).terms:
+            found, factor = predicted[name][term], float(variable_values(term, sizes))
+            if None in found["amplitude"]:
+                without.append(term)
+                continue
+            parts[term] = np.square(factor * np.array(found["amplitude"]))
+            errors.append(parts[term] ** 0.5 * factor * np.array(found["uncertainty"]))
+        zeros = np.zeros(len(predicted["step"]))
+        square = sum(parts.values(), zeros)
+        distance = np.sqrt(square)
+        spread = np.sqrt(sum((error**2 for error in errors), zeros))
+
+        def over(values: np.ndarray, by: np.ndarray) -> list[float]:
+            return np.divide(values, by, out=np.zeros_like(by), where=by > 0).tolist()
+
+        added[name] = {
+            "distance": distance.tolist(),
+            "uncertainty": over(spread, distance),
+            "share": {term: over(part, square) for term, part in parts.items()},
+            "without": without,
+        }
+    return {**predicted, "shape": added}
