@@ -35,7 +35,9 @@ CELLS = 16
 """Cells in which noise and responses are carried on, where depth is continuous."""
 KAPPA = 1e-4
 """kappa at which the limit with its additions is solved."""
-_DIFFERENCE = 1e-3
+# Variances of the moves of second differences. A map with kinks has second derivatives in the mean
+# only, which larger moves find in fewer units.
+_DIFFERENCE, _DIFFERENCE_AT_KINKS = 1e-3, 3e-2
 # Of the trace of a covariance, what the directions that are left out may have.
 _LEFT_OUT = 1e-4
 _BYTES = 1 << 28
@@ -255,6 +257,7 @@ def _noise_drifts(
     """
     branch, size = solved.branch, solved.g.shape[-1]
     plain = replay(dynamics, solved, points, Additions())[:2]
+    variance_of_move = _DIFFERENCE if branch.unit.is_smooth else _DIFFERENCE_AT_KINKS
     totals = [torch.zeros_like(each) for each in plain]
     phi = solved.factor
     sides = (
@@ -274,7 +277,7 @@ def _noise_drifts(
         kept = directions[..., :count] * values[:, None, :count].sqrt()
         for vector in range(vectors):
             for chosen in _chunks(count, solved, 2):
-                moves = _DIFFERENCE**0.5 * kept[..., chosen.start : chosen.stop].mT
+                moves = variance_of_move**0.5 * kept[..., chosen.start : chosen.stop].mT
                 both = torch.stack([moves, -moves], 2).flatten(1, 2)
                 change = both.new_zeros(len(both), both.shape[1], solved.points, vectors, size)
                 change[:, :, :, vector] = both[:, :, None]
@@ -283,7 +286,7 @@ def _noise_drifts(
                 more = Additions(**{side: change.flatten(1, 2)})
                 moved = replay(dynamics, solved, many, more)[:2]
                 for i in (0, 1):
-                    totals[i] += len(chosen) * (moved[i] - plain[i]) / _DIFFERENCE
+                    totals[i] += len(chosen) * (moved[i] - plain[i]) / variance_of_move
     return totals[0], totals[1]
 
 
