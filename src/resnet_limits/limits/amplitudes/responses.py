@@ -2,8 +2,8 @@
 
 A unit sees the projections ``p0 = I_0^T u`` and ``r0 = O_0^T z`` of all steps and rows on its
 initial weights; its map from these to all g and dp = Dg(p)^T r is its skeleton map. What a network
-of finite width does to a coordinate of its states follows from two things (see docs/concepts/amplitudes.md): the mean derivative of the skeleton map,
-and the second moments of g and dp.
+of finite width does to a coordinate of its states follows from two things: the mean derivative of
+the skeleton map, and the second moments of g and dp. See docs/concepts/amplitudes.md.
 """
 
 from __future__ import annotations
