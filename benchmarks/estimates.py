@@ -100,7 +100,12 @@ CASES = {
     "transformer": Case("config/transformer.yaml", {}, _cells((4, 16, 16), (32, 128, 128))),
     "gated": Case(
         "config/config.yaml",
-        {"experiment": "gated", "model": GATED, "training": {"learning_rate": 0.3}},
+        {
+            "experiment": "gated",
+            "model": GATED,
+            "training": {"learning_rate": 0.05},
+            "numerics": {"limit_tolerance": 1e-2},
+        },
         _cells((64, 256, 256)),
     ),
     "momentum": Case(
