@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from resnet_limits.laws import law_of
 from resnet_limits.limits import kernels
 from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
@@ -214,12 +212,8 @@ def predict(
             f"prediction: takes {size / 2**30:.1f} GiB, and {most_bytes / 2**30:.1f} GiB are "
             "there; allowed: fewer samples or fewer steps"
         )
-    parts: Mapping[str, Found] = {
-        "1/L": predictor.layers(),
-        "sqrt(D/(LM))": predictor.width(),
-        "1/sqrt(D)": predictor.gram(),
-        "1/sqrt(LM)": predictor.noise(),
-    }
+    # The part with a check comes first: one that fails it is the end.
+    of_width = predictor.width()
     identity = predictor.identity
     if identity is not None and not identity.holds:
         raise PredictionError(
@@ -227,28 +221,15 @@ def predict(
             f"{identity.deviation:.1e}, standard error {identity.stderr:.1e}, of drifts of "
             f"{identity.drift:.1e}"
         )
+    parts: Mapping[str, Found] = {
+        "sqrt(D/(LM))": of_width,
+        "1/L": predictor.layers(),
+        "1/sqrt(D)": predictor.gram(),
+        "1/sqrt(LM)": predictor.noise(),
+    }
     none: Found = (None, None)
     hidden, output = (
         {term: parts.get(term, none)[place] for term in law_of("finite-dmft", name).terms}
         for place, name in enumerate(("hidden", "output"))
     )
     return Prediction(hidden, output, identity, predictor.notes)
-
-
-def squares(
-    amplitudes: Mapping[str, Amplitude | None], values: Mapping[str, float]
-) -> dict[str, np.ndarray]:
-    """Give what every known term adds to the square of the distance of a shape, at every step.
-
-    Parameters
-    ----------
-    amplitudes : mapping of str to Amplitude or None
-        By term.
-    values : mapping of str to float
-        The value of each term's variable for the shape.
-    """
-    return {
-        term: (amplitude.value * values[term]) ** 2
-        for term, amplitude in amplitudes.items()
-        if amplitude is not None
-    }
