@@ -203,7 +203,7 @@ def claim_rows(rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     Theory is the exponent or, for an amplitude, what is predicted of it.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for claim in rates.get("claims") or ():
         where, bounds = claim["where"], claim["interval"]
         theory = claim["predicted"] if claim["theory"] is None else claim["theory"]

@@ -125,7 +125,9 @@ class Spread:
         """Give the degrees of freedom of the sum of all variances: Satterthwaite's, at least 1."""
         total = self.variances.sum(axis=0)
         below = (self.variances**2 / self.degrees).sum(axis=0)
-        degrees = np.divide(total**2, below, out=np.full_like(total, np.inf), where=below > 0)
+        # An infinite variance says that nothing is known, whatever its degrees.
+        known = (below > 0) & np.isfinite(total)
+        degrees = np.divide(total**2, below, out=np.full_like(total, np.inf), where=known)
         return np.maximum(degrees, 1.0)
 
     def half_widths(self) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from resnet_limits.errors.intervals import CONFIDENCE, SEEDS, Spread
-from resnet_limits.errors.likelihood import LIMITS, Fitted
+from resnet_limits.errors.likelihood import LIMITS, MISFIT, Fitted
 
 Claim = dict[str, Any]
 
@@ -105,6 +105,10 @@ class Estimate:
         if largest == LIMITS and limit_tolerance is not None:
             factor = min(0.5, math.sqrt(0.5 * allowed / self.parts[LIMITS]))
             return f"limit_tolerance: {limit_tolerance * factor:.0e} would decide"
+        if largest == MISFIT:
+            return (
+                "shapes scatter about the law beyond their seeds; more or larger ones would decide"
+            )
         if largest == _PREDICTION:
             return "a prediction of smaller uncertainty would decide"
         return "larger shapes, where the next order is smaller, would decide"
