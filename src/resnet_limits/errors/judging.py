@@ -106,9 +106,7 @@ class Estimate:
             factor = min(0.5, math.sqrt(0.5 * allowed / self.parts[LIMITS]))
             return f"limit_tolerance: {limit_tolerance * factor:.0e} would decide"
         if largest == MISFIT:
-            return (
-                "shapes scatter about the law beyond their seeds; more or larger ones would decide"
-            )
+            return "shapes scatter beyond their seeds; more or larger shapes would decide"
         if largest == _PREDICTION:
             return "a prediction of smaller uncertainty would decide"
         return "larger shapes, where the next order is smaller, would decide"
