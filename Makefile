@@ -35,7 +35,7 @@ $(STUDIES): $(VENV)/installed
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@echo "Running all tests in two processes, which takes about 10 minutes on two cores."
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
 	@for program in slurmctld slurmd munged; do command -v $$program > /dev/null || missing=1; done; \

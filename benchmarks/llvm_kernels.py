@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from resnet_limits.networks import kernels
+from resnet_limits.networks import kernels, vectors
 
 # M and D; the plain loops want multiples of four.
 SIZES = ((500, 500), (1000, 1000), (2000, 2000))
@@ -160,9 +160,25 @@ def expanding(product: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@njit
+def kernels_project(weights, x, scale, first, last, out):
+    """Project, by the kernel."""
+    kernels._project_rows(weights, 0, x, 0, len(x), scale, first, last, out, 0)
+
+
+@njit
 def kernels_expand(source, coefficients, scale, first, last, out):
     """Expand in all columns, by the kernel."""
-    kernels._expand(source, coefficients, scale, first, last, 0, source.shape[1], out)
+    columns, states = source.shape[1], len(out)
+    kernels._expand_rows(
+        source, 0, coefficients, 0, states, scale, first, last, 0, columns, out, 0
+    )  # fmt: skip
+
+
+@njit
+def kernels_update(weights, coefficients, x, step, first, last):
+    """Update, by the kernel."""
+    kernels._update_rows(weights, 0, coefficients, x, 0, len(x), step, first, last)
 
 
 def updating(product: Callable[..., None]) -> Callable[..., None]:
@@ -177,9 +193,9 @@ def updating(product: Callable[..., None]) -> Callable[..., None]:
 
 
 PRODUCTS = {
-    "project": (projecting(kernels._project), projecting(project)),
-    "expand": (expanding(njit(kernels_expand)), expanding(expand)),
-    "update": (updating(kernels._update), updating(update)),
+    "project": (projecting(kernels_project), projecting(project)),
+    "expand": (expanding(kernels_expand), expanding(expand)),
+    "update": (updating(kernels_update), updating(update)),
 }
 """Each product as it is, and as plain loops."""
 
@@ -221,7 +237,7 @@ def processor() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, vectors of {8 * kernels._BYTES} bits"
+    return f"{name}, vectors of {8 * vectors._BYTES} bits"
 
 
 def main() -> None:

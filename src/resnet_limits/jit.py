@@ -224,7 +224,8 @@ def _sources(function: Callable[..., Any]) -> list[Path]:
     waiting, seen = [function], set()
     while waiting:
         one = waiting.pop()
-        one = getattr(one, "py_func", one)
+        # Compiled functions, and those that write code, name what they were made of.
+        one = getattr(one, "py_func", getattr(one, "__wrapped__", one))
         if id(one) in seen or getattr(one, "__module__", "").partition(".")[0] != home:
             continue
         seen.add(id(one))

@@ -37,6 +37,21 @@ from resnet_limits.units import (
 
 OPTIONS: Any = {"error_model": "numpy", "fastmath": {"contract"}}
 """How all of this is compiled: products and sums are joined, and nothing else is changed."""
+INNER: Any = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For what only compiled functions call, without code to call it from elsewhere."""
+APART: Any = {**INNER, "forceinline": False}
+"""For functions that call :func:`apart`: numba passes "forceinline" on to what is called."""
+
+
+@intrinsic
+def apart(_: Any) -> Any:
+    """Keep the function that calls this out of its callers, so that it is compiled once."""
+
+    def write(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), write
 
 
 def _polynomial(double: tuple[float, ...], single: tuple[float, ...] | None = None) -> Any:
@@ -103,7 +118,7 @@ _EXPM1 = _polynomial(
 )
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _reduce(x):
     """Give ``n + _ROUND`` and r of ``x = n ln(2) + r``."""
     shifted = x * _LOG2_E(x) + _ROUND(x)
@@ -111,7 +126,7 @@ def _reduce(x):
     return shifted, (x - n * _LN2_HIGH(x)) - n * _LN2_LOW(x)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _exp(x):
     """``e^x``; 0 where it is too small for a normal number."""
     shifted, r = _reduce(x)
@@ -139,7 +154,7 @@ def _tanh(x: float) -> float:
     raise NotImplementedError
 
 
-@overload(_tanh, jit_options=OPTIONS)
+@overload(_tanh, jit_options=INNER)
 def _tanh_of(x):
     def single(x):
         # Written so that NaN stays NaN.
@@ -203,7 +218,7 @@ _TWO_OVER_SQRT_PI = _constant(2.0 / sqrt(pi))
 _INV_SQRT_2, _INV_SQRT_2PI = _constant(sqrt(0.5)), _constant(1.0 / sqrt(2.0 * pi))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _erfc(x):
     """Give erfc(x) and ``e^(-x^2)``, for x >= 0."""
     bell = _exp(-(x * x))
@@ -243,7 +258,7 @@ def activate(code: Any, x: float) -> tuple[float, float]:
     raise NotImplementedError
 
 
-@overload(activate, jit_options=OPTIONS)
+@overload(activate, jit_options=INNER)
 def _activate_of(code, x):
     return _ACTIVATIONS[code.instance_class]
 
@@ -300,13 +315,13 @@ def slope_of_value(code: Any, g: float) -> float:
     raise NotImplementedError
 
 
-@overload(slope_is_of_value, jit_options=OPTIONS)
+@overload(slope_is_of_value, jit_options=INNER)
 def _slope_is_of_value_of(code):
     known = code.instance_class in _SLOPES
     return lambda code: known
 
 
-@overload(slope_of_value, jit_options=OPTIONS)
+@overload(slope_of_value, jit_options=INNER)
 def _slope_of_value_of(code, g):
     return _SLOPES.get(code.instance_class, _not_of_value)
 
@@ -379,17 +394,21 @@ def backward(code: Any, p: Any, values: Any, r: Any, lanes: int) -> None:
     raise NotImplementedError
 
 
-@overload(kept, jit_options=OPTIONS)
+@overload(kept, jit_options=INNER)
 def _kept_of(code):
     return _KEPT[code.instance_class]
 
 
-@overload(forward, jit_options={**OPTIONS, "forceinline": True})
+# The number of lanes is a constant where it is one of the caller.
+_INLINE: Any = {"jit_options": {**INNER, "forceinline": True}}
+
+
+@overload(forward, **_INLINE)
 def _forward_of(code, p, values, lanes):
     return _FORWARD[code.instance_class]
 
 
-@overload(backward, jit_options={**OPTIONS, "forceinline": True})
+@overload(backward, **_INLINE)
 def _backward_of(code, p, values, r, lanes):
     return _BACKWARD[code.instance_class]
 
@@ -448,11 +467,9 @@ def _gated_backward(code, p, values, r, lanes):
             p[1, row, t] = values[1, row, t] * r[0, row, t]
 
 
-@njit(**OPTIONS)
-def _add(x, y, scale, total, lanes):
-    """``total += scale x y``, lane by lane."""
-    for t in range(lanes):
-        total[t] += scale * x[t] * y[t]
+# Attention has many loops, each of which takes time to compile: it is compiled once, and not into
+# its callers. Indices without a sign need no test for negative ones, and arrays are indexed whole,
+# since each view would be counted as a user of its array.
 
 
 @_registered(_KEPT, AttentionCode)
@@ -462,71 +479,97 @@ def _attention_kept(code):
 
 @_registered(_FORWARD, AttentionCode)
 def _attention_forward(code, p, values, lanes):
-    """Keep the weight of token j for row i at ``values[key_dim + j, i]``."""
-    rows = p.shape[1]
-    size, tokens = code.key_dim, code.tokens
-    one, scale = p.dtype.type(1), p.dtype.type(1.0 / np.sqrt(size))
-    for i in range(rows):
-        first = i // tokens * tokens
-        seen = i - first + 1 if code.causal else tokens
-        values[:, i] = 0
-        # First the largest logit, then the sum of the exponentials.
-        norm = values[0, i]
-        for j in range(seen):
-            weight = values[size + j, i]
-            for k in range(size):
-                _add(p[k, i], p[size + k, first + j], scale, weight, lanes)
-            for t in range(lanes):
-                norm[t] = weight[t] if j == 0 or weight[t] > norm[t] else norm[t]
-        for j in range(seen):
-            weight = values[size + j, i]
-            for t in range(lanes):
-                weight[t] = _exp(weight[t] - norm[t])
-        norm[:] = 0
-        for j in range(seen):
-            weight = values[size + j, i]
-            for t in range(lanes):
-                norm[t] += weight[t]
-        for t in range(lanes):
-            norm[t] = one / norm[t]
-        for j in range(seen):
-            weight = values[size + j, i]
-            for t in range(lanes):
-                weight[t] *= norm[t]
-        norm[:] = 0
-        for k in range(size):
-            for j in range(seen):
-                _add(values[size + j, i], p[2 * size + k, first + j], one, values[k, i], lanes)
+    _attend(code, p, values, lanes)
 
 
 @_registered(_BACKWARD, AttentionCode)
 def _attention_backward(code, p, values, r, lanes):
-    size, tokens = code.key_dim, code.tokens
-    one, scale = p.dtype.type(1), p.dtype.type(1.0 / np.sqrt(size))
-    change = np.empty((3 * size, tokens, p.shape[2]), p.dtype)
-    of_weights = np.empty((tokens, p.shape[2]), p.dtype)
-    along = np.empty(p.shape[2], p.dtype)
-    for first in range(0, p.shape[1], tokens):
-        change[:] = 0
+    _attend_back(code, p, values, r, lanes)
+
+
+@njit(**APART)
+def _attend(code, p, values, lanes):
+    """Keep the weight of token j for row i at ``values[key_dim + j, i]``."""
+    apart()
+    size, tokens, lanes = np.uint64(code.key_dim), np.uint64(code.tokens), np.uint64(lanes)
+    one, scale = p.dtype.type(1), p.dtype.type(1.0 / np.sqrt(code.key_dim))
+    for i in range(np.uint64(p.shape[1])):
+        first = i // tokens * tokens
+        seen = i - first + np.uint64(1) if code.causal else tokens
+        for j in range(size + tokens):
+            for t in range(lanes):
+                values[j, i, t] = 0
+        # First the largest logit, then the sum of the exponentials, are in the place of g.
+        norm = np.uint64(0)
+        for j in range(seen):
+            for k in range(size):
+                for t in range(lanes):
+                    values[size + j, i, t] += scale * p[k, i, t] * p[size + k, first + j, t]
+            for t in range(lanes):
+                weight = values[size + j, i, t]
+                if j == 0 or weight > values[norm, i, t]:
+                    values[norm, i, t] = weight
+        for j in range(seen):
+            for t in range(lanes):
+                values[size + j, i, t] = _exp(values[size + j, i, t] - values[norm, i, t])
+        for t in range(lanes):
+            values[norm, i, t] = 0
+        for j in range(seen):
+            for t in range(lanes):
+                values[norm, i, t] += values[size + j, i, t]
+        for t in range(lanes):
+            values[norm, i, t] = one / values[norm, i, t]
+        for j in range(seen):
+            for t in range(lanes):
+                values[size + j, i, t] *= values[norm, i, t]
+        for k in range(size):
+            for t in range(lanes):
+                values[k, i, t] = 0
+            for j in range(seen):
+                for t in range(lanes):
+                    values[k, i, t] += values[size + j, i, t] * p[size + size + k, first + j, t]
+
+
+@njit(**APART)
+def _attend_back(code, p, values, r, lanes):
+    apart()
+    size, tokens, lanes = np.uint64(code.key_dim), np.uint64(code.tokens), np.uint64(lanes)
+    scale = p.dtype.type(1.0 / np.sqrt(code.key_dim))
+    vectors = size + size + size
+    change = np.empty((3 * code.key_dim, code.tokens, p.shape[2]), p.dtype)
+    # Cotangents of the weights, then of the logits; last their mean, by the weights.
+    cotangents = np.empty((code.tokens + 1, p.shape[2]), p.dtype)
+    for first in range(np.uint64(0), np.uint64(p.shape[1]), tokens):
+        for k in range(vectors):
+            for j in range(tokens):
+                for t in range(lanes):
+                    change[k, j, t] = 0
         for token in range(tokens):
             i = first + token
-            seen = token + 1 if code.causal else tokens
-            of_weights[:] = 0
-            along[:] = 0
-            for j in range(seen):
-                weight = values[size + j, i]
-                for k in range(size):
-                    _add(r[k, i], p[2 * size + k, first + j], one, of_weights[j], lanes)
-                    _add(r[k, i], weight, one, change[2 * size + k, j], lanes)
-                _add(weight, of_weights[j], one, along, lanes)
-            for j in range(seen):
-                weight, of_logit = values[size + j, i], of_weights[j]
+            seen = token + np.uint64(1) if code.causal else tokens
+            for j in range(tokens + np.uint64(1)):
                 for t in range(lanes):
-                    of_logit[t] = scale * weight[t] * (of_logit[t] - along[t])
+                    cotangents[j, t] = 0
+            for j in range(seen):
                 for k in range(size):
-                    _add(of_logit, p[size + k, first + j], one, change[k, token], lanes)
-                    _add(of_logit, p[k, i], one, change[size + k, j], lanes)
-        p[:, first : first + tokens] = change
+                    v = size + size + k
+                    for t in range(lanes):
+                        cotangents[j, t] += r[k, i, t] * p[v, first + j, t]
+                        change[v, j, t] += r[k, i, t] * values[size + j, i, t]
+                for t in range(lanes):
+                    cotangents[tokens, t] += values[size + j, i, t] * cotangents[j, t]
+            for j in range(seen):
+                for t in range(lanes):
+                    weight = scale * values[size + j, i, t]
+                    cotangents[j, t] = weight * (cotangents[j, t] - cotangents[tokens, t])
+                for k in range(size):
+                    for t in range(lanes):
+                        change[k, token, t] += cotangents[j, t] * p[size + k, first + j, t]
+                        change[size + k, j, t] += cotangents[j, t] * p[k, i, t]
+        for k in range(vectors):
+            for j in range(tokens):
+                for t in range(lanes):
+                    p[k, first + j, t] = change[k, j, t]
 
 
 @_registered(_KEPT, ConvolutionCode)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pages import RUN, Runner, blocks, differences, is_shown
+from trees import IGNORED, made_once
 
 from resnet_limits.config import InputError, experiment_from_dict
 
@@ -44,14 +45,16 @@ def environment(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the quickstart has been run as README says."""
-    folder = tmp_path_factory.mktemp("docs") / "resnet-limits"
+    """A clone in which the quickstart has been run as README says. Not to be edited."""
+    return made_once(tmp_path_factory, "docs", run_quickstart)
+
+
+def run_quickstart(folder: Path) -> None:
     folder.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in PARTS:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, symlinks=True, ignore=ignore)
+            shutil.copytree(source, folder / name, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy(source, folder / name)
     # What "make" would install is there already.
@@ -64,7 +67,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / made).is_dir():
             shutil.copytree(ROOT / made, folder / made)
     subprocess.run(["make", "run"], cwd=folder, env=environment(folder), check=True)
-    return folder
 
 
 @pytest.mark.slow

@@ -207,6 +207,7 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
         "mean_ode": (2, 0, 0, 0, 2, 0, 0),
         "wide": (4, 0, 0, 0, 4, 0, 0),
         "finite": (4, 0, 0, 0, 4, 0, 0),
+        "prediction": (1, 0, 0, 0, 1, 0, 0),
         "errors": (1, 0, 0, 0, 1, 0, 0),
         "rates": (1, 0, 0, 0, 1, 0, 0),
     }
@@ -230,6 +231,7 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
         "mean_ode": (2, 2, 0, 0, 0, 0, 0),
         "wide": (4, 4, 0, 0, 0, 0, 0),
         "finite": (4, 4, 0, 0, 0, 0, 0),
+        "prediction": (1, 0, 0, 0, 1, 0, 0),
         "errors": (1, 1, 0, 0, 0, 0, 0),
         "rates": (1, 1, 0, 0, 0, 0, 0),
     }
@@ -626,7 +628,8 @@ def test_the_program_exits_with_the_code(arguments, code):
     assert done.returncode == code
     if code == DONE:
         for command in (
-            "validate", "dmft", "mean-ode", "wide", "train", "errors", "rates", "shape",
+            "validate", "dmft", "mean-ode", "wide", "train", "predict", "errors", "rates",
+            "shape",
             "status", "inspect", "check",
         ):  # fmt: skip
             assert command in done.stdout

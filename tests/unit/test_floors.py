@@ -43,6 +43,7 @@ LIGHT = (
     "speeds",
     "work",
     "limits.cost",
+    "limits.amplitudes.cost",
     "networks.cost",
     "stages.paths",
     "stages.estimates",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "rules", "workflow", "profiles", "src", "config")
+# Compiled code comes along, since it counts for the same sources wherever they lie; but not files
+# that another process is about to move to their places.
+IGNORED = shutil.ignore_patterns("*.egg-info", "*.kernel.*", "*.pyc.*")
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,28 @@ class Tree:
         return Tree(path)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Make a folder once for all processes of a test run; who comes second waits for it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, whole = root / name, root / f"{name}.whole"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            whole.touch()
+    return folder
+
+
 def copy_sources(path: Path) -> Tree:
     """Copy the workflow into a new folder."""
     path.mkdir(parents=True)
     for name in PARTS:
         source = ROOT / name
         if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(source, path / name, symlinks=True, ignore=ignore)
+            shutil.copytree(source, path / name, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy(source, path / name)
     return Tree(path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from trees import Tree, copy_sources
+from trees import Tree, copy_sources, made_once
 
 
 @pytest.fixture(scope="session")
@@ -17,13 +18,16 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def finished_tree(
-    source_tree: Tree,
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_values: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory, tiny_values: Callable[..., dict[str, Any]]
 ) -> Tree:
     """Run a tiny experiment to its end. Not to be edited: take a copy."""
-    tree = source_tree.copy(tmp_path_factory.mktemp("workflow") / "finished")
-    tree.write_experiment(tiny_values())
-    done = tree.run("--configfile", "experiment.yaml")
-    assert done.returncode == 0, done.stdout
-    return tree
+
+    def make(folder: Path) -> None:
+        tree = copy_sources(folder)
+        tree.write_experiment(tiny_values())
+        done = tree.run("--configfile", "experiment.yaml")
+        assert done.returncode == 0, done.stdout
+
+    # Tests also plan in it, which leaves files beside the results: each process has its own.
+    made = made_once(tmp_path_factory, "finished", make)
+    return Tree(made).copy(tmp_path_factory.mktemp("workflow") / "finished")

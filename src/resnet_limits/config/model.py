@@ -190,7 +190,7 @@ class GradientDescentRule(Section):
 class ConstantSchedule(Section):
     """The same learning rates always."""
 
-    kind: Literal["constant"] = Field("constant", description="Which schedule.")
+    kind: Literal["constant"] = Field(description="Which schedule.")
 
 
 class CosineSchedule(Section):
@@ -284,7 +284,8 @@ class TrainingConfig(Section):
         0.0, description="lambda, decoupled: weights shrink by eta lambda beside each step."
     )
     schedule: Schedule = Field(
-        default_factory=ConstantSchedule, description="Factors of all learning rates by update."
+        default_factory=lambda: ConstantSchedule(kind="constant"),
+        description="Factors of all learning rates by update.",
     )
     batches: _Batches | None = Field(
         None,

@@ -24,7 +24,7 @@ from resnet_limits.units import Unit
 _TILE = 128
 # Sums are kept in so many parts, one for each number of a wide register.
 _LANES = 16
-_INLINE = {**tiles.OPTIONS, "forceinline": True}
+_INLINE = {**tiles.INNER, "forceinline": True}
 
 
 def code_of(unit: Unit) -> Any:
@@ -89,28 +89,60 @@ def _combine(matrix, columns, v, at, total, there, fresh):
             j += 1
 
 
-@njit(**_INLINE)
-def _correlate(weights, v, at, values, sums):
+@njit(**tiles.APART)
+def _correlate(weights, at, values, sums):
     """Add products of a tile of weights and of values, summed over points but for the lanes."""
-    v, at = np.uint64(v), np.uint64(at)
-    for k in range(weights.shape[1]):
-        for row in range(values.shape[1]):
-            for lane in range(_LANES):
-                total = sums[k, row, lane]
-                for part in range(_TILE // _LANES):
-                    t = part * _LANES + lane
-                    total += weights[v, k, at + np.uint64(t)] * values[v, row, t]
-                sums[k, row, lane] = total
+    tiles.apart()
+    at = np.uint64(at)
+    for v in range(np.uint64(len(weights))):
+        for k in range(weights.shape[1]):
+            for row in range(values.shape[1]):
+                for lane in range(_LANES):
+                    total = sums[k, row, lane]
+                    for part in range(_TILE // _LANES):
+                        t = part * _LANES + lane
+                        total += weights[v, k, at + np.uint64(t)] * values[v, row, t]
+                    sums[k, row, lane] = total
 
 
-@njit(**_INLINE)
-def _pre_activate(w, weights, at, p):
-    """Set a tile to the products with states, vector by vector."""
+@njit(**tiles.APART)
+def _forward(code, w, ins, at, p, values):
+    """Set a tile of pre-activations to the products with states, and map it."""
+    tiles.apart()
     for v in range(len(p)):
-        _combine(w, weights, v, at, p, 0, True)
+        _combine(w, ins, v, at, p, 0, True)
+    tiles.forward(code, p, values, _TILE)
 
 
-@njit(**tiles.OPTIONS)
+@njit(**tiles.APART)
+def _backward(code, z, outs, at, p, values, r):
+    """Set a tile of cotangents to the products with states, and pull it back, over p."""
+    tiles.apart()
+    for v in range(len(r)):
+        _combine(z, outs, v, at, r, 0, True)
+    tiles.backward(code, p, values, r, _TILE)
+
+
+@njit(**tiles.APART)
+def _add(matrix, tile, weights, at):
+    """Add a tile's gradient to weights."""
+    tiles.apart()
+    for v in range(len(weights)):
+        _combine(matrix, tile, v, 0, weights, at, False)
+
+
+@njit(**tiles.INNER)
+def _copy(source, start, target, to, count):
+    """Copy so many points of all vectors. As an assignment it would cost seconds to compile."""
+    start, to = np.uint64(start), np.uint64(to)
+    vectors, inner, _ = source.shape
+    for v in range(vectors):
+        for k in range(inner):
+            for t in range(count):
+                target[v, k, to + np.uint64(t)] = source[v, k, start + np.uint64(t)]
+
+
+@njit(**tiles.INNER)
 def _move(step, weights, buffers, v, at, gradient, count):
     """Take so many points of weights and their buffers through ``X <- T X + g G``."""
     matrix, of_gradient = step
@@ -127,16 +159,18 @@ def _move(step, weights, buffers, v, at, gradient, count):
                 old = weights[v, k, at : at + count] if j == 0 else buffers[j - 1][v, k, at:]
                 for t in range(count):
                     new[t] += factor * old[t]
-        weights[v, k, at : at + count] = moved[0, :count]
-        for j in range(1, len(matrix)):
-            buffers[j - 1][v, k, at : at + count] = moved[j, :count]
+        for j in range(len(matrix)):
+            new = moved[j]
+            old = weights[v, k, at : at + count] if j == 0 else buffers[j - 1][v, k, at:]
+            for t in range(count):
+                old[t] = new[t]
 
 
 def _of_pair(buffers: Any, pair: int) -> Any:
     raise NotImplementedError
 
 
-@overload(_of_pair, jit_options=tiles.OPTIONS)
+@overload(_of_pair, jit_options=tiles.INNER)
 def _of_pair_of(buffers, pair):
     """Give the buffers of one pair, a tuple as long as the one given."""
     if len(buffers) == 1:
@@ -144,70 +178,44 @@ def _of_pair_of(buffers, pair):
     return lambda buffers, pair: (buffers[0][pair], *_of_pair(buffers[1:], pair))
 
 
-@njit(**tiles.OPTIONS)
-def _visit_tile(
-    code, ins, outs, at, moves, point, count, trains, settled, w, z, wanted, room, sums
-):
-    """Do what :func:`visit` does with the points of a tile.
-
-    They are columns of `ins` and `outs` from `at` on: of the weights themselves, or of copies with
-    units that have no weights after them. Where steps do more than to add, `moves` has them, and
-    the weights with their buffers, of which they are so many columns as `count` from `point` on.
-    """
-    p, values, r, gradient = room
-    if trains:
-        old_w, old_z, of_in, of_out = settled
-        _pre_activate(old_w, ins, at, p)
-        tiles.forward(code, p, values, _TILE)
-        _pre_activate(old_z, outs, at, r)
-        tiles.backward(code, p, values, r, _TILE)
-        # Decided when it is compiled.
-        if moves is None:
-            for v in range(len(p)):
-                _combine(of_in, p, v, 0, ins, at, False)
-            for v in range(len(r)):
-                _combine(of_out, values, v, 0, outs, at, False)
-        else:
-            step_in, step_out, all_ins, in_buffers, all_outs, out_buffers = moves
-            for v in range(len(p)):
-                _combine(of_in, p, v, 0, gradient, 0, True)
-                _move(step_in, all_ins, in_buffers, v, point, gradient, count)
-                if count < _TILE:
-                    ins[v, :, :count] = all_ins[v, :, point:]
-            for v in range(len(r)):
-                _combine(of_out, values, v, 0, gradient, 0, True)
-                _move(step_out, all_outs, out_buffers, v, point, gradient, count)
-                if count < _TILE:
-                    outs[v, :, :count] = all_outs[v, :, point:]
-    if wanted[0] or wanted[1]:
-        _pre_activate(w, ins, at, p)
-        tiles.forward(code, p, values, _TILE)
-        if wanted[0]:
-            for v in range(len(r)):
-                _correlate(outs, v, at, values, sums[0])
-        if wanted[1]:
-            _pre_activate(z, outs, at, r)
-            tiles.backward(code, p, values, r, _TILE)
-            for v in range(len(p)):
-                _correlate(ins, v, at, p, sums[1])
-
-
-def _moves_of(moves: Any, ins: Any, outs: Any, pair: int) -> Any:
+def _learn(
+    moves: Any, incoming: Any, outgoing: Any, pair: int, point: int, count: int, ins: Any,
+    outs: Any, at: int, room: Any, of_in: Any, of_out: Any,
+) -> None:  # fmt: skip
     raise NotImplementedError
 
 
-@overload(_moves_of, jit_options=tiles.OPTIONS)
-def _moves_of_pair(moves, ins, outs, pair):
-    """Give the steps of one pair with its weights and buffers, or None where there are none."""
-    if isinstance(moves, types.NoneType):
-        return lambda moves, ins, outs, pair: None
+@overload(_learn, jit_options=tiles.INNER)
+def _learn_of(
+    moves, incoming, outgoing, pair, point, count, ins, outs, at, room, of_in, of_out
+):  # fmt: skip
+    """Let the points of a tile take a step of a pair's weights.
 
-    def of_pair(moves, ins, outs, pair):
+    They are columns of `ins` and `outs` from `at` on: of the weights themselves, or of copies with
+    units that have no weights after them. Where steps do more than to add, `moves` has them; the
+    weights with their buffers are so many columns as `count` from `point` on.
+    """
+
+    def add(moves, incoming, outgoing, pair, point, count, ins, outs, at, room, of_in, of_out):
+        p, values, _, _ = room
+        _add(of_in, p, ins, at)
+        _add(of_out, values, outs, at)
+
+    def move(moves, incoming, outgoing, pair, point, count, ins, outs, at, room, of_in, of_out):
+        p, values, _, gradient = room
         step_in, step_out, in_buffers, out_buffers = moves
-        ins_of, outs_of = _of_pair(in_buffers, pair), _of_pair(out_buffers, pair)
-        return step_in, step_out, ins[pair], ins_of, outs[pair], outs_of
+        of_pair = _of_pair(in_buffers, pair), _of_pair(out_buffers, pair)
+        for v in range(len(ins)):
+            _combine(of_in, p, v, 0, gradient, 0, True)
+            _move(step_in, incoming[pair], of_pair[0], v, point, gradient, count)
+        for v in range(len(outs)):
+            _combine(of_out, values, v, 0, gradient, 0, True)
+            _move(step_out, outgoing[pair], of_pair[1], v, point, gradient, count)
+        if count < _TILE:
+            _copy(incoming[pair], point, ins, 0, count)
+            _copy(outgoing[pair], point, outs, 0, count)
 
-    return of_pair
+    return add if isinstance(moves, types.NoneType) else move
 
 
 @compiled(nogil=True, **tiles.OPTIONS)
@@ -240,38 +248,42 @@ def visit(code, incoming, outgoing, trains, settled, moves, w, z, wanted, sums):
     pairs, a, r, points = incoming.shape
     c, rows = outgoing.shape[1], sums.shape[3]
     kept = tiles.kept(code)
-    room = (
-        np.empty((a, rows, _TILE), np.float32),
-        np.empty((c + kept, rows, _TILE), np.float32),
-        np.empty((c, rows, _TILE), np.float32),
-        np.empty((max(a, c), r, _TILE), np.float32),
-    )
-    last = np.zeros((a, r, _TILE), np.float32), np.zeros((c, r, _TILE), np.float32)
+    p = np.empty((a, rows, _TILE), np.float32)
+    values = np.empty((c + kept, rows, _TILE), np.float32)
+    cotangents = np.empty((c, rows, _TILE), np.float32)
+    room = p, values, cotangents, np.empty((max(a, c), r, _TILE), np.float32)
+    last_in, last_out = np.empty((a, r, _TILE), np.float32), np.empty((c, r, _TILE), np.float32)
     lanes = np.empty((2, r, rows, _LANES), np.float32)
     old_w, old_z, of_in, of_out = settled
-    rest = points % _TILE
-    whole = points - rest
     for pair in range(pairs):
         lanes[:] = 0
-        ins, outs = incoming[pair], outgoing[pair]
-        these = _moves_of(moves, incoming, outgoing, pair)
-        old = old_w[pair], old_z[pair], of_in[pair], of_out[pair]
-        u, v = w[pair], z[pair]
-        both = lanes[0], lanes[1]
-        for at in range(0, whole, _TILE):
-            _visit_tile(
-                code, ins, outs, at, these, at, _TILE, trains, old, u, v, wanted, room, both
-            )
-        if rest:
-            # The units that fill the tile have no weights and add nothing to any sum.
-            last[0][:, :, rest:] = 0
-            last[1][:, :, rest:] = 0
-            last[0][:, :, :rest] = ins[:, :, whole:]
-            last[1][:, :, :rest] = outs[:, :, whole:]
-            _visit_tile(code, *last, 0, these, whole, rest, trains, old, u, v, wanted, room, both)
+        for point in range(0, points, _TILE):
+            count = min(_TILE, points - point)
+            ins, outs, at = incoming[pair], outgoing[pair], point
+            if count < _TILE:
+                # The units that fill the tile have no weights and add nothing to any sum.
+                ins, outs, at = last_in, last_out, 0
+                ins[:] = 0
+                outs[:] = 0
+                _copy(incoming[pair], point, ins, 0, count)
+                _copy(outgoing[pair], point, outs, 0, count)
             if trains:
-                ins[:, :, whole:] = last[0][:, :, :rest]
-                outs[:, :, whole:] = last[1][:, :, :rest]
+                _forward(code, old_w[pair], ins, at, p, values)
+                _backward(code, old_z[pair], outs, at, p, values, cotangents)
+                _learn(
+                    moves, incoming, outgoing, pair, point, count, ins, outs, at, room,
+                    of_in[pair], of_out[pair],
+                )  # fmt: skip
+                if count < _TILE:
+                    _copy(ins, 0, incoming[pair], point, count)
+                    _copy(outs, 0, outgoing[pair], point, count)
+            if wanted[0] or wanted[1]:
+                _forward(code, w[pair], ins, at, p, values)
+            if wanted[0]:
+                _correlate(outs, at, values, lanes[0])
+            if wanted[1]:
+                _backward(code, z[pair], outs, at, p, values, cotangents)
+                _correlate(ins, at, p, lanes[1])
         for way in range(2):
             for k in range(r):
                 for row in range(rows):

@@ -113,9 +113,9 @@ class _Branch:
         )
         # Units and products in one, where that is faster.
         one = self.products if isinstance(self.products, Compiled) else None
-        self.passes = one if one is not None and one.has_passes else None
-        # What a unit keeps beside g, as the unit gives it.
-        self.beside = room(units, self.unit.kept_vectors, rows)
+        self.passes = one if one is not None and one.passes is not None else None
+        # What a unit keeps beside g, as the unit gives it; passes compute it again.
+        self.beside = room(units, 0 if self.passes else self.unit.kept_vectors, rows)
         # The same arrays as the unit wants them, (S, M, vectors, rows), layer by layer.
         self.p, self.g, self.r, self.dp = (
             [layer.unflatten(2, (units, vectors)).permute(0, 2, 3, 1) for layer in array]

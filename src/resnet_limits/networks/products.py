@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -182,26 +183,32 @@ class Compiled:
         # Compiled code takes time to load, and may change torch's number of threads.
         from resnet_limits.networks import kernels, passes
 
+        _, seeds, width, embed_dim = arrays.incoming.shape
+        rows, room = arrays.h.shape[2], arrays.past_u.shape[2]
+        self.base = arrays.base_b
+        # All layers' and seeds' rows below each other.
         self.at = Arrays(**{name: array.numpy() for name, array in vars(arrays).items()})
+        at = self.at = Arrays(
+            **{name: array.reshape(-1, array.shape[3]) for name, array in vars(self.at).items()}
+        )
         self.scales = scales
-        at = self.at
-        _, seeds, width, embed_dim = at.incoming.shape
-        weights = seeds * embed_dim * max(width, at.outgoing.shape[2])
+        weights = seeds * embed_dim * max(width, arrays.outgoing.shape[2])
         shared = weights >= _SHARED_FROM
         kernels.use_threads(threads)
         self.project: Callable[..., None] = kernels.project_shared if shared else kernels.project
         self.expand: Callable[..., None] = kernels.expand_shared if shared else kernels.expand
         dtype = at.h.dtype
-        rows, room = at.h.shape[2], at.past_u.shape[2]
-        self.overlaps = np.empty((seeds, rows, room), dtype=dtype)
+        self.sizes = seeds, rows
+        self.overlaps = np.empty((seeds * rows, room), dtype=dtype)
         row = embed_dim * dtype.itemsize
         row += (_OFF_PAGE - row) % _PAGE if row >= _PAGE // 2 else 0
-        self.partial = np.empty((seeds, kernels.PARTS, rows, row // dtype.itemsize), dtype=dtype)
+        self.partial = np.empty((seeds * kernels.PARTS * rows, row // dtype.itemsize), dtype=dtype)
         self.has_own_base = arrays.base_b is arrays.b
-        self.code, self.sizes = unit.compiled, (unit.in_vectors, unit.out_vectors)
-        # Layers so large that threads share them lose no time between products.
-        self.has_passes = unit.compiled is not None and not shared
-        self.passes = passes
+        code, self.vectors = unit.compiled, (unit.in_vectors, unit.out_vectors)
+        self.passes: tuple[Callable[..., None], Callable[..., None]] | None = None
+        if code is not None:
+            alone = partial(passes.forward, code), partial(passes.backward, code)
+            self.passes = passes.shared(code) if shared else alone
         self.forward_arrays = (
             *(at.incoming, at.outgoing, at.u, at.h, at.next_h),
             *(at.next_b, at.p, at.g, at.dp),
@@ -218,7 +225,7 @@ class Compiled:
         self.adds_in, self.adds_out = bool(incoming.step != 0), bool(outgoing.step != 0)
         # Read products take their scale at once with what each part counts.
         self.read_in, self.read_out = read * incoming.initial, read * outgoing.initial
-        if not at.past_u.shape[2]:
+        if not len(at.past_u):
             self.past_in = self.past_out = self.read_past_in = self.read_past_out = None
             return
         ins, outs = (
@@ -233,46 +240,51 @@ class Compiled:
         """Compute ``p = I^T u / D``."""
         at, step = self.at, self.of_in.step
         arrays = at.incoming, at.u, at.p, at.dp, self.read_past_in
-        self.project(*arrays, layer, self.used, self.read_in, step, False)
+        self.project(*arrays, self.sizes, layer, self.used, self.read_in, step, False)
 
     def write(self, layer: int) -> None:
         """Compute ``next_h``."""
         at, (initial, _, step) = self.at, self.of_out
         arrays = at.outgoing, at.g, at.h, at.next_h, at.next_b, self.partial, self.past_out
-        self.expand(*arrays, layer, self.used, self.scales.write, initial, step, False)
+        numbers = self.scales.write, initial, step
+        self.expand(*arrays, self.sizes, layer, self.used, *numbers, False)
 
     def read_back(self, layer: int, learn: bool) -> None:
         """Compute ``r = O^T next_b / D``; then take O's step."""
-        at, step = self.at, self.of_out.step
+        at, numbers = self.at, (self.read_out, self.of_out.step)
         arrays = at.outgoing, at.next_b, at.r, at.g, self.read_past_out
-        self.project(*arrays, layer, self.used, self.read_out, step, learn and self.adds_out)
+        self.project(*arrays, self.sizes, layer, self.used, *numbers, learn and self.adds_out)
 
     def write_back(self, layer: int, learn: bool) -> None:
         """Compute ``b``; then take I's step."""
         at, (initial, _, step) = self.at, self.of_in
         if self.has_own_base:
-            at.base_b[layer] = 0
+            self.base[layer] = 0
         arrays = at.incoming, at.dp, at.base_b, at.b, at.u, self.partial, self.past_in
-        gain, learn = self.scales.write, learn and self.adds_in
-        self.expand(*arrays, layer, self.used, gain, initial, step, learn)
+        numbers = self.scales.write, initial, step
+        self.expand(*arrays, self.sizes, layer, self.used, *numbers, learn and self.adds_in)
 
     def forward(self, layers: range) -> None:
         """Compute `read`, the units and `write` of each layer, for a unit with compiled code."""
         pasts = self.read_past_in, self.past_out
         numbers = self.read_in, self.scales.write, self.of_out.initial
-        arrays = self.code, self.sizes, self.forward_arrays, self.partial, pasts
-        self.passes.forward(*arrays, self.used, numbers, layers.start, layers.stop)
+        arrays = self.vectors, self.forward_arrays, self.partial, *pasts, self.sizes
+        assert self.passes is not None
+        run, _ = self.passes
+        run(*arrays, self.used, numbers, layers.start, layers.stop)
 
     def backward(self, layers: range, learn: bool) -> None:
         """Compute `read_back`, the units and `write_back` of each layer, the last one first."""
-        pasts = self.read_past_out, self.past_in
+        pasts = self.past_in, self.read_past_out
         numbers = self.read_out, self.scales.write, self.of_in.initial
         steps = self.of_in.step, self.of_out.step
         learns = learn and self.adds_in, learn and self.adds_out
-        arrays = self.code, self.sizes, self.backward_arrays, self.partial, pasts
+        arrays = self.vectors, self.backward_arrays, self.partial, *pasts, self.sizes
         if self.has_own_base:
-            self.at.base_b[layers.start : layers.stop] = 0
-        self.passes.backward(*arrays, self.used, numbers, steps, learns, layers.start, layers.stop)
+            self.base[layers.start : layers.stop] = 0
+        assert self.passes is not None
+        _, run = self.passes
+        run(*arrays, self.used, numbers, steps, learns, layers.start, layers.stop)
 
     def learn(self) -> None:
         """Nothing is left: each product has been followed by its gradient step."""

@@ -2,8 +2,8 @@
 
 A unit sees the projections ``p0 = I_0^T u`` and ``r0 = O_0^T z`` of all steps and rows on its
 initial weights; its map from these to all g and dp = Dg(p)^T r is its skeleton map. What a network
-of finite width does to a coordinate of its states follows from two things (docs/concepts/
-amplitudes.md): the mean derivative of the skeleton map, and the second moments of g and dp.
+of finite width does to a coordinate of its states follows from two things: the mean derivative of
+the skeleton map, and the second moments of g and dp. See docs/concepts/amplitudes.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from resnet_limits.dynamics import Branch, Dynamics
+from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.depth import Array
 from resnet_limits.limits.quadrature import UnitSample
 from resnet_limits.rules import table
 from resnet_limits.threads import workers
 from resnet_limits.units import Unit
 
-# Numbers of the largest array of a chunk of units: a few of them are there at once.
-CHUNK_ELEMENTS = 1 << 19
 # By how much of its RMS a projection is moved where a unit's map has kinks.
 _FINITE_STEP = 0.1
 # Dual numbers are one thread's at a time.
@@ -108,21 +107,23 @@ class _Tangent(_Answer):
         samples = rows // tokens
         of_g = p.new_empty(samples, tokens * c, tokens * a, points)
         of_dp = p.new_empty(samples, tokens * a, tokens * a, points)
-        r_unit = _to_unit(r)
-        for column in range(tokens * a):
-            basis = torch.zeros_like(p)
-            basis.view(samples, tokens * a, points)[:, column] = 1.0
-            with _DUAL, forward_ad.dual_level():
-                moved = forward_ad.make_dual(_to_unit(p), _to_unit(basis))
-                values = unit.forward(moved)
-                change = unit.backward(moved, values, r_unit)
-                for place, array, vectors in ((of_g, values, c), (of_dp, change, a)):
-                    tangent = forward_ad.unpack_dual(array).tangent
-                    if tangent is None:
-                        place[:, :, column] = 0.0
-                        continue
-                    found = _from_unit(tangent[..., :vectors, :])
-                    place[:, :, column] = found.reshape(samples, tokens * vectors, points)
+        # All columns of a sample's matrix at once, (columns, points, vectors, rows).
+        columns = tokens * a
+        basis = torch.eye(columns).to(p).view(columns, 1, tokens, a).repeat(1, samples, 1, 1)
+        tangents = basis.view(columns, 1, rows, a).mT.repeat(1, points, 1, 1)
+        many = _to_unit(p).repeat(columns, 1, 1, 1)
+        with _DUAL, forward_ad.dual_level():
+            moved = forward_ad.make_dual(many, tangents)
+            values = unit.forward(moved)
+            change = unit.backward(moved, values, _to_unit(r))
+            for place, array, vectors in ((of_g, values, c), (of_dp, change, a)):
+                tangent = forward_ad.unpack_dual(array).tangent
+                if tangent is None:
+                    place.zero_()
+                    continue
+                # (columns, points, vectors, rows) -> (samples, tokens, vectors, columns, points)
+                split = tangent[..., :vectors, :].unflatten(-1, (samples, tokens))
+                place.copy_(split.permute(3, 4, 2, 0, 1).reshape(place.shape))
         self.of_g, self.of_dp = of_g, of_dp
 
     def __call__(self, p: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,7 +303,7 @@ def chunk_points(dynamics: Dynamics, branch: Branch) -> int:
     rows = len(dynamics.inputs)
     seeds = rows * (a + c) * (1 if branch.unit.is_smooth else 2)
     numbers = dynamics.steps * rows * seeds * max(a, c)
-    return max(4, CHUNK_ELEMENTS // numbers)
+    return max(cost.SMALLEST_CHUNK, cost.CHUNK_ELEMENTS // numbers)
 
 
 def branch_kernels(

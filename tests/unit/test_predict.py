@@ -1,0 +1,156 @@
+"""The stage and the command that predict distances: tables, shapes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from resnet_limits.cli import BAD_INPUT, DONE, FAILED, main, predicting
+from resnet_limits.config import experiment_from_dict
+from resnet_limits.dynamics import make_dynamics
+from resnet_limits.laws import in_quadrature
+from resnet_limits.limits.amplitudes import cost, prediction, width
+from resnet_limits.limits.models import Limits
+from resnet_limits.limits.plan import Plan
+from resnet_limits.problem import limit_gram_root, make_problem
+from resnet_limits.stages import prediction as stage
+from resnet_limits.work import MemoryRefusedError
+
+PLAN = Plan("sobol", 256, 8, 4, 0, "float32", 1e-6, 1e-2)
+HIDDEN = {"1/L": 0.1, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 2.0}
+OUTPUT = {"1/L": 0.05, "D/(LM)": None, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.4}
+
+
+def predicted(notes=None):
+    """What the stage returns, with numbers of nobody."""
+
+    def table(amplitudes):
+        return {
+            term: {
+                "amplitude": [0.0, value, value] if value else [None] * 3,
+                "uncertainty": [0.0, 0.01 * value, 0.01 * value] if value else [None] * 3,
+            }
+            for term, value in amplitudes.items()
+        }
+
+    return {
+        "step": [0, 1, 2],
+        "hidden": table(HIDDEN),
+        "output": table(OUTPUT),
+        "notes": notes or {},
+        "identity": None,
+    }
+
+
+@pytest.fixture
+def config(tmp_path, tiny_values, monkeypatch):
+    """The tiny experiment, alone in a folder, with a prediction that costs nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_values()))
+    monkeypatch.setattr(predicting, "dmft_for", lambda *_: None)
+    monkeypatch.setattr(stage, "prediction", lambda *_, **__: predicted({"1/L": "too long"}))
+    return "tiny.yaml"
+
+
+def run(line, capsys):
+    code = main(line.split())
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), err.splitlines()
+
+
+def test_a_table_of_all_terms(config, capsys):
+    code, lines, _ = run(f"--quiet predict {config}", capsys)
+    assert code == DONE
+    assert [line.split()[:2] for line in lines[1:8]] == [
+        *(["hidden", term] for term in HIDDEN),
+        *(["output", term] for term in OUTPUT),
+    ]
+    assert "0.8 +- 0.008" in lines[2]
+    assert lines[5].split()[2:] == ["-"] * 3
+    assert lines[-1] == "note: 1/L: too long"
+
+
+def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
+    line = f"--quiet predict {config} --depth 16 --width 64 --embed-dim 32 --out p.json"
+    code, lines, _ = run(line, capsys)
+    assert code == DONE
+    values = json.loads(Path("p.json").read_text())
+    shape = values["shape"]
+    assert [shape[name] for name in ("depth", "width", "embed_dim")] == [16, 64, 32]
+    for name, amplitudes in (("hidden", HIDDEN), ("output", OUTPUT)):
+        known = {term: value for term, value in amplitudes.items() if value}
+        expected = float(in_quadrature(known, np.array([16, 64, 32])))
+        assert shape[name]["distance"][1] == pytest.approx(expected)
+        assert 0.001 * expected < shape[name]["uncertainty"][1] <= 0.01 * expected
+        assert sum(share[1] for share in shape[name]["share"].values()) == pytest.approx(1)
+    assert shape["hidden"]["without"] == []
+    assert shape["output"]["without"] == ["D/(LM)"]
+    assert "note: output: distance without D/(LM)" in lines
+    assert values["provenance"]["stage_key"]
+    assert values["output"]["D/(LM)"]["amplitude"] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--depth 4", "a shape has all three; allowed: none, all"),
+        ("--out p.zarr", "--out: p.zarr; allowed: the name of a file that ends in .json"),
+        ("--depth 0 --width 1 --embed-dim 1", "--depth"),
+    ],
+)
+def test_bad_input_is_one_line(config, capsys, words, complaint):
+    code, _, lines = run(f"predict {config} {words}", capsys)
+    assert code == BAD_INPUT
+    assert len(lines) == 1
+    assert complaint in lines[0]
+
+
+def tiny_limits(tiny_values, **changes):
+    experiment = experiment_from_dict(tiny_values(**changes))
+    problem = make_problem(experiment)
+    return Limits(make_dynamics(experiment, problem), limit_gram_root(problem))
+
+
+def test_a_prediction_that_fails_its_check_saves_nothing(
+    tmp_path, tiny_values, monkeypatch, capsys
+):
+    """Kernels of half their size, as of a wrong factor."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_values()))
+    real = width._drifts
+    monkeypatch.setattr(width, "_drifts", lambda *parts: 0.5 * real(*parts))
+    code, lines, complaint = run("--quiet predict tiny.yaml --out p.json", capsys)
+    assert code == FAILED
+    assert lines == []
+    assert "the kernels do not make the drifts of the states" in complaint[-1]
+    assert not Path("p.json").exists()
+
+
+def test_what_takes_too_long_is_left_out_and_said(tiny_values):
+    limits = tiny_limits(tiny_values)
+    found = prediction.predict(limits, PLAN, most_seconds=0.0)
+    assert set(found.notes) == {"1/L", "sqrt(D/(LM))", "1/sqrt(D)", "1/sqrt(LM)"}
+    assert all("minutes of one core" in note for note in found.notes.values())
+    assert not any([*found.hidden.values(), *found.output.values()])
+
+
+def test_what_does_not_fit_is_refused(tiny_values):
+    with pytest.raises(MemoryRefusedError, match=r"prediction: takes .* GiB"):
+        prediction.predict(tiny_limits(tiny_values), PLAN, most_bytes=1e6)
+
+
+def test_memory_and_time_grow_with_the_problem(tiny_values):
+    sizes = [
+        prediction._Predictor(
+            tiny_limits(tiny_values, training={"steps": steps}), PLAN, 1, False
+        ).sizes
+        for steps in (5, 50)
+    ]
+    small, large = (cost.width_bytes(one) for one in sizes)
+    assert large > 20 * small - 20 * 8 * cost._CHUNK_ARRAYS * cost.CHUNK_ELEMENTS
+    few, many = (cost.width_seconds(one, 512, 8) for one in sizes)
+    assert many > 100 * few
