@@ -14,6 +14,7 @@ Usage: ``python benchmarks/overhead.py [CONFIG] [--shapes 60] [--train] [--no-pl
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -155,7 +156,9 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
         "wide": lambda depth, embed_dim: limits.wide(experiment, depth, embed_dim, dmft()),
         "finite": finite,
         "errors": lambda: errors.errors(experiment, load),
-        "rates": lambda: rates.rates(experiment, distances()),
+        "rates": lambda: rates.rates(
+            experiment, distances(), json.loads(paths.store("prediction").read_text())
+        ),
     }
 
     def run(kind: str, cell: dict[str, int]) -> None:

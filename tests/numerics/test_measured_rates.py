@@ -9,7 +9,7 @@ import pytest
 
 from resnet_limits.config import Shape, experiment_from_dict
 from resnet_limits.stages import errors as errors_stage
-from resnet_limits.stages import limits, networks
+from resnet_limits.stages import limits, networks, prediction
 from resnet_limits.stages import rates as rates_stage
 
 THEORY = {"finite-wide": 0.5, "wide-mean_ode": 1.0, "mean_ode-dmft": 0.5}
@@ -58,7 +58,9 @@ def measure(experiment, finite):
         return stores[key]
 
     errors = errors_stage.errors(experiment, open_store)
-    return open_store, rates_stage.rates(experiment, errors)
+    return open_store, rates_stage.rates(
+        experiment, errors, prediction.prediction(experiment, dmft)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,17 @@ def test_the_constant_of_the_width_term_is_of_order_one(networks_study):
     assert 0.5 < amplitude < 1.0
 
 
+def disagreeing(rates):
+    return [claim["claim"] for claim in rates["claims"] if claim["verdict"] == "disagrees"]
+
+
+@pytest.mark.slow
+def test_no_claim_disagrees(networks_study, depths_study, embeddings_study):
+    for rates in (networks_study[2], depths_study, embeddings_study):
+        assert disagreeing(rates) == []
+        assert "agrees" in {claim["verdict"] for claim in rates["claims"]}
+
+
 @pytest.mark.slow
 def test_fan_in_initialisation_fails_the_same_check(networks_study):
     """Out-vectors of variance M in place of D: the noise no longer knows the width."""
@@ -124,5 +137,9 @@ def test_fan_in_initialisation_fails_the_same_check(networks_study):
         return finite(Shape(**cell)) if kind == "finite" else limit_stores(kind, cell)
 
     errors = errors_stage.errors(experiment, open_store)
-    fit = rates_stage.rates(experiment, errors)["pairs"]["finite-wide"]["hidden"]["5"]
+    predicted = prediction.prediction(experiment, limit_stores("dmft", {}))
+    rates = rates_stage.rates(experiment, errors, predicted)
+    fit = rates["pairs"]["finite-wide"]["hidden"]["5"]
     assert fit is None or fit["exponent"] is None or not agrees(fit, THEORY["finite-wide"])
+    # Exponent and amplitude, of hidden states and of outputs.
+    assert len(disagreeing(rates)) >= 3

@@ -366,6 +366,17 @@ def table(cells: np.ndarray, error: np.ndarray) -> xr.Dataset:
     ).copy(deep=True)
 
 
+def no_prediction(steps: int) -> dict[str, Any]:
+    """A prediction.json in which theory gives no amplitude."""
+    nothing = {"amplitude": [None] * steps, "uncertainty": [None] * steps}
+    return {
+        "step": list(range(steps)),
+        "hidden": dict.fromkeys(HIDDEN, nothing),
+        "output": dict.fromkeys(OUTPUT, nothing),
+        "scale": {"hidden": [1.0] * steps},
+    }
+
+
 def inside(value: float, interval: Sequence[float]) -> bool:
     """Whether a value lies in an interval."""
     return interval[0] <= value <= interval[1]

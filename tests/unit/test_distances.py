@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from synthetic import no_prediction
 
 from resnet_limits import store
 from resnet_limits.config import Experiment
@@ -644,7 +645,7 @@ def test_kept_steps_only(tiny_experiment: Callable[..., Experiment]) -> None:
     tables = stage.errors(experiment, Results(experiment))
     np.testing.assert_array_equal(tables["finite-dmft"]["step"], [0, 2])
     np.testing.assert_array_equal(tables["wide-mean_ode"]["step"], [0, 1, 2])
-    assert rates_stage.rates(experiment, tables)["steps"] == [2]
+    assert rates_stage.rates(experiment, tables, no_prediction(3))["steps"] == [2]
 
 
 @pytest.mark.parametrize(
@@ -659,7 +660,9 @@ def test_steps_of_the_rates(
         save={"steps": saved},
         sweep={"pairs": ["mean_ode-dmft"], "grid": {"embed_dim": [4, 8, 16]}},
     )
-    found = rates_stage.rates(experiment, stage.errors(experiment, Results(experiment)))
+    tables = stage.errors(experiment, Results(experiment))
+    found = rates_stage.rates(experiment, tables, no_prediction(steps))
+    assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert found["steps"] == expected
     assert list(found["pairs"]["mean_ode-dmft"]["output"]) == [str(k) for k in expected]
     assert found["experiment"] == "tiny"

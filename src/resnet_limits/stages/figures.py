@@ -78,6 +78,8 @@ def figure(
             return frontier(rates)
         case "rates_table":
             return tables.rates_table(rates)
+        case "verdicts":
+            return tables.verdicts(rates)
         case "loss_curves":
             return _loss_curves(experiment, open_store)
         case "trajectories":
