@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from resnet_limits.config import InputError
-from resnet_limits.errors.shape import MAX_BUDGET, PAIR, best_shape
+from resnet_limits.errors import shape as shapes
+from resnet_limits.errors.shape import MAX_BUDGET, PAIR, fitted_law
 from resnet_limits.laws import POWERS, variable_values
 
 HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
@@ -23,6 +24,12 @@ def rates(amplitudes: dict[str, float], observable: str = "hidden", width: int =
         "sizes": {"depth": [2, 100], "width": [width, 50], "embed_dim": [4, 64]},
     }
     return {"pairs": {PAIR: {observable: {"5": fit, "14": fit}}}}
+
+
+def best_shape(
+    content: dict[str, Any], budget: Any, observable: str = "hidden", step: str | int = "last"
+) -> dict[str, Any]:
+    return shapes.best_shape(fitted_law(content, observable, step), budget)
 
 
 def law(amplitudes: dict[str, float], L: int, M: int, D: int) -> float:
