@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,11 @@ class Known(NamedTuple):
     amplitudes: dict[str, float]
     uncertainties: dict[str, float]
     without: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every term is predicted."""
+        return bool(self.amplitudes) and not self.without
 
 
 def known(prediction: Prediction | None, pair: str, quantity: str, step: int | None) -> Known:
@@ -58,15 +63,38 @@ _COLUMNS = ("amplitude", "uncertainty")
 
 
 def distance(found: Known, sizes: np.ndarray) -> np.ndarray | None:
-    """Evaluate the predicted law at sizes (..., 3); None where none of its terms is known."""
-    return in_quadrature(found.amplitudes, sizes) if found.amplitudes else None
+    """Evaluate the predicted law at sizes (..., 3); None unless all of its terms are known."""
+    return in_quadrature(found.amplitudes, sizes) if found.is_complete else None
 
 
 def why_missing(prediction: Prediction | None, found: Known) -> str:
     """Say which terms a prediction lacks, and why; empty if it has all of them."""
     if not prediction:
-        return "no prediction was made"
+        return "all terms (no prediction was made)"
     notes = prediction.get("notes") or {}
     return ", ".join(
         term + (f" ({notes[term]})" if notes.get(term) else "") for term in found.without
     )
+
+
+def unpredicted(
+    prediction: Prediction | None, pairs: Sequence[str], quantities: Sequence[str], step: int | None
+) -> list[str]:
+    """Say in sentences which terms of some distances are not predicted."""
+    if not pairs:
+        return []
+    if not prediction:
+        return ["No prediction was made."]
+    sentences: dict[str, list[str]] = {}
+    for quantity in quantities:
+        # Every term once, whatever distances it is part of.
+        lacking = dict.fromkeys(
+            term for pair in pairs for term in known(prediction, pair, quantity, step).without
+        )
+        if lacking:
+            words = why_missing(prediction, Known({}, {}, tuple(lacking)))
+            sentences.setdefault(words, []).append(quantity)
+    return [
+        f"No predicted curve where {' and '.join(names)} errors depend on {words}."
+        for words, names in sentences.items()
+    ]

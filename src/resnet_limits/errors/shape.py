@@ -76,7 +76,7 @@ def best_shape(
         ``depth``, ``width``, ``embed_dim``, ``parameters`` (their product), ``predicted_error``,
         ``terms`` (the part of each term, which add in quadrature), ``interval`` (95 % of the sizes
         and the error of the best real sizes, from the amplitudes' uncertainties; None without
-        these), ``within`` (by part above the least error, between which real values each size may
+        these), ``within`` (by part above the least error, between which values each size may
         lie, the others at their best), ``shallower`` (the shape of the least depth, at the same
         embedding dimension, whose predicted error is within one per cent of the best; None where
         1/L was not seen), ``note``.
@@ -231,14 +231,20 @@ def _ranges(law: Basis, parameters: int, allowed: Bounds) -> dict[str, Any]:
         }
     within = {
         part: {
-            name: list(pair)
-            for name, pair in optimum.ranges(
+            name: _whole(*ends)
+            for name, ends in optimum.ranges(
                 amplitudes, parameters, (1 + part) * error, allowed
             ).items()
         }
         for part in TOLERANCES
     }
     return {"interval": interval, "within": within}
+
+
+def _whole(low: float, high: float) -> list[int]:
+    """Give the whole numbers at the ends of a range; the nearest one if there is none inside."""
+    ends = math.ceil(low * (1 - 1e-9)), math.floor(high * (1 + 1e-9))
+    return list(ends) if ends[0] <= ends[1] else [max(1, round(low))] * 2
 
 
 # --- what was predicted ---------------------------------------------------------------------------
