@@ -25,7 +25,7 @@ MAX_BUDGET = 10**18
 """Largest number of parameters that sizes are sought for."""
 
 _SMALLEST, _LARGEST = Shape(1, 1, 1), Shape(MAX_BUDGET, MAX_BUDGET, MAX_BUDGET)
-_EXTRA_WIDTHS = 16
+_EXTRA, _MANY = 16, 2**15
 _NEARBY = 2000
 _HALVINGS = 200
 
@@ -245,7 +245,8 @@ def _candidates(amplitudes: Mapping[str, float], budget: int, bounds: Bounds) ->
     else:
         D = np.arange(first, last + 1)
     room = (budget // D)[:, None]
-    extra = np.arange(_EXTRA_WIDTHS)[None, :]
+    # All of them where they are few.
+    extra = np.arange(max(_EXTRA, min(budget, _MANY // len(D))))[None, :]
     if "1/L" in amplitudes:
         # The least width with which the depth stays in its bounds, and some above.
         M = np.maximum(least.width, room // most.depth) + extra
@@ -254,8 +255,18 @@ def _candidates(amplitudes: Mapping[str, float], budget: int, bounds: Bounds) ->
         M = np.maximum(np.maximum(least.width, room // most.depth), root - extra)
     M = np.minimum(M, most.width)
     L = np.minimum(room // M, most.depth)
-    shapes = np.stack(np.broadcast_arrays(L, M, D[:, None]), axis=-1).reshape(-1, len(SIZES))
-    kept: NDArray[np.int64] = shapes[shapes[:, 0] >= least.depth]
+    sets = [(L, M)]
+    if "1/L" in amplitudes:
+        # Depths below the largest may leave less of the budget over.
+        L = np.maximum(np.minimum(most.depth, room // least.width) - extra, 1)
+        sets.append((L, np.minimum(room // L, most.width)))
+    shapes = np.concatenate(
+        [
+            np.stack(np.broadcast_arrays(L, M, D[:, None]), axis=-1).reshape(-1, len(SIZES))
+            for L, M in sets
+        ]
+    )
+    kept: NDArray[np.int64] = shapes[(shapes >= np.array(least)).all(axis=1)]
     return kept
 
 
@@ -269,19 +280,26 @@ def smallest_budget(
     int or None
         None if it takes more than `MAX_BUDGET`, or no shape within the bounds is so near.
     """
+    real = least_parameters(amplitudes, error, bounds)
+    if real is None:
+        return None
 
     def holds(budget: int) -> bool:
         return best_shape(amplitudes, budget, bounds)[1] <= error
 
-    low, high = bounds.smallest, MAX_BUDGET
+    # Whole numbers take more than real ones, and mostly little more.
+    low, gap = max(bounds.smallest, math.ceil(real * (1 - 1e-9))), 1
     if holds(low):
         return low
-    if not holds(high):
-        return None
+    while not holds(low + gap):
+        if low + gap > MAX_BUDGET:
+            return None
+        low, gap = low + gap, 2 * gap
+    high = low + gap
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    return high if high <= MAX_BUDGET else None
 
 
 # --- all shapes that are nearly as good -----------------------------------------------------------
