@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         raise AssertionError("was started")
 
     stage._prepare.cache_clear()
-    monkeypatch.setattr(models, "solve", solve)
+    monkeypatch.setattr(trajectories, "solve", solve)
     monkeypatch.setattr(devices, "memory", lambda device: 1000)
     assert main(words) == 1
     lines = capsys.readouterr().err.splitlines()

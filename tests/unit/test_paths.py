@@ -20,6 +20,7 @@ PLACES = [
     ("mean_ode", {"embed_dim": 8}, "mean_ode/D8.zarr"),
     ("wide", {"depth": 4, "embed_dim": 8}, "wide/L4_D8.zarr"),
     ("finite", {"depth": 4, "width": 16, "embed_dim": 8}, "finite/L4_M16_D8.zarr"),
+    ("prediction", {}, "prediction.json"),
     ("errors", {}, "errors.zarr"),
     ("rates", {}, "rates.json"),
 ]
@@ -83,6 +84,7 @@ def test_cells_of_the_whole_sweep(tiny_experiment):
         "mean_ode": 2,
         "wide": 4,
         "finite": 4,
+        "prediction": 1,
         "errors": 1,
         "rates": 1,
     }

@@ -108,21 +108,23 @@ class _Tangent(_Answer):
         samples = rows // tokens
         of_g = p.new_empty(samples, tokens * c, tokens * a, points)
         of_dp = p.new_empty(samples, tokens * a, tokens * a, points)
-        r_unit = _to_unit(r)
-        for column in range(tokens * a):
-            basis = torch.zeros_like(p)
-            basis.view(samples, tokens * a, points)[:, column] = 1.0
-            with _DUAL, forward_ad.dual_level():
-                moved = forward_ad.make_dual(_to_unit(p), _to_unit(basis))
-                values = unit.forward(moved)
-                change = unit.backward(moved, values, r_unit)
-                for place, array, vectors in ((of_g, values, c), (of_dp, change, a)):
-                    tangent = forward_ad.unpack_dual(array).tangent
-                    if tangent is None:
-                        place[:, :, column] = 0.0
-                        continue
-                    found = _from_unit(tangent[..., :vectors, :])
-                    place[:, :, column] = found.reshape(samples, tokens * vectors, points)
+        # All columns of a sample's matrix at once, (columns, points, vectors, rows).
+        columns = tokens * a
+        basis = torch.eye(columns).to(p).view(columns, 1, tokens, a).repeat(1, samples, 1, 1)
+        tangents = basis.view(columns, 1, rows, a).mT.repeat(1, points, 1, 1)
+        many = _to_unit(p).repeat(columns, 1, 1, 1)
+        with _DUAL, forward_ad.dual_level():
+            moved = forward_ad.make_dual(many, tangents)
+            values = unit.forward(moved)
+            change = unit.backward(moved, values, _to_unit(r))
+            for place, array, vectors in ((of_g, values, c), (of_dp, change, a)):
+                tangent = forward_ad.unpack_dual(array).tangent
+                if tangent is None:
+                    place.zero_()
+                    continue
+                # (columns, points, vectors, rows) -> (samples, tokens, vectors, columns, points)
+                split = tangent[..., :vectors, :].unflatten(-1, (samples, tokens))
+                place.copy_(split.permute(3, 4, 2, 0, 1).reshape(place.shape))
         self.of_g, self.of_dp = of_g, of_dp
 
     def __call__(self, p: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,8 +76,8 @@ class States:
     cotangent: Tensor
 
 
-def limit_states(trajectories: Trajectories, plan: Plan) -> tuple[States, DepthGrid]:
-    """Solve the DMFT limit with a plan's points, and take its states at the nodes.
+def limit_states(trajectories: Trajectories, plan: Plan, root: Array) -> tuple[States, DepthGrid]:
+    """Solve the limit of a Gram root with a plan's points, and take its states at the nodes.
 
     Raises
     ------
@@ -85,8 +85,7 @@ def limit_states(trajectories: Trajectories, plan: Plan) -> tuple[States, DepthG
         If it cannot be solved.
     """
     dynamics, grid = trajectories.dynamics, depth.continuous(plan.nodes)
-    root = trajectories.limit_root
-    solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: dmft")
+    solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: width")
 
     def at(states: Array, knots: slice | int) -> Tensor:
         # (replicates, steps, knots, rows, r) -> (replicates, [knots,] Q, r)
@@ -118,7 +117,9 @@ def limit_states(trajectories: Trajectories, plan: Plan) -> tuple[States, DepthG
     return states, grid
 
 
-def width_variance(trajectories: Trajectories, plan: Plan) -> tuple[Array, Identity]:
+def width_variance(
+    trajectories: Trajectories, plan: Plan, root: Array | None = None
+) -> tuple[Array, Identity]:
     """Find A_W^2 of the hidden state at the last layer.
 
     Parameters
@@ -127,6 +128,9 @@ def width_variance(trajectories: Trajectories, plan: Plan) -> tuple[Array, Ident
         The problem.
     plan : Plan
         Points, nodes and scramblings.
+    root : ndarray, shape (r, r), optional
+        Root of the embedding's Gram matrix; that of the DMFT limit if left out. With one of finite
+        D the amplitude is that of networks with this embedding, to the next order in 1/D.
 
     Returns
     -------
@@ -141,7 +145,8 @@ def width_variance(trajectories: Trajectories, plan: Plan) -> tuple[Array, Ident
         If the limit cannot be solved.
     """
     dynamics = trajectories.dynamics
-    states, grid = limit_states(trajectories, plan)
+    root = trajectories.limit_root if root is None else root
+    states, grid = limit_states(trajectories, plan, root)
     samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == "cubature")
     reads = [branch.norm.forward(states.w, -1, 1.0) for branch in dynamics.layer]
     kernels = [
@@ -151,9 +156,7 @@ def width_variance(trajectories: Trajectories, plan: Plan) -> tuple[Array, Ident
     identity = _identity(dynamics, states, reads, kernels)
     rows = len(dynamics.inputs)
     variance = [
-        end_variance(
-            _carrier(dynamics, states, reads, kernels, trajectories.limit_root, replicate), grid
-        )
+        end_variance(_carrier(dynamics, states, reads, kernels, root, replicate), grid)
         for replicate in range(len(states.w))
     ]
     return np.stack(variance).reshape(len(variance), -1, rows).mean(-1), identity
