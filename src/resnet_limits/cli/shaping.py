@@ -186,7 +186,7 @@ def _said(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_said(part)}" for name, part in value.items())
     if isinstance(value, list):
-        low, high = (f"{end:.4g}" for end in value)
+        low, high = (str(end) if isinstance(end, int) else f"{end:.4g}" for end in value)
         return low if low == high else f"{low} to {high}"
     if value is None:
         return "none"
