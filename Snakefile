@@ -43,6 +43,11 @@ onstart:
         begin()
 
 
+onsuccess:
+    if SNAKEMAKE.is_main_process:
+        say_verdicts()
+
+
 rule all:
     default_target: True
     input:

@@ -12,6 +12,7 @@ from resnet_limits.config import InputError, load_experiment, one_line
 from resnet_limits.kinds import COMPUTED, KINDS
 from resnet_limits.stages import plan
 from resnet_limits.stages import bundles as sharing
+from resnet_limits.stages import estimates
 from resnet_limits.stages import resources as costs
 from resnet_limits.stages.paths import Paths, cells, figure_names
 from resnet_limits.stages.resources import doubling
@@ -89,7 +90,7 @@ def read_experiment(file):
             datafile.check(data.path)
         except InputError as error:
             stop(f"{file}: {error}")
-    return experiment
+    return estimates.with_limit_seeds(experiment)
 
 
 def results_folder():
@@ -231,6 +232,16 @@ def begin():
     SNAKEMAKE.say_when_stopped(STOPPED)
     SNAKEMAKE.spare_account_guesses()
     plan.record(EXPERIMENT, PATHS, os.environ[RUN])
+
+
+def say_verdicts():
+    """Once, after the last job: what became of every claim, if rates are there."""
+    if not integrity.manifest_matches(PATHS.manifest("rates"), stage_key("rates")):
+        return
+    from resnet_limits.cli.comparing import claims_table
+
+    for line in claims_table(integrity.read_json(PATHS.store("rates"))):
+        print(line)
 
 
 STOPPED = "stopped: what is finished is kept; run the same command again"

@@ -24,6 +24,7 @@ rule measure_errors:
 rule fit_rates:
     input:
         errors=PATHS.manifest("errors"),
+        prediction=PATHS.manifest("prediction"),
     output:
         rates=PATHS.store("rates"),
         manifest=PATHS.manifest("rates"),

@@ -190,3 +190,41 @@ def _fit_rows(fit: Fit) -> Iterator[Row]:
             yield _row("alone", SYMBOLS.get(size, size), alone, cells, "amplitude")
     if fit.get("fixed_budget"):
         yield _row("budget", "P", fit["fixed_budget"], cells, "amplitude")
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+CLAIM_COLUMNS = ("pair", "of", "step", "claim", "theory", "measured [95 %]", "verdict", "why")
+"""Columns of the table of claims."""
+
+
+def claim_rows(rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Give the claims of rates.json in words, a row for each under `CLAIM_COLUMNS`.
+
+    Theory is the exponent or, for an amplitude, what is predicted of it.
+    """
+    rows: list[tuple[str, ...]] = []
+    for claim in rates.get("claims") or ():
+        where, bounds = claim["where"], claim["interval"]
+        theory = claim["predicted"] if claim["theory"] is None else claim["theory"]
+        measured = _said(claim["measured"])
+        if bounds:
+            measured += f" [{_said(bounds[0])}, {_said(bounds[1])}]"
+        rows.append(
+            (
+                *(where["pair"], where["observable"], str(where["step"]), claim["claim"]),
+                *(_said(theory), measured, claim["verdict"], claim["why"]),
+            )
+        )
+    return rows
+
+
+def claim_counts(rates: Mapping[str, Any]) -> str:
+    """Say how many claims agree, disagree and are undecided."""
+    verdicts = [claim["verdict"] for claim in rates.get("claims") or ()]
+    counts = (f"{verdicts.count(name)} {name}" for name in ("agrees", "disagrees", "undecided"))
+    return f"{len(verdicts)} claims: {', '.join(counts)}"
+
+
+def _said(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

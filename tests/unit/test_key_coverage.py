@@ -51,7 +51,11 @@ def experiments() -> list[Experiment]:
     power = {"depth": {"factor": 2, "exponent": "1/6"}, "embed_dim": {"factor": 4, "exponent": 0}}
     steps = [{"parameters": 100, "seeds": 3}, {"seeds": 2}]
     sweeps: list[dict[str, Any]] = [
-        {"grid": {"depth": [2, 4], "width": [8], "embed_dim": [4, 16]}, "seeds": 2},
+        {
+            "grid": {"depth": [2, 4], "width": [8], "embed_dim": [4, 16]},
+            "seeds": 2,
+            "limit_seeds": 3,
+        },
         {"shapes": [[2, 8, 4], [4, 8, 16]], "seeds": steps},
         {"families": {"a": {"parameters": [64, 512], **power}}},
     ]

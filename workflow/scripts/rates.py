@@ -1,5 +1,6 @@
 """Fit exponents and amplitudes to the distances."""
 
+import json
 import time
 
 from _job import running
@@ -10,4 +11,5 @@ with running(snakemake, "rates") as job:
 
     started = time.monotonic()
     distances = store.open_groups(job.path_of("errors"))
-    job.publish(rates.rates(job.experiment, distances), started, {})
+    prediction = json.loads(job.path_of("prediction").read_text(encoding="utf-8"))
+    job.publish(rates.rates(job.experiment, distances, prediction), started, {})

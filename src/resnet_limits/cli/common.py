@@ -52,13 +52,15 @@ def experiment_for(config: Path, **sweep: Any) -> Experiment:
     The changed experiment is what is computed and what the store records, so that its stage key
     is that of an experiment file with the same values.
     """
+    from resnet_limits.stages.estimates import with_limit_seeds
+
     experiment = load_experiment(config)
     changes = {name: value for name, value in sweep.items() if value is not None}
-    if not changes:
-        return experiment
-    values = experiment.model_dump(mode="json")
-    values["sweep"] = {**values["sweep"], **changes}
-    return experiment_from_dict(values, where="command line")
+    if changes:
+        values = experiment.model_dump(mode="json")
+        values["sweep"] = {**values["sweep"], **changes}
+        experiment = experiment_from_dict(values, where="command line")
+    return with_limit_seeds(experiment)
 
 
 @contextmanager

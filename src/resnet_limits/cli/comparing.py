@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from resnet_limits.cli.common import COMMANDS, RESULTS, Config, Results, columns, place
+from resnet_limits.cli.common import (
+    COMMANDS,
+    RESULTS,
+    Config,
+    Results,
+    columns,
+    experiment_for,
+    place,
+)
 from resnet_limits.cli.session import CommandError
-from resnet_limits.config import Experiment, load_experiment
+from resnet_limits.config import Experiment
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +47,9 @@ def _require(kinds: Sequence[str], experiment: Experiment, config: Path, results
     names = ", ".join(cell_name(kind, **cell) for kind, cell in missing[:4])
     more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
     kind, cell = missing[0]
-    if kind == "errors":
+    if kind == "prediction":
+        command = f"predict {config} --results {results} --out {paths.store(kind)}"
+    elif kind == "errors":
         command = f"errors {config}"
         if results != RESULTS:
             command += f" --results {results}"
@@ -58,7 +70,7 @@ def errors(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits import store
     from resnet_limits.stages.paths import Paths
 
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     paths = Paths(results, experiment.experiment)
     _require(tuple(COMMANDS), experiment, config, results)
     with place(paths.store("errors"), experiment, "errors") as save:
@@ -73,20 +85,23 @@ def errors(config: Config, results: Results = RESULTS) -> None:
 def rates(config: Config, results: Results = RESULTS) -> None:
     """Fit exponents and amplitudes to the distances.
 
-    Needs errors.zarr in the results; writes rates.json and prints a table.
+    Needs errors.zarr and prediction.json in the results; writes rates.json, and prints a table of
+    all fits and one of all claims with their verdicts.
     """
     from resnet_limits import store
     from resnet_limits.stages.paths import Paths
 
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     paths = Paths(results, experiment.experiment)
-    _require(("errors",), experiment, config, results)
+    _require(("errors", "prediction"), experiment, config, results)
     with place(paths.store("rates"), experiment, "rates") as save:
         from resnet_limits.stages import rates as stage
 
-        fitted = stage.rates(experiment, store.open_groups(paths.store("errors")))
+        distances = store.open_groups(paths.store("errors"))
+        prediction = json.loads(paths.store("prediction").read_text(encoding="utf-8"))
+        fitted = stage.rates(experiment, distances, prediction)
         save(fitted)
-    for line in _rates_table(fitted):
+    for line in (*_rates_table(fitted), "", *claims_table(fitted)):
         typer.echo(line)
 
 
@@ -137,3 +152,11 @@ def _rates_table(fitted: dict[str, Any]) -> Iterator[str]:
     yield from columns(rows)
     for where, words in warnings(fitted):
         yield f"warning: {where}: {words}"
+
+
+def claims_table(fitted: dict[str, Any]) -> Iterator[str]:
+    """One line for each claim with its verdict, in columns; then how many there are of each."""
+    from resnet_limits.fitted import CLAIM_COLUMNS, claim_counts, claim_rows
+
+    yield from columns([CLAIM_COLUMNS, *claim_rows(fitted)])
+    yield claim_counts(fitted)

@@ -22,7 +22,7 @@ from resnet_limits.cli.common import (
     place,
 )
 from resnet_limits.cli.session import LOG
-from resnet_limits.config import ENGINES, Experiment, Shape, load_experiment, one_line
+from resnet_limits.config import ENGINES, Experiment, Shape, one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,7 +42,7 @@ def validate(config: Config) -> None:
 
     Prints the sizes of the problem and how many results of each kind are asked for.
     """
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     from resnet_limits.dynamics import make_dynamics
     from resnet_limits.problem import problem_from
     from resnet_limits.stages import paths, problem
@@ -85,7 +85,7 @@ def dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:
 def dmft(config: Config, out: Out) -> None:
     """Solve the DMFT limit: L, M and D to infinity."""
     check_out(out)
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     with place(out, experiment, "dmft") as save:
         from resnet_limits.stages import limits
 
@@ -103,7 +103,7 @@ def mean_ode(
 ) -> None:
     """Solve the Mean ODE: L and M to infinity, at one D."""
     check_out(out)
-    experiment = experiment_for(config, seeds=seeds)
+    experiment = experiment_for(config, seeds=seeds, limit_seeds=seeds)
     cell = {"embed_dim": embed_dim}
     with place(out, experiment, "mean_ode", **cell) as save:
         from resnet_limits.stages import limits
@@ -124,7 +124,7 @@ def wide(
 ) -> None:
     """Solve the infinitely wide network of one L and D."""
     check_out(out)
-    experiment = experiment_for(config, seeds=seeds)
+    experiment = experiment_for(config, seeds=seeds, limit_seeds=seeds)
     cell = {"depth": depth, "embed_dim": embed_dim}
     with place(out, experiment, "wide", **cell) as save:
         from resnet_limits.stages import limits

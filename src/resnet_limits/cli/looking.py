@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_limits.cli.common import RESULTS, Config, Results, columns
+from resnet_limits.cli.common import RESULTS, Config, Results, columns, experiment_for
 from resnet_limits.cli.session import CommandError
-from resnet_limits.config import InputError, load_experiment, one_line
+from resnet_limits.config import InputError, one_line
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store: .zarr or .zarr.zip.")]
 Checkable = Annotated[
@@ -29,7 +29,7 @@ def status(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits.stages import estimates, progress
     from resnet_limits.stages.paths import Paths
 
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     found = progress.survey(experiment, Paths(results, experiment.experiment))
     states = ("results", "done", "saved", "running", "missing", "stale", "diverged")
     rows = [["kind", *states]]

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_limits.cli.common import RESULTS, Config, columns, naming, place
+from resnet_limits.cli.common import RESULTS, Config, columns, experiment_for, naming, place
 from resnet_limits.cli.computing import Plan, dmft_for
 from resnet_limits.cli.session import LOG
-from resnet_limits.config import Experiment, InputError, Shape, load_experiment
+from resnet_limits.config import Experiment, InputError, Shape
 from resnet_limits.kinds import SYMBOLS
 
 AnyDepth = Annotated[
@@ -53,7 +53,7 @@ def predict(
     Prints the amplitude of every term of the error; with a shape, also its distances and how their
     squares split.
     """
-    experiment = load_experiment(config)
+    experiment = experiment_for(config)
     shape = named_shape(depth, width, embed_dim)
     if out is None:
         predicted = _predicted(experiment, config, shape, minutes, results)

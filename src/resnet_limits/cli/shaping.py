@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_limits.cli.common import RESULTS
+from resnet_limits.cli.common import RESULTS, experiment_for
 from resnet_limits.cli.computing import Plan
 from resnet_limits.cli.predicting import (
     MINUTES,
@@ -20,7 +20,7 @@ from resnet_limits.cli.predicting import (
     named_shape,
     prediction_for,
 )
-from resnet_limits.config import Experiment, InputError, Shape, load_experiment, read_input
+from resnet_limits.config import Experiment, InputError, Shape, read_input
 from resnet_limits.kinds import SIZES
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def shape(
 
     experiment: Experiment | None = None
     if source.suffix in _CONFIG_ENDINGS:
-        experiment = load_experiment(source)
+        experiment = experiment_for(source)
         if observable not in ("hidden", "output"):
             raise InputError(f"--of: {observable}; allowed with CONFIG: hidden, output")
         _check_step(step, experiment)

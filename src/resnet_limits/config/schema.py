@@ -18,7 +18,7 @@ from resnet_limits.config.model import (
     SeededBatches,
     TrainingConfig,
 )
-from resnet_limits.config.sweep import PAIRS, SweepConfig, most_seeds
+from resnet_limits.config.sweep import LIMIT_PAIRS, PAIRS, SweepConfig, most_seeds
 from resnet_limits.config.values import (
     NAME,
     DepthPoints,
@@ -253,16 +253,38 @@ class Experiment(Section):
         ----------
         **sizes : int
             ``depth``, ``width`` and ``embed_dim`` of a network; without the first two or the second
-            those of a limit, which has the seeds of all networks that are compared with it; none
-            for all seeds of the experiment. Where no network has such sizes, all seeds too.
+            those of a limit, which has the seeds of all networks that are compared with it, and
+            at least ``limit_seeds`` where it is compared with another limit; none for all seeds of
+            networks. Where no network has such sizes, all seeds too.
         """
         if len(sizes) == len(Shape._fields):
             return self.seeds_of(Shape(**sizes))
-        if isinstance(self.sweep.seeds, int):
-            return range(self.sweep.seeds)
-        most = most_seeds(self.sweep)
-        key = tuple(sizes[name] for name in Shape._fields if name in sizes)
-        return range(most.get(key, most[()]))
+        count = self.sweep.seeds
+        if not isinstance(count, int):
+            most = most_seeds(self.sweep)
+            key = tuple(sizes[name] for name in Shape._fields if name in sizes)
+            count = most.get(key, most[()])
+        if sizes:
+            count = max(count, self.limit_seeds("wide" if "depth" in sizes else "mean_ode") or 1)
+        return range(count)
+
+    def limit_seeds(self, kind: str) -> int | None:
+        """Least number of seeds of the limits ``mean_ode`` or ``wide`` beside their networks'.
+
+        Returns
+        -------
+        int or None
+            None where the experiment leaves it open: it is told from what the study costs before
+            anything is planned (``stages.estimates.with_limit_seeds``). 1 where no pair compares
+            such limits with other limits.
+        """
+        if not set(LIMIT_PAIRS[kind]) & set(self.pairs):
+            return 1
+        found = self.sweep.limit_seeds_for(kind)
+        if kind == "mean_ode" and found is not None:
+            # Each wide limit is compared with the Mean ODE of its seed.
+            return max(found, self.limit_seeds("wide") or 1)
+        return found
 
     @property
     def pairs(self) -> tuple[str, ...]:

@@ -117,6 +117,29 @@ _Seeds = Annotated[
     Discriminator(_seeds_form),
 ]
 
+
+class LimitSeedsConfig(Section):
+    """The numbers of seeds of limits that are compared with each other."""
+
+    mean_ode: SeedCount | None = Field(None, description="Of every Mean ODE.")
+    wide: SeedCount | None = Field(None, description="Of every infinitely wide network.")
+
+
+def _limit_seeds_form(value: object) -> str:
+    return "number" if isinstance(value, int) else "kinds"
+
+
+_LimitSeeds = Annotated[
+    Annotated[SeedCount, Tag("number")] | Annotated[LimitSeedsConfig, Tag("kinds")],
+    Discriminator(_limit_seeds_form),
+]
+
+LIMIT_PAIRS: dict[str, tuple[str, ...]] = {
+    "mean_ode": ("wide-mean_ode", "mean_ode-dmft"),
+    "wide": ("wide-mean_ode",),
+}
+"""The pairs without networks, by the kind of limit with seeds that they need."""
+
 _SWEEP_FORMS = "grid, or shapes, or families, or the three keys depth, width and embed_dim"
 
 
@@ -168,6 +191,14 @@ class SweepConfig(Section):
             "each for shapes up to a number of parameters."
         ),
     )
+    limit_seeds: _LimitSeeds = Field(
+        LimitSeedsConfig(),
+        description=(
+            "Least number of seeds of limits that are compared with each other, which need no "
+            "networks; one for both kinds, or each by its name; what is left out is as many as "
+            "fit in a tenth of the study's cost."
+        ),
+    )
     engine: Engine = Field("auto", description="How finite networks are computed.")
     pairs: Annotated[tuple[Pair, ...], Field(min_length=1, max_length=100)] = Field(
         PAIRS, validate_default=True, description="Which distances are measured."
@@ -203,6 +234,12 @@ class SweepConfig(Section):
                 f"{self.count} shapes with {most} seeds are {cells} cells; "
                 f"allowed: at most {MAX_CELLS}"
             )
+        more = max(self.limit_seeds_for(kind) or 0 for kind in LIMIT_PAIRS)
+        if self.count * more > MAX_CELLS:
+            raise ValueError(
+                f"limit_seeds: {more} for the limits of {self.count} shapes; allowed: at most "
+                f"{MAX_CELLS // self.count}"
+            )
         return self
 
     def _count_cells(self) -> int:
@@ -224,6 +261,12 @@ class SweepConfig(Section):
             for step in self.seeds
             if step.parameters is None or parameters <= step.parameters
         )
+
+    def limit_seeds_for(self, kind: str) -> int | None:
+        """Give what ``limit_seeds`` says of one kind of limit; None if it leaves it open."""
+        if isinstance(self.limit_seeds, int):
+            return self.limit_seeds
+        return self.limit_seeds.mean_ode if kind == "mean_ode" else self.limit_seeds.wide
 
     @property
     def _axes(self) -> tuple[set[int], set[int], set[int]]:

@@ -22,6 +22,9 @@ Array = NDArray[np.float64]
 RESAMPLES = 500
 CONFIDENCE = 0.95
 
+SEEDS = "seeds"
+"""The scatter over seeds, as a source of variance."""
+
 MIN_SEEDS = 2
 """Fewer cannot be resampled."""
 
@@ -87,6 +90,7 @@ class Draws:
             (blocks.mean(axis=1) * grown).sum(axis=0),
             blocks.var(axis=1) * grown,
             np.broadcast_to(sizes - 1, (len(self.sizes), *changes.shape[1:])),
+            (SEEDS,) * len(self.sizes),
         )
 
 
@@ -99,29 +103,37 @@ class Spread:
     bias : ndarray, shape (...)
     variances, degrees : ndarray, shape (sources, ...)
         Variance by each source, and from how many degrees of freedom it was estimated.
+    sources : tuple of str
+        What each source is: `SEEDS`, or a name given to `plus`.
     """
 
     bias: Array
     variances: Array
     degrees: Array
+    sources: tuple[str, ...] = ()
 
-    def plus(self, variance: Array, degrees: float) -> Spread:
+    def plus(self, variance: Array, degrees: float, source: str) -> Spread:
         """Add a source of variance (...)."""
         return Spread(
             self.bias,
             np.concatenate([self.variances, variance[None]]),
             np.concatenate([self.degrees, np.full((1, *variance.shape), degrees)]),
+            (*self.sources, source),
         )
 
-    def half_widths(self) -> Array:
-        """Give half the width of intervals, by Student's law.
-
-        The degrees of freedom of a sum of variances are Satterthwaite's.
-        """
+    def freedom(self) -> Array:
+        """Give the degrees of freedom of the sum of all variances: Satterthwaite's, at least 1."""
         total = self.variances.sum(axis=0)
         below = (self.variances**2 / self.degrees).sum(axis=0)
-        degrees = np.divide(total**2, below, out=np.full_like(total, np.inf), where=below > 0)
-        half: Array = stats.t.ppf(0.5 + CONFIDENCE / 2, np.maximum(degrees, 1.0)) * np.sqrt(total)
+        # An infinite variance says that nothing is known, whatever its degrees.
+        known = (below > 0) & np.isfinite(total)
+        degrees = np.divide(total**2, below, out=np.full_like(total, np.inf), where=known)
+        return np.maximum(degrees, 1.0)
+
+    def half_widths(self) -> Array:
+        """Give half the width of intervals, by Student's law."""
+        total = self.variances.sum(axis=0)
+        half: Array = stats.t.ppf(0.5 + CONFIDENCE / 2, self.freedom()) * np.sqrt(total)
         return half
 
 

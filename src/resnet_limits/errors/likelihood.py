@@ -47,6 +47,10 @@ LARGEST_NOISE = 4.0
 ALIGNMENT_SPREAD = 0.5
 """Standard deviation of rho."""
 
+MISFIT, LIMITS, KNOWN = "misfit", "limits", "known beforehand"
+"""Sources of variance beside seeds: shapes about the law, the limits' error, and parameters that
+something is known of."""
+
 _SMALL_SHARE = 1e-3
 """Where noise is a smaller share of all mean squares, c makes no difference and is taken for 1; and
 rho for 0 where it is a thousand times smaller, as the root counts there."""
@@ -112,6 +116,7 @@ def fit_power(
     precision: Array | None = None,
     *,
     bias: bool = False,
+    prior: Array | None = None,
 ) -> Fitted:
     """Fit log error = columns b + constant + offset.
 
@@ -123,6 +128,9 @@ def fit_power(
         Weights of shapes; all the same by default.
     bias : bool
         Whether the error is a bias, and not noise.
+    prior : ndarray, shape (n,), optional
+        Standard deviations of b about zero, as far as it is known beforehand: one more observation
+        of each; infinite, as by default, where nothing is known.
 
     Returns
     -------
@@ -152,7 +160,8 @@ def fit_power(
         return squares(parameters)[0] * bias
 
     lower = np.full(len(start), -np.inf)
-    return _fit(study, draws, (squares, biased), [start], lower, precision)
+    known_before = None if prior is None else np.append(prior, np.inf)
+    return _fit(study, draws, (squares, biased), [start], lower, precision, known_before)
 
 
 def fit_terms(study: Study, draws: Draws, X: Array, bias: NDArray[np.bool_]) -> Fitted:
@@ -194,7 +203,10 @@ def fit_terms(study: Study, draws: Draws, X: Array, bias: NDArray[np.bool_]) -> 
     starts: list[Array] = [relative + 1e-3 * even, even]
     fitted = _fit(study, draws, (squares, biased), starts, np.zeros(terms), None)
     spread = Spread(
-        fitted.spread.bias * unit, fitted.spread.variances * unit**2, fitted.spread.degrees
+        fitted.spread.bias * unit,
+        fitted.spread.variances * unit**2,
+        fitted.spread.degrees,
+        fitted.spread.sources,
     )
     return Fitted(
         fitted.values * unit,
@@ -222,6 +234,7 @@ def _fit(
     starts: list[Array],
     lower: Array,
     precision: Array | None,
+    prior: Array | None = None,
 ) -> Fitted:
     """Fit a law and the noise beside it, and find the spread of its parameters.
 
@@ -235,12 +248,19 @@ def _fit(
     lower : ndarray, shape (n,)
         Lower bounds of the parameters.
     precision : ndarray, shape (shapes,), or None
+    prior : ndarray, shape (n,), optional
+        Standard deviations of parameters about zero.
     """
     squares, biased = law
     q, noise, count = study.mean_squares, study.mean_noise, len(lower)
     weights = np.ones(len(q)) if precision is None else precision
     degrees = len(q) - count
     product = np.zeros_like(q)
+    held = np.flatnonzero(np.isfinite(np.full(count, np.inf) if prior is None else prior))
+    # What is known beforehand of some parameters, of log c and of rho.
+    known = np.array([NOISE_SPREAD, ALIGNMENT_SPREAD])
+    if prior is not None:
+        known = np.append(prior[held], known)
 
     def model(parameters: Array) -> tuple[Array, Array]:
         c, rho = parameters[count:]
@@ -251,34 +271,36 @@ def _fit(
         by_noise = noise - 0.5 * rho / root * product
         slopes = np.column_stack([derivatives, by_noise, -root * product]) / positive[:, None]
         logs = np.where(total > 0, np.log(positive), -np.inf)
-        # The last observations are those of c and rho.
-        known = np.zeros((2, count + 2))
-        known[0, count], known[1, count + 1] = 1.0 / c, 1.0
-        return np.append(logs, [np.log(c), rho]), np.vstack([slopes, known])
+        # The last observations are what is known beforehand, of c and rho at the end.
+        observed = np.zeros((len(known), count + 2))
+        observed[np.arange(len(held)), held] = 1.0
+        observed[-2, count], observed[-1, count + 1] = 1.0 / c, 1.0
+        logs = np.concatenate([logs, parameters[held], [np.log(c), rho]])
+        return logs, np.vstack([slopes, observed])
 
     bounds = np.append(lower, [1e-3, -1.0]), np.append(np.full(count, np.inf), [LARGEST_NOISE, 1.0])
-    target = np.append(np.log(q), [0.0, 0.0])
+    target = np.append(np.log(q), np.zeros(len(known)))
     fixed = 1e6 * weights.sum()
-    w = np.append(weights, [fixed, fixed])
+    w = np.append(weights, np.full(len(known), fixed))
     ends = [_descend(np.append(start, [1.0, 0.0]), model, target, w, bounds) for start in starts]
     parameters = min(ends, key=lambda end: _objective(model(end)[0], target, w))
-    prior = np.array([NOISE_SPREAD, ALIGNMENT_SPREAD])
     for _ in range(_ROUNDS):
         # Held while the parameters move, as its root has no slope where there is no bias.
         product = 2 * np.sqrt(biased(parameters[:count]) * noise)
         if not np.isfinite(model(parameters)[0]).all():
             # Bias and error of a limit may cancel in one shape; without a product nothing does.
             parameters[-1] = 0.0
-        uncertain = np.array([(part > _SMALL_SHARE * q).any() for part in (noise, product)])
+        uncertain = np.ones(len(known), bool)
+        uncertain[-2:] = [(part > _SMALL_SHARE * q).any() for part in (noise, product)]
         if not uncertain.any():
             break
-        # What is known of c and rho is held against the scatter of shapes about the law.
-        residuals = (target - model(parameters)[0])[:-2]
+        # What is known beforehand is held against the scatter of shapes about the law.
+        residuals = (target - model(parameters)[0])[: len(q)]
         variance = max((weights * residuals**2).sum() / max(degrees, 1), _LEAST_VARIANCE)
-        w = np.append(weights, np.where(uncertain, variance / prior**2, fixed))
+        w = np.append(weights, np.where(uncertain, variance / known**2, fixed))
         parameters = _descend(parameters, model, target, w, bounds)
     logs, jacobian = model(parameters)
-    residuals = (target - logs)[:-2]
+    residuals = (target - logs)[: len(q)]
     # In log c in place of c.
     jacobian[:, count] *= parameters[count]
     normal = jacobian.T @ (w[:, None] * jacobian)
@@ -286,14 +308,17 @@ def _fit(
     inverse = np.linalg.pinv(normal / np.outer(scale, scale), hermitian=True)
     inverse /= np.outer(scale, scale)
     whole = inverse @ (w[:, None] * jacobian).T
-    response = whole[:, :-2]
-    spread = _spread(study, draws, jacobian[:-2], response, weights, residuals, degrees)
-    if uncertain.any():
-        spread = spread.plus((whole[:count, -2:] ** 2) @ (prior**2 * uncertain), np.inf)
+    response = whole[:, : len(q)]
+    spread = _spread(study, draws, jacobian[: len(q)], response, weights, residuals, degrees)
+    by_known = whole[:count, len(q) :] ** 2 * (known**2 * uncertain)
+    if uncertain[-2:].any():
+        spread = spread.plus(by_known[:, -2:].sum(axis=1), np.inf, LIMITS)
+    if len(held):
+        spread = spread.plus(by_known[:, :-2].sum(axis=1), np.inf, KNOWN)
     return Fitted(
         parameters[:count],
         response[:count],
-        float(parameters[count]) if uncertain[0] else 1.0,
+        float(parameters[count]) if uncertain[-2] else 1.0,
         residuals,
         spread,
     )
@@ -325,14 +350,14 @@ def _spread(
         # Nothing is left over to show a misfit by; without seeds nothing shows any scatter.
         if rows:
             return spread
-        return spread.plus(np.full(count, np.inf), 1.0)
+        return spread.plus(np.full(count, np.inf), 1.0, MISFIT)
     sizes = np.array(draws.sizes, float)
     expected = (
         (left.reshape(len(sizes), -1).mean(axis=1) * sizes / (sizes - 1)).sum() if rows else 0
     )
     excess = max(0.0, float((weights * residuals**2).sum() - expected)) / degrees
     misfit = excess * (response[:count] ** 2 / weights).sum(axis=1)
-    return spread.plus(misfit, float(degrees))
+    return spread.plus(misfit, float(degrees), MISFIT)
 
 
 def _objective(logs: Array, target: Array, weights: Array) -> float:

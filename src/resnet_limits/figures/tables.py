@@ -1,4 +1,4 @@
-"""All exponents and amplitudes in one table."""
+"""All exponents and amplitudes in one table, and the verdicts on them in another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from resnet_limits.figures import style
-from resnet_limits.fitted import Row, rates_table_rows
+from resnet_limits.fitted import CLAIM_COLUMNS, Row, claim_counts, claim_rows, rates_table_rows
 
 # --- words ----------------------------------------------------------------------------------------
 
@@ -161,3 +161,55 @@ def _step_texts(row: Row | None) -> tuple[str, str]:
     if row["reason"] and row["exponent"] is None and row["amplitude"] is None:
         return textwrap.shorten(row["reason"], 44, placeholder=" \N{HORIZONTAL ELLIPSIS}"), ""
     return _exponent(row), _amplitude(row)
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+_VERDICT_WIDTHS = (1.15, 0.6, 0.4, 2.6, 0.55, 1.5, 0.75, 4.2)
+"""Widths of the columns of the claims in inches."""
+
+_VERDICT_COLOURS = {"agrees": "#117733", "disagrees": "#aa3377", "undecided": style.BLACK}
+
+
+@style.styled
+def verdicts(rates: Mapping[str, Any]) -> Figure:
+    """Draw the table of claims: one line for each, with its verdict.
+
+    Parameters
+    ----------
+    rates : mapping
+        The contents of rates.json.
+    """
+    rows = claim_rows(rates)
+    lefts = [sum(_VERDICT_WIDTHS[:k]) for k in range(len(_VERDICT_WIDTHS))]
+    total = sum(_VERDICT_WIDTHS)
+    figure = style.new_figure(max(1.6, (len(rows) + 6) * _ROW_HEIGHT), total)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    style.headline(figure, f"Claims and verdicts, {rates.get('experiment', '')}".rstrip(", "))
+    if not rows:
+        style.missing(axes, "No claim was judged.", 60)
+        return figure
+    for number, row in enumerate((CLAIM_COLUMNS, *rows)):
+        for left, width, text, column in zip(
+            lefts, _VERDICT_WIDTHS, row, CLAIM_COLUMNS, strict=True
+        ):
+            colour = _VERDICT_COLOURS.get(text, style.BLACK) if column == "verdict" else style.BLACK
+            axes.text(
+                *(left, number + 0.55, textwrap.shorten(text, int(width * 18), placeholder="...")),
+                va="center",
+                fontsize=style.SMALL_SIZE,
+                color=colour,
+                weight="bold" if not number or text == "disagrees" else "normal",
+            )
+    for at in (0.0, 1.0, len(rows) + 1.0):
+        axes.plot([0, total], [at, at], color=style.BLACK, lw=0.6, clip_on=False)
+    axes.set_xlim(-0.02, total)
+    axes.set_ylim(len(rows) + 1.1, -0.1)
+    style.footnote(
+        figure,
+        f"{claim_counts(rates)}. Intervals: 95 %, with the uncertainty of predictions and of the "
+        "next order. Reasons in full: claims in rates.json.",
+        characters=math.floor(total * 17),
+    )
+    return figure

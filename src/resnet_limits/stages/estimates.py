@@ -23,6 +23,7 @@ from resnet_limits.config import (
     Experiment,
     FileData,
     InContextRegressionData,
+    LimitSeedsConfig,
     LinearTeacherData,
     PerceptronUnit,
     UnitConfig,
@@ -32,10 +33,20 @@ from resnet_limits.kinds import COMPUTED
 from resnet_limits.limits import cost as limit_cost
 from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
+from resnet_limits.stages.paths import cells
 from resnet_limits.work import INFINITE, Work, branches_of, saved_bytes
 
 STORE_SECONDS = 0.06
 """Seconds that writing and checking one small store takes."""
+
+LIMIT_SHARE = 0.1
+"""Share of a study's time that seeds of limits may take which no network has."""
+
+MOST_LIMIT_SEEDS = 64
+"""Most such seeds, unless the experiment file asks for more."""
+
+LIMITS_WITH_SEEDS = ("mean_ode", "wide")
+"""The limits that depend on an embedding, the cheaper ones first."""
 
 GPUS = tuple(speeds.GPUS)
 """The devices that `gpu_seconds` knows."""
@@ -248,6 +259,46 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
     if kind == "dmft":
         return STORE_SECONDS + limit_cost.pilot_seconds(wanted, tried)
     return STORE_SECONDS + limit_cost.seconds(wanted, tried[-1])
+
+
+@lru_cache(maxsize=8)
+def with_limit_seeds(experiment: Experiment) -> Experiment:
+    """Decide how many seeds limits have beside those of their networks, where that is left open.
+
+    As many as fit in `LIMIT_SHARE` of the time of all networks and limits, by the cost model that
+    is shipped, so that every machine decides alike: first of the Mean ODEs, then, in what is left
+    of it, of the infinitely wide networks. A power of two, so that a few more shapes change
+    nothing, and no more than `MOST_LIMIT_SEEDS`.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+
+    Returns
+    -------
+    Experiment
+        The same with all of ``sweep.limit_seeds``.
+    """
+    found = {kind: experiment.limit_seeds(kind) for kind in LIMITS_WITH_SEEDS}
+    if None not in found.values():
+        return experiment
+    costs = {
+        kind: [(seconds(kind, experiment, **cell), cell) for cell in cells(kind, experiment)]
+        for kind in COMPUTED
+    }
+    left = LIMIT_SHARE * sum(cost for of_kind in costs.values() for cost, _ in of_kind)
+    for kind, given in found.items():
+        one = sum(
+            cost / len(provenance.cell_seeds(kind, experiment, **cell))
+            for cost, cell in costs[kind]
+        )
+        if given is None:
+            fits = min(left / one, MOST_LIMIT_SEEDS) if one else 1.0
+            found[kind] = 2 ** max(0, math.floor(math.log2(max(fits, 1.0))))
+        left -= one * (found[kind] or 0)
+    sweep = experiment.sweep.model_copy(update={"limit_seeds": LimitSeedsConfig(**found)})
+    return experiment.model_copy(update={"sweep": sweep})
 
 
 def start_seconds(kind: str, *, cold: bool = False) -> float:

@@ -81,6 +81,8 @@ def figure(
             return frontier(rates, prediction)
         case "rates_table":
             return tables.rates_table(rates)
+        case "verdicts":
+            return tables.verdicts(rates)
         case "loss_curves":
             return _loss_curves(experiment, open_store)
         case "trajectories":

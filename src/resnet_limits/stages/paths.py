@@ -23,6 +23,7 @@ FIGURES = (
     "trajectories",
     "histograms",
     "rates_table",
+    "verdicts",
 )
 """Names of the figures."""
 

@@ -48,7 +48,8 @@ def prediction(
     dict
         JSON values: ``step``; for ``hidden`` and ``output``, by term, ``amplitude`` and
         ``uncertainty``, one number a step, null where there is none; ``notes``, why an amplitude is
-        null of which theory gives one; ``identity``, the check of the kernels.
+        null of which theory gives one; ``identity``, the check of the kernels; ``scale``, the RMS
+        of the limit's ``hidden`` states in the last layer, one number a step.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def prediction(
     return {
         "step": list(range(steps)),
         **{name: _table(getattr(found, name), steps) for name in OBSERVABLES},
+        "scale": {"hidden": _scale(limits, dmft)},
         "notes": found.notes,
         "identity": identity
         and {
@@ -78,6 +80,13 @@ def prediction(
             "stderr": identity.stderr,
         },
     }
+
+
+def _scale(limits: Limits, dmft: xr.Dataset) -> list[float]:
+    """Give the RMS over coordinates and rows of the limit's states in the last layer."""
+    last = dmft["hidden_coef"].isel(node=-1).values @ limits.limit_root
+    squares = np.square(last).sum(axis=-1)
+    return np.sqrt(squares.reshape(len(squares), -1).mean(axis=1)).tolist()
 
 
 def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, Any]:
