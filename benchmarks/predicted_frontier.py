@@ -37,7 +37,9 @@ def ratios(
     return found
 
 
-def holds_from(points: Sequence[Mapping[str, Any]], found: Sequence[tuple[float, float, float]]) -> float | None:
+def holds_from(
+    points: Sequence[Mapping[str, Any]], found: Sequence[tuple[float, float, float]]
+) -> float | None:
     """Find the smallest P from which all intervals reach within five per cent of 1."""
     holding = None
     for point, (_, low, high) in zip(reversed(points), reversed(found), strict=True):
