@@ -9,8 +9,8 @@ seeds, with Student's t. Of nine shapes one is better by chance more often than 
 shape counts as better if its interval at 1 - 0.05/9 lies below 1.
 
 Usage: ``python benchmarks/recommended_shapes.py [--budgets 2e4 2e5 2e6] [--max-depth 32]
-[--seeds 16] [--out FILE] [CONFIG]``, which prints a Markdown table; the exit code is 1 if a shape is
-better than the recommended one.
+[--seeds 16] [--out FILE] [CONFIG]``, which prints a Markdown table; the exit code is 1 if a shape
+is better than the recommended one.
 """
 
 from __future__ import annotations
