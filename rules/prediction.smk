@@ -13,8 +13,8 @@ rule predict:
         "../workflow/envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=doubling(4000),
-        runtime=doubling(90),
+        mem_mb=doubling(costs.mem_mb("prediction", EXPERIMENT, [{}])),
+        runtime=doubling(costs.minutes("prediction", EXPERIMENT, [{}])),
     params:
         key=stage_key("prediction"),
     message:

@@ -27,6 +27,7 @@ STAGES = {
     "finite": 1,
     "mean_ode": 2,
     "wide": 2,
+    "prediction": 2,
     "errors": 3,
     "rates": 4,
     "figures": 5,

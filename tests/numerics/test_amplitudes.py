@@ -11,7 +11,7 @@ import torch
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Branch, Dynamics, make_dynamics
 from resnet_limits.limits import depth
-from resnet_limits.limits.amplitudes import gram, layers, noise, width
+from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
 from resnet_limits.limits.amplitudes.responses import branch_kernels
 from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
 from resnet_limits.limits.models import Limits
@@ -376,8 +376,8 @@ def test_the_changes_of_the_gram_matrix_have_the_covariance_of_its_fluctuations(
 def test_random_changes_are_so_on_average(monkeypatch):
     sizes = np.array([1.0, 0.5, 2.0])
     exact = directions_covariance(gram.directions(np.diag(sizes**2), 0, "gaussian"))
-    monkeypatch.setattr(gram, "MOST_ENTRIES", 1)
-    monkeypatch.setattr(gram, "RANDOM_DIRECTIONS", 20_000)
+    monkeypatch.setattr(cost, "MOST_ENTRIES", 1)
+    monkeypatch.setattr(cost, "RANDOM_DIRECTIONS", 20_000)
     found = directions_covariance(gram.directions(np.diag(sizes**2), 0, "gaussian"))
     assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
 

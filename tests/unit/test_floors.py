@@ -44,6 +44,7 @@ LIGHT = (
     "speeds",
     "work",
     "limits.cost",
+    "limits.amplitudes.cost",
     "networks.cost",
     "stages.paths",
     "stages.estimates",

@@ -9,7 +9,7 @@ honest standard error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,11 @@ class UnitSample:
     def points(self) -> int:
         """Number of points of each replicate."""
         return self.in_vectors.shape[1]
+
+    def of(self, replicate: int) -> UnitSample:
+        """Give one replicate alone."""
+        one = slice(replicate, replicate + 1)
+        return replace(self, in_vectors=self.in_vectors[one], out_vectors=self.out_vectors[one])
 
     def at_nodes(self, shares: Array) -> list[tuple[Tensor, Tensor]]:
         """Return the in- and the out-vectors of each depth node.

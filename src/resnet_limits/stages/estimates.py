@@ -31,6 +31,8 @@ from resnet_limits.config import (
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import COMPUTED
 from resnet_limits.limits import cost as limit_cost
+from resnet_limits.limits.amplitudes import cost as amplitude_cost
+from resnet_limits.limits.amplitudes.cost import Sizes
 from resnet_limits.limits.cost import Quadrature, Scales
 from resnet_limits.networks import cost
 from resnet_limits.stages.paths import cells
@@ -58,7 +60,7 @@ _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS = 100, 100, 10
 # Those of digits: pixels that are not the same in all images.
 _PIXELS = 61
 # What jobs that measure, fit and draw take, and for each comparison of two results.
-_JOB_SECONDS = {"problem": 0.2, "prediction": 1.0, "errors": 0.8, "rates": 0.5, "figures": 8.0}
+_JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
 _COMPARED_SECONDS = {"errors": 0.005, "rates": 5e-5, "figures": 0.01}
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
@@ -208,6 +210,19 @@ def _quadratures(experiment: Experiment, store: Path | None) -> list[Quadrature]
     return [Quadrature(known.points, known.replicates, known.nodes, known.single, compiled)]
 
 
+def _amplitude_sizes(experiment: Experiment, dmft: Path | None) -> Sizes:
+    """Tell what the cost of the predicted amplitudes depends on."""
+    units = [branch.unit for branch in experiment.model.branches]
+    tokens = _data_sizes(experiment).tokens or 1
+    return Sizes(
+        work("dmft", experiment),
+        # Units that are not known here are taken for smooth ones.
+        tuple(getattr(unit, "activation", "") != "relu" for unit in units),
+        tuple(tokens if unit.mixes_tokens else 1 for unit in units),
+        _quadratures(experiment, dmft)[-1],
+    )
+
+
 @lru_cache(maxsize=8)
 def _planned(store: str, _modified_ns: int) -> Quadrature | None:
     """Read the plan that a store of the DMFT limit carries, without opening the store."""
@@ -246,6 +261,9 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
     float
         Seconds on one core of the machine that the constants are from.
     """
+    if kind == "prediction":
+        sizes = _amplitude_sizes(experiment, dmft)
+        return STORE_SECONDS + amplitude_cost.seconds(sizes, limit_cost.REPLICATES)
     if kind not in COMPUTED:
         compared = len(experiment.shapes) * len(experiment.seeds) * len(experiment.pairs)
         return _JOB_SECONDS[kind] + _COMPARED_SECONDS.get(kind, 0.0) * compared
@@ -356,11 +374,14 @@ def megabytes(kind: str, experiment: Experiment, dmft: Path | None = None, /, **
     base = _BASE_MB[kind]
     if experiment.problem.data.kind == "digits" and kind not in _WITHOUT_DATA:
         base += _DIGITS_MB
+    if kind == "prediction":
+        size = amplitude_cost.peak_bytes(_amplitude_sizes(experiment, dmft))
+        return math.ceil(base + size / 2**20)
     if kind not in COMPUTED:
         return base
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
-        size: float = cost.peak_bytes(experiment.sweep.engine, wanted)
+        size = cost.peak_bytes(experiment.sweep.engine, wanted)
     else:
         size = limit_cost.peak_bytes(wanted, _quadratures(experiment, dmft)[-1])
     return math.ceil(base + size / 2**20)

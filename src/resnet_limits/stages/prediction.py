@@ -53,6 +53,8 @@ def prediction(
 
     Raises
     ------
+    MemoryRefusedError
+        If it would not fit in memory.
     PredictionError
         If the check fails.
     """
@@ -64,6 +66,7 @@ def prediction(
         limits,
         Plan.of_attributes(dmft.attrs),
         most_seconds,
+        most_bytes=devices.MEMORY_SHARE * devices.memory("cpu"),
         rotated=problem.input_rotation is not None,
     )
     steps = experiment.training.steps

@@ -6,15 +6,34 @@ refused, or not refined any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet_limits.limits.cost import Quadrature, solve_seconds
+from resnet_limits.limits.cost import peak_bytes as limit_bytes
 from resnet_limits.work import Branch, Work
 
 MOST_SECONDS = 900.0
 """What is thought to take longer is not begun, unless more is allowed."""
 REFINED_SECONDS = 15.0
 """What is thought to take longer is not refined, however uncertain it is."""
+
+WIDTH_POINTS, GRAM_POINTS, LAYER_POINTS = 512, 1024, 256
+"""Points of each scrambling with which the parts begin; those of A_L are at every node."""
+NOISE_POINTS, NOISE_SAMPLES, TOGETHER = 2048, 96, 32
+"""Independent units of a sample, samples to begin with, and those solved side by side."""
+DEPTHS = (16, 32, 64)
+"""Depths that A_L is extrapolated from, each twice the one before."""
+MOST_ENTRIES, RANDOM_DIRECTIONS = 80, 48
+"""Gram matrices of more entries are changed in so many random directions, not one by one."""
+
+CHUNK_ELEMENTS = 1 << 19
+"""Numbers of the largest array of a chunk of units' tangents; a few of them are there at once."""
+# Units of a chunk at least, and arrays of its size that are there at once.
+SMALLEST_CHUNK, _CHUNK_ARRAYS = 4, 8
+# Matrices of Q x Q at every node beside the kernels that are kept.
+_SQUARES = 16
+# Points that refining ends at, nearly always: those of a scrambling, at every node.
+_MOST_POINTS = 1 << 15
 
 # Seconds of a multiplication in the products of the tangents' recursion, and of one number of a
 # tangent in one step, on one core.
@@ -75,20 +94,64 @@ def _unit_seconds(work: Work, branch: Branch, smooth: bool, tokens: int) -> floa
     return _PRODUCT * products + each * answered
 
 
-def width_bytes(sizes: Sizes, replicates: int, chunk_elements: int) -> int:
-    """Estimate the memory of A_W: kernels of all branches, adjoint states, and some chunks.
+def gram_solutions(entries: int) -> int:
+    """Count the solutions that A_D takes, for a Gram matrix of so many entries."""
+    return 2 * (entries if entries <= MOST_ENTRIES else RANDOM_DIRECTIONS)
+
+
+def seconds(sizes: Sizes, replicates: int, most_seconds: float = MOST_SECONDS) -> float:
+    """Estimate the time of a prediction whose parts are not refined.
 
     Parameters
     ----------
     sizes : Sizes
         The problem.
     replicates : int
-        Number of scramblings.
-    chunk_elements : int
-        Numbers of the largest array of a chunk.
+        Scramblings.
+    most_seconds : float
+        What is thought to take longer is not begun.
     """
+    r, exact = sizes.work.directions, not sizes.quadrature.points
+    width, gram, layers = (
+        0 if exact else points
+        for points in (WIDTH_POINTS, GRAM_POINTS, LAYER_POINTS * sizes.quadrature.nodes)
+    )
+    parts = (
+        width_seconds(sizes, width, replicates),
+        limit_seconds(sizes, gram, replicates, gram_solutions(r * (r + 1) // 2)),
+        limit_seconds(sizes, layers, replicates, 1 + len(DEPTHS)),
+        limit_seconds(sizes, NOISE_POINTS, NOISE_SAMPLES, 1),
+    )
+    return sum(part for part in parts if part <= most_seconds)
+
+
+def width_bytes(sizes: Sizes) -> int:
+    """Estimate the memory of A_W: kernels of all branches, adjoint states, and some chunks."""
     work, nodes = sizes.work, sizes.quadrature.nodes
     square = (work.steps * work.rows) ** 2
-    kernels = 8 * square * nodes * replicates * (6 * len(work.branches) + 2)
-    adjoint = 8 * square * nodes * 8
-    return kernels + adjoint + 8 * 16 * chunk_elements
+    kernels = 8 * square * nodes * (4 * len(work.branches) + _SQUARES)
+    chunk = max(CHUNK_ELEMENTS, SMALLEST_CHUNK * _unit_numbers(sizes))
+    return kernels + 8 * _CHUNK_ARRAYS * chunk
+
+
+def _unit_numbers(sizes: Sizes) -> int:
+    """Numbers of the largest array of one unit's tangents."""
+    work = sizes.work
+    return max(
+        work.steps
+        * work.rows**2
+        * branch.vectors
+        * (1 if smooth else 2)
+        * max(branch.in_vectors, branch.out_vectors)
+        for branch, smooth in zip(work.branches, sizes.smooth, strict=True)
+    )
+
+
+def peak_bytes(sizes: Sizes) -> int:
+    """Estimate the memory of a prediction, beside the interpreter."""
+    several = replace(sizes.quadrature, points=NOISE_POINTS, replicates=TOGETHER)
+    one = replace(sizes.quadrature, points=_MOST_POINTS if sizes.quadrature.points else 0)
+    return max(
+        width_bytes(sizes),
+        *(limit_bytes(sizes.work, quadrature) for quadrature in (several, one)),
+    )

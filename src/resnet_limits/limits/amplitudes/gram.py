@@ -15,16 +15,13 @@ import numpy as np
 
 from resnet_limits import randomness
 from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.changes import Ends
 from resnet_limits.limits.depth import Array
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.trajectories import Trajectories
 
-MOST_ENTRIES = 80
-"""Gram matrices of more entries than this are changed in random directions, not one by one."""
-RANDOM_DIRECTIONS = 48
-"""So many of them."""
 # Relative size of a change: half of it leaves an error of second order, 2e-4, in differences of
 # units in single precision that are off by 1e-5 of what they measure.
 _STEP = 0.02
@@ -62,7 +59,7 @@ def directions(gram: Array, root_seed: int, initial_law: str) -> Iterator[Array]
     sizes = np.sqrt(np.diag(gram))
     scale = np.outer(sizes, sizes)
     np.fill_diagonal(scale, np.sqrt(2.0 + _EXCESS[initial_law]) * sizes**2)
-    if entries(gram) <= MOST_ENTRIES:
+    if entries(gram) <= cost.MOST_ENTRIES:
         for a, b in zip(*np.triu_indices(len(gram)), strict=True):
             if scale[a, b]:
                 change = np.zeros_like(gram)
@@ -70,9 +67,9 @@ def directions(gram: Array, root_seed: int, initial_law: str) -> Iterator[Array]
                 yield change
         return
     generator = randomness.generator(root_seed, "gram directions")
-    for _ in range(RANDOM_DIRECTIONS):
+    for _ in range(cost.RANDOM_DIRECTIONS):
         draw = np.triu(generator.standard_normal(gram.shape))
-        yield scale * (draw + np.triu(draw, 1).T) / np.sqrt(RANDOM_DIRECTIONS)
+        yield scale * (draw + np.triu(draw, 1).T) / np.sqrt(cost.RANDOM_DIRECTIONS)
 
 
 def _root(gram: Array) -> Array:
@@ -116,7 +113,7 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
         mean_squares.append(slope.mean().squares(gram)[:, 0])
     each, mean = np.array(squares).sum(axis=0), np.array(mean_squares).sum(axis=0)
     found = [Amplitude.of_fields(*parts) for parts in zip(each, mean, strict=True)]
-    if entries(gram) > MOST_ENTRIES:
+    if entries(gram) > cost.MOST_ENTRIES:
         # The error of a sum over independent draws, as one of the amplitude.
         count = len(mean_squares)
         scatter = np.std(mean_squares, axis=0, ddof=1) * np.sqrt(count)

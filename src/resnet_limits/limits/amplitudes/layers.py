@@ -12,13 +12,11 @@ from functools import partial
 import numpy as np
 
 from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.changes import Ends
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.trajectories import Trajectories
-
-DEPTHS = (16, 32, 64)
-"""Depths from which A_L is extrapolated, each twice the one before."""
 
 
 def layer_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, Amplitude]:
@@ -50,7 +48,7 @@ def layer_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude,
 
     limit = ends(None)
     # L (W(L) - DMFT), to which the next depth adds as much as the order that is left.
-    scaled = [ends(layers).combined(limit, layers, -layers) for layers in DEPTHS]
+    scaled = [ends(layers).combined(limit, layers, -layers) for layers in cost.DEPTHS]
     without = [scaled[k + 1].combined(scaled[k], 2.0, -1.0) for k in range(2)]
     last = without[1].combined(without[0], 4.0 / 3.0, -1.0 / 3.0)
     gram = root @ root

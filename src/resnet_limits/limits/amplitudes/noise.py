@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from resnet_limits.limits import depth, quadrature
+from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.trajectories import Trajectories
@@ -39,7 +40,19 @@ def output_noise(trajectories: Trajectories, plan: Plan) -> Amplitude:
     """
     plain = replace(plan, quadrature=quadrature.INDEPENDENT)
     root = trajectories.limit_root
-    output = trajectories.solve(root, depth.continuous, plain, "amplitudes: independent").output
+    # States of many samples side by side are large.
+    output = np.concatenate(
+        [
+            trajectories.solve(
+                root,
+                depth.continuous,
+                plain,
+                "amplitudes: independent",
+                replicates=range(first, min(first + cost.TOGETHER, plan.replicates)),
+            ).output
+            for first in range(0, plan.replicates, cost.TOGETHER)
+        ]
+    )
     gap = output - output.mean(axis=0)
     squares = plan.points * np.square(gap).mean(axis=(-2, -1))
     count = len(squares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,17 +18,15 @@ from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import REPLICATES, Plan
 from resnet_limits.limits.quadrature import CUBATURE
 from resnet_limits.limits.solver import LimitError
-from resnet_limits.work import INFINITE, Work
+from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {"1/L": 1e-2, "sqrt(D/(LM))": 5e-3, "1/sqrt(D)": 5e-3, "1/sqrt(LM)": 2e-2}
 """Uncertainty of an amplitude, relative to its largest over the steps, above which it is refined,
 where that is cheap."""
-# Points of each scrambling to begin with, and how many times as many are tried next.
-_WIDTH_POINTS, _GRAM_POINTS, _LAYER_POINTS, _MORE = 512, 1024, 256, 4
-# Independent units of a sample, and samples.
-_NOISE_POINTS, _NOISE_SAMPLES = 2048, 96
+# How many times as many points are tried next.
+_MORE = 4
 
 Found = tuple[Amplitude | None, Amplitude | None]
 """An amplitude of the hidden state and one of the outputs."""
@@ -128,7 +127,7 @@ class _Predictor:
         def seconds(points: int) -> float:
             return cost.width_seconds(self.sizes, points, self.plan.replicates)
 
-        return self._refined("sqrt(D/(LM))", _WIDTH_POINTS, find, seconds)
+        return self._refined("sqrt(D/(LM))", cost.WIDTH_POINTS, find, seconds)
 
     def gram(self) -> Found:
         """Find A_D."""
@@ -139,15 +138,14 @@ class _Predictor:
                 "in a basis of the span is not known"
             )
             return None, None
-        entries = gram.entries(root @ root)
-        solutions = 2 * (entries if entries <= gram.MOST_ENTRIES else gram.RANDOM_DIRECTIONS)
+        solutions = cost.gram_solutions(gram.entries(root @ root))
 
         def seconds(points: int) -> float:
             return cost.limit_seconds(self.sizes, points, self.plan.replicates, solutions)
 
         return self._refined(
             "1/sqrt(D)",
-            _GRAM_POINTS,
+            cost.GRAM_POINTS,
             lambda plan: gram.gram_amplitudes(self.limits.trajectories, plan),
             seconds,
         )
@@ -157,13 +155,11 @@ class _Predictor:
 
         def seconds(points: int) -> float:
             each = points * self.plan.nodes
-            return cost.limit_seconds(
-                self.sizes, each, self.plan.replicates, 1 + len(layers.DEPTHS)
-            )
+            return cost.limit_seconds(self.sizes, each, self.plan.replicates, 1 + len(cost.DEPTHS))
 
         return self._refined(
             "1/L",
-            _LAYER_POINTS,
+            cost.LAYER_POINTS,
             lambda plan: layers.layer_amplitudes(self.limits.trajectories, plan),
             seconds,
         )
@@ -172,13 +168,13 @@ class _Predictor:
         """Find B."""
 
         def find(plan: Plan) -> Found:
-            sampled = replace(plan, points=_NOISE_POINTS, replicates=plan.points)
+            sampled = replace(plan, points=cost.NOISE_POINTS, replicates=plan.points)
             return None, noise.output_noise(self.limits.trajectories, sampled)
 
         def seconds(samples: int) -> float:
-            return cost.limit_seconds(self.sizes, _NOISE_POINTS, samples, 1)
+            return cost.limit_seconds(self.sizes, cost.NOISE_POINTS, samples, 1)
 
-        return self._refined("1/sqrt(LM)", _NOISE_SAMPLES, find, seconds, exact=False)
+        return self._refined("1/sqrt(LM)", cost.NOISE_SAMPLES, find, seconds, exact=False)
 
 
 def predict(
@@ -186,6 +182,7 @@ def predict(
     plan: Plan,
     most_seconds: float = cost.MOST_SECONDS,
     *,
+    most_bytes: float = math.inf,
     rotated: bool = False,
 ) -> Prediction:
     """Find every amplitude that theory gives, at every step, training no network.
@@ -199,15 +196,24 @@ def predict(
         amplitudes need far fewer than the limit.
     most_seconds : float
         Time on one core above which a part is not begun.
+    most_bytes : float
+        Memory that is there.
     rotated : bool
         Whether the inputs are those in a basis of their span.
 
     Raises
     ------
+    MemoryRefusedError
+        If it would not fit in memory.
     PredictionError
         If the kernels do not make the drifts of the states.
     """
     predictor = _Predictor(limits, plan, most_seconds, rotated)
+    if (size := cost.peak_bytes(predictor.sizes)) > most_bytes:
+        raise MemoryRefusedError(
+            f"prediction: takes {size / 2**30:.1f} GiB, and {most_bytes / 2**30:.1f} GiB are "
+            "there; allowed: fewer samples or fewer steps"
+        )
     parts: Mapping[str, Found] = {
         "1/L": predictor.layers(),
         "sqrt(D/(LM))": predictor.width(),

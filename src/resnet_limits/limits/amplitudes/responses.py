@@ -19,14 +19,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from resnet_limits.dynamics import Branch, Dynamics
+from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.depth import Array
 from resnet_limits.limits.quadrature import UnitSample
 from resnet_limits.rules import table
 from resnet_limits.threads import workers
 from resnet_limits.units import Unit
 
-# Numbers of the largest array of a chunk of units: a few of them are there at once.
-CHUNK_ELEMENTS = 1 << 19
 # By how much of its RMS a projection is moved where a unit's map has kinks.
 _FINITE_STEP = 0.1
 # Dual numbers are one thread's at a time.
@@ -304,7 +303,7 @@ def chunk_points(dynamics: Dynamics, branch: Branch) -> int:
     rows = len(dynamics.inputs)
     seeds = rows * (a + c) * (1 if branch.unit.is_smooth else 2)
     numbers = dynamics.steps * rows * seeds * max(a, c)
-    return max(4, CHUNK_ELEMENTS // numbers)
+    return max(cost.SMALLEST_CHUNK, cost.CHUNK_ELEMENTS // numbers)
 
 
 def branch_kernels(

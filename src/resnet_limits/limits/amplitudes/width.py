@@ -6,7 +6,7 @@ trained embeddings do to a coordinate, and carried to the last layer (:mod:`.tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, bran
 from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.plan import Plan
+from resnet_limits.limits.quadrature import CUBATURE
 from resnet_limits.limits.trajectories import Trajectories
 from resnet_limits.norms import Norm
 
@@ -74,6 +75,11 @@ class States:
     drift: Tensor
     drift_back: Tensor
     cotangent: Tensor
+
+    def of(self, replicate: int) -> States:
+        """Give those of one scrambling."""
+        one = slice(replicate, replicate + 1)
+        return States(**{field.name: getattr(self, field.name)[one] for field in fields(States)})
 
 
 def limit_states(trajectories: Trajectories, plan: Plan, root: Array) -> tuple[States, DepthGrid]:
@@ -147,33 +153,39 @@ def width_variance(
     dynamics = trajectories.dynamics
     root = trajectories.limit_root if root is None else root
     states, grid = limit_states(trajectories, plan, root)
-    samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == "cubature")
-    reads = [branch.norm.forward(states.w, -1, 1.0) for branch in dynamics.layer]
-    kernels = [
-        branch_kernels(dynamics, branch, sample, grid.total, u, states.z)
-        for branch, sample, u in zip(dynamics.layer, samples, reads, strict=True)
-    ]
-    identity = _identity(dynamics, states, reads, kernels)
-    rows = len(dynamics.inputs)
-    variance = [
-        end_variance(_carrier(dynamics, states, reads, kernels, root, replicate), grid)
-        for replicate in range(len(states.w))
-    ]
-    return np.stack(variance).reshape(len(variance), -1, rows).mean(-1), identity
+    samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == CUBATURE)
+    rows, variances, found = len(dynamics.inputs), [], []
+    # One scrambling after the other: kernels are large.
+    for replicate in range(len(states.w)):
+        own = states.of(replicate)
+        reads = [branch.norm.forward(own.w, -1, 1.0) for branch in dynamics.layer]
+        kernels = [
+            branch_kernels(dynamics, branch, sample.of(replicate), grid.total, u, own.z)
+            for branch, sample, u in zip(dynamics.layer, samples, reads, strict=True)
+        ]
+        found.append(_drifts(dynamics, own, reads, kernels))
+        variance = end_variance(_carrier(dynamics, own, reads, kernels, root), grid)
+        variances.append(variance.reshape(-1, rows).mean(axis=1))
+    return np.stack(variances), _identity(states, torch.cat(found, dim=1))
 
 
-def _identity(
+def _drifts(
     dynamics: Dynamics, states: States, reads: list[Tensor], kernels: list[BranchKernels]
-) -> Identity:
-    forward = sum((k.forward @ states.z for k in kernels), torch.zeros_like(states.w))
-    backward = torch.zeros_like(states.w)
+) -> Tensor:
+    """Give the drifts that the kernels make of the states, forward and backward."""
+    forward, backward = torch.zeros_like(states.w), torch.zeros_like(states.w)
     for branch, u, kernel in zip(dynamics.layer, reads, kernels, strict=True):
+        forward += kernel.forward @ states.z
         backward += branch.norm.pull_back(states.w, kernel.backward @ u, -1, 1.0)
+    return torch.stack([forward, backward])
+
+
+def _identity(states: States, found: Tensor) -> Identity:
     drifts = torch.stack([states.drift, states.drift_back])
-    found = torch.stack([forward, backward]) - drifts
-    replicates = found.shape[1]
-    stderr = found.std(1) / replicates**0.5 if replicates > 1 else torch.zeros(1)
-    return Identity(*(float(x.square().mean().sqrt()) for x in (drifts, found.mean(1), stderr)))
+    gap = found - drifts
+    replicates = gap.shape[1]
+    stderr = gap.std(1) / replicates**0.5 if replicates > 1 else torch.zeros(1)
+    return Identity(*(float(x.square().mean().sqrt()) for x in (drifts, gap.mean(1), stderr)))
 
 
 def _carrier(
@@ -182,21 +194,20 @@ def _carrier(
     reads: list[Tensor],
     kernels: list[BranchKernels],
     root: Array,
-    replicate: int,
 ) -> Carrier:
     """Join what the branches, the norms and the embeddings do to a coordinate."""
-    w = states.w[replicate]
-    totals = [torch.zeros_like(kernels[0].forward[replicate]) for _ in range(4)]
+    w = states.w[0]
+    totals = [torch.zeros_like(kernels[0].forward[0]) for _ in range(4)]
     forward, backward, forward_noise, backward_noise = totals
     for branch, u, kernel in zip(dynamics.layer, reads, kernels, strict=True):
-        forward += kernel.forward[replicate]
-        forward_noise += kernel.forward_noise[replicate]
-        drift = kernel.backward[replicate] @ u[replicate]
+        forward += kernel.forward[0]
+        forward_noise += kernel.forward_noise[0]
+        drift = kernel.backward[0] @ u[0]
         factor, bend = _coordinate_norm(branch.norm, w, drift)
         both = factor[:, :, None] * factor[:, None, :]
-        backward += both * kernel.backward[replicate] + torch.diag_embed(bend)
-        backward_noise += both * kernel.backward_noise[replicate]
-    start, end = _ends(dynamics, states, root, replicate)
+        backward += both * kernel.backward[0] + torch.diag_embed(bend)
+        backward_noise += both * kernel.backward_noise[0]
+    start, end = _ends(dynamics, states, root)
     parts = (forward, backward, start, end, forward_noise, backward_noise)
     return Carrier(len(dynamics.inputs), *(part.numpy() for part in parts))
 
@@ -216,7 +227,7 @@ def _coordinate_norm(norm: Norm, state: Tensor, cotangent: Tensor) -> tuple[Tens
     return norm.factor(q), 2.0 * norm.slope(q) * (state * cotangent).sum(-1)
 
 
-def _ends(dynamics: Dynamics, states: States, root: Array, replicate: int) -> tuple[Tensor, Tensor]:
+def _ends(dynamics: Dynamics, states: States, root: Array) -> tuple[Tensor, Tensor]:
     """Give what the embeddings and the final norm make of a coordinate's noise: E_0 and E_1."""
     x = torch.from_numpy(dynamics.inputs).repeat(dynamics.steps, 1)
     of_embedding, of_unembedding = (
@@ -224,7 +235,7 @@ def _ends(dynamics: Dynamics, states: States, root: Array, replicate: int) -> tu
         for rate in (dynamics.rate_embedding, dynamics.rate_unembedding)
     )
     start = -of_embedding.past * (x @ x.T)
-    w, cotangent = states.w_end[replicate], states.cotangent[replicate]
+    w, cotangent = states.w_end[0], states.cotangent[0]
     learned = -of_unembedding.past * (cotangent @ cotangent.T)
     readout = torch.from_numpy(root[:, dynamics.inputs.shape[1] :])
     pulled = of_unembedding.initial[:, None] * (cotangent @ readout.T)
