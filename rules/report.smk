@@ -3,6 +3,7 @@ rule draw_figures:
         # Stands for all stores behind it; thousands of files would be slow to keep record of.
         errors=PATHS.manifest("errors"),
         rates=PATHS.store("rates"),
+        prediction=PATHS.store("prediction"),
     output:
         # The order is that of FIGURE_FILES: a picture for the report, and one for a paper.
         [

@@ -126,6 +126,12 @@ def law_of(pair: str, observable: str) -> Law:
     return LAWS[pair]["output" if observable == "output" else "hidden"]
 
 
+def terms_of(pair: str, observable: str) -> tuple[str, ...]:
+    """Name the terms of which the distance of a pair is made, where it has one alone too."""
+    alone = tuple(term for term, (own, _) in ALONE.items() if own == pair)
+    return law_of(pair, observable).terms or alone
+
+
 def variable_values(name: str, sizes: NDArray[Any]) -> Array:
     """Evaluate a variable such as ``D/(LM)``.
 

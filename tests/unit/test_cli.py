@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_limits import __version__, lock, provenance, stages, store
+from resnet_limits import __version__, integrity, lock, provenance, stages, store
 from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main, session
-from resnet_limits.config import ENGINES, InputError
+from resnet_limits.config import ENGINES, InputError, load_experiment
+from resnet_limits.stages.paths import Paths
 
 SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
 FIT = {
@@ -399,51 +400,100 @@ def test_every_command_is_summed_up_in_one_line_of_the_help(capsys):
     assert "75" in " ".join(output)
 
 
-def test_shape(monkeypatch, tmp_path, capsys):
-    module = types.ModuleType("resnet_limits.errors.shape")
+AMPLITUDES = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
 
-    def best_shape(rates, budget, observable="hidden", step="last"):
-        assert rates["pairs"]
-        return {
-            "depth": 3,
-            "predicted_error": budget / 3,
-            "of": observable,
-            "step": step,
-            "terms": {"1/L": 1 / 3, "1/sqrt(D)": 2.0},
-            "shallower": {"depth": 2, "predicted_error": 0.1} if step == "5" else None,
-            "note": "as measured; extrapolated",
-        }
 
-    module.best_shape = best_shape
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def fitted_rates():
+    terms = {name: {"amplitude": a, "detected": True} for name, a in AMPLITUDES.items()}
+    fit = {"terms": terms, "sizes": {"depth": [2, 9], "width": [4, 50], "embed_dim": [4, 64]}}
+    return {"pairs": {"finite-dmft": {"hidden": {"2": fit}}}}
+
+
+def predicted_amplitudes(*_):
+    rows = {
+        name: {"amplitude": [0.0, a, a], "uncertainty": [0.0, a / 100, a / 100]}
+        for name, a in AMPLITUDES.items()
+    }
+    return {"step": [0, 1, 2], "hidden": rows, "output": {}, "notes": {}}
+
+
+def test_shape_by_a_fit(monkeypatch, tmp_path, capsys):
     file = tmp_path / "rates.json"
-    file.write_text(json.dumps(RATES))
-    assert run(f"shape --budget 1e6 {file}", capsys) == (
-        DONE,
-        [
-            "depth: 3",
-            "predicted_error: 333333",
-            "of: hidden",
-            "step: last",
-            "terms: 1/L 0.333333, 1/sqrt(D) 2",
-            "shallower: none",
-            "note: as measured",
-            "note: extrapolated",
-        ],
-        [],
+    file.write_text(json.dumps(fitted_rates()))
+    code, output, complaint = run(f"shape --budget 1e6 {file}", capsys)
+    assert (code, complaint) == (DONE, [])
+    names = [line.partition(":")[0] for line in output]
+    assert names[:6] == [
+        *("depth", "width", "embed_dim", "parameters", "predicted_error", "terms"),
+    ]
+    assert output[1] == "width: 4"
+    assert names[6:10] == ["within 1 %", "within 5 %", "within 20 %", "shallower"]
+    assert (
+        "note: the law prefers depth to width, so M is at or near 4, the least measured" in output
     )
+    assert run(f"shape --budget 1e6 --step 2 {file}", capsys)[1] == output
+    _, output, _ = run(f"shape --budget 1e6 --max-depth 9 {file}", capsys)
+    assert output[0] == "depth: 9"
+    _, output, _ = run(f"shape --budget 1e6 --within {file} {file}", capsys)
+    assert output[-1] == "note: all sizes lie within the measured ranges"
     # The bound of an experiment file is not that of a table that grows with the study.
-    file.write_text(json.dumps({**RATES, "more": "x" * 2**21}))
+    file.write_text(json.dumps({**fitted_rates(), "more": "x" * 2**21}))
     assert run(f"shape --budget 1e6 {file}", capsys)[0] == DONE
-    monkeypatch.setattr("resnet_limits.cli.comparing.MAX_RATES_BYTES", 2**20)
+    monkeypatch.setattr("resnet_limits.cli.shaping.MAX_RATES_BYTES", 2**20)
     code, _, complaint = run(f"shape --budget 1e6 {file}", capsys)
     assert code == BAD_INPUT
     assert complaint == [f"error: RATES: {file}: too large; allowed: at most 1048576 bytes"]
-    file.write_text(json.dumps(RATES))
-    code, output, _ = run(f"shape --budget 1e6 --of output --step 5 {file}", capsys)
-    assert code == DONE
-    assert output[2:4] == ["of: output", "step: 5"]
-    assert output[5] == "shallower: depth 2, predicted_error 0.1"
+
+
+def test_shape_by_a_prediction(config, monkeypatch, capsys):
+    monkeypatch.setattr("resnet_limits.cli.shaping.prediction_for", predicted_amplitudes)
+    code, output, complaint = run(f"shape --budget 1e6 {config}", capsys)
+    assert (code, complaint) == (DONE, [])
+    said = dict(line.split(": ", 1) for line in output)
+    L, M, D = (int(said[name]) for name in ("depth", "width", "embed_dim"))
+    assert said["width"] == "1"
+    assert said["parameters"] == str(L * M * D)
+    # A perceptron has one vector to read with and one to write with.
+    assert said["weights"] == str(2 * L * M * D)
+    assert said["interval"].startswith("depth ")
+    assert "predicted_error" in said["interval"]
+    _, output, _ = run(f"shape --error 0.2 {config}", capsys)
+    fewest = dict(line.split(": ", 1) for line in output)
+    assert float(fewest["predicted_error"]) <= 0.2
+    assert fewest["interval"].startswith("parameters ")
+    sizes = "--depth 2 --width 8 --embed-dim 64"
+    _, output, _ = run(f"shape {sizes} {config}", capsys)
+    assert [line.partition(":")[0] for line in output] == ["shape", "waste", "would_do"]
+    assert output[0].startswith("shape: depth 2, width 8, embed_dim 64, predicted_error 1.63")
+    assert output[2].endswith("parameters of 1024")
+    _, both, _ = run(f"shape --budget 1e6 {sizes} {config}", capsys)
+    assert both[-3:] == output
+    Path("rates.json").write_text(json.dumps(fitted_rates()))
+    _, output, _ = run(f"shape --budget 1e6 --within rates.json {config}", capsys)
+    assert output[:3] == ["depth: 9", "width: 50", "embed_dim: 40"]
+
+
+def test_shape_takes_the_prediction_of_the_results(fake, config, monkeypatch, capsys):
+    experiment = load_experiment(config)
+    monkeypatch.setattr(
+        "resnet_limits.cli.predicting._predicted", lambda *_: pytest.fail("predicted again")
+    )
+    paths = Paths("results", experiment.experiment)
+    file = paths.store("prediction")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(predicted_amplitudes()))
+    integrity.write_manifest(
+        paths.manifest("prediction"),
+        file,
+        kind="prediction",
+        stage_key=provenance.stage_key("prediction", experiment),
+    )
+    code, output, complaint = run(f"shape --budget 1e6 {config}", capsys)
+    assert (code, complaint) == (DONE, [])
+    assert output[1] == "width: 1"
+    monkeypatch.setattr("resnet_limits.cli.predicting._predicted", predicted_amplitudes)
+    integrity.remove(paths.manifest("prediction"))
+    assert run(f"shape --budget 1e6 {config}", capsys)[1] == output
 
 
 def test_help_offers_the_engines_of_the_experiment_file(capsys):
@@ -480,7 +530,18 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("inspect absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
         ("check absent.zarr", "STORE: absent.zarr: no such file; allowed: a store"),
         ("shape --budget 1e6 absent.json", "RATES: absent.json: no such file"),
-        ("shape --budget 1e6 tiny.yaml", "RATES: tiny.yaml: not JSON ("),
+        ("shape --budget 1e6 taken.zarr/notes", "RATES: taken.zarr/notes: not JSON ("),
+        ("shape --budget 1e6 absent.yaml", "absent.yaml: no such file"),
+        (
+            "shape --budget 1e6 --within absent.json tiny.yaml",
+            "--within: absent.json: no such file",
+        ),
+        ("shape --budget 1e6 --step 99 tiny.yaml", "--step: 99; allowed: last, 0 to "),
+        ("shape --budget 1e6 --of hidden_max_mean_abs tiny.yaml", "allowed with CONFIG: hidden, "),
+        ("shape --budget 1e6 --error 0.1 tiny.yaml", "--budget, --error: both are given"),
+        ("shape --error 0 tiny.yaml", "--error: 0; allowed: a finite number above 0"),
+        ("shape --depth 3 tiny.yaml", "a shape has all three; allowed: none, all"),
+        ("shape --budget 1e6 --max-depth 0 tiny.yaml", "--max-depth"),
         ("shape --budget 1e6 list.json", "RATES: list.json: no key pairs; allowed: a rates.json"),
         ("shape --budget nan list.json", "--budget: nan; allowed: a finite number"),
         ("shape --budget inf list.json", "--budget: inf; allowed: a finite number"),

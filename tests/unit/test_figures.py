@@ -88,9 +88,27 @@ CASES = {
 }
 
 
-def drawn(study: Study, name: str) -> Figure:
+def drawn(study: Study, name: str, prediction: dict | None = None) -> Figure:
     rates = json.loads(json.dumps(study.rates()))
-    return figure(name, study.experiment, study.open_store, study.errors(), rates)
+    return figure(name, study.experiment, study.open_store, study.errors(), rates, prediction)
+
+
+PREDICTED = {
+    "hidden": {"1/L": 0.3, "sqrt(D/(LM))": 0.7, "1/sqrt(D)": 1.9},
+    "output": {"1/L": 0.2, "D/(LM)": 0.1, "1/sqrt(LM)": 0.4, "1/sqrt(D)": 0.8},
+}
+
+
+def prediction(without: str = "", why: str = "") -> dict:
+    """Give a prediction with amplitudes of its own, those of other steps far from them."""
+
+    def row(quantity: str, term: str) -> dict:
+        known = [50.0] * LAST + [PREDICTED[quantity][term]]
+        values = [None] * (LAST + 1) if term == without else known
+        return {"amplitude": values, "uncertainty": [0.0] * (LAST + 1)}
+
+    found = {q: {term: row(q, term) for term in terms} for q, terms in PREDICTED.items()}
+    return {"step": list(range(LAST + 1)), **found, "notes": {without: why} if why else {}}
 
 
 @pytest.fixture(scope="module")
@@ -843,6 +861,133 @@ def test_figures_of_grids_say_what_families_lack(of_families):
     for symbol in "DLM":
         assert f"No two shapes of this experiment differ in {symbol} alone." in text
     assert "does not compare finite-wide" in words(of_families["three_terms"])
+
+
+# --- what is predicted ----------------------------------------------------------------------------
+
+
+def predicted(quantity: str, terms: str, L: float, M: float, D: float) -> float:
+    """Evaluate some terms by hand."""
+    a = PREDICTED[quantity]
+    values = {
+        "L": ("1/L", 1 / L),
+        "W": ("sqrt(D/(LM))", np.sqrt(D / (L * M))),
+        "D": ("1/sqrt(D)", D**-0.5),
+        "A": ("D/(LM)", D / (L * M)),
+        "B": ("1/sqrt(LM)", (L * M) ** -0.5),
+    }
+    return np.sqrt(sum((a[name] * x) ** 2 for name, x in (values[key] for key in terms)))
+
+
+def check_predictions(fig: Figure, places, terms) -> int:
+    """Hold all predicted lines of panels against the law; return how many there are."""
+    count = 0
+    for axes, quantity, place in places:
+        for x, y in lines(axes, "_prediction"):
+            wanted = [predicted(quantity, terms[quantity], *place(value, count)) for value in x]
+            np.testing.assert_allclose(y, wanted)
+            count += 1
+    return count
+
+
+def test_error_vs_shape_draws_the_prediction_and_not_the_fit(study):
+    fig = drawn(study, "error_vs_shape", prediction())
+    values = (8, 32, 128)
+    place = {
+        0: lambda x, k: (16, values[k % 3], x),
+        1: lambda x, k: (x, 128, values[k % 3]),
+        2: lambda x, k: (16, x, values[k % 3]),
+    }
+    places = [
+        (axes, ("hidden", "output")[k // 3], place[k % 3]) for k, axes in enumerate(fig.axes[:6])
+    ]
+    terms = {"hidden": "LWD", "output": "LABD"}
+    assert check_predictions(fig, places, terms) == 18
+    for wrong in ({"hidden": "LWD", "output": "LAD"}, {"hidden": "WD", "output": "LABD"}):
+        with pytest.raises(AssertionError):
+            check_predictions(fig, places, wrong)
+    for axes, _, _ in places:
+        style_of = {
+            line.get_label(): (line.get_alpha(), line.get_linestyle()) for line in axes.lines
+        }
+        assert style_of["_prediction"] == (None, "-")
+        assert style_of["_fit"][0] < 0.5
+    assert "solid: prediction from the limit alone" in words(fig)
+    assert "No predict" not in words(fig)
+
+
+def test_three_terms_draws_predicted_terms_alone(study):
+    fig = drawn(study, "three_terms", prediction())
+    terms = (("W", "L", "D"), ("AB", "L", "D"))
+    for row, quantity in enumerate(("hidden", "output")):
+        for column, own in enumerate(terms[row]):
+            axes = fig.axes[3 * row + column]
+            found = lines(axes, "_prediction")
+            assert len(found) == (2 if own == "AB" else 1)
+            for (x, y), D in zip(found, (8, 128), strict=False):
+                for value, error in zip(x, y, strict=True):
+                    sizes = {
+                        "W": (1, 1, value),
+                        "L": (value, 1, 1),
+                        "D": (1, 1, value),
+                        "AB": (D / value, 1, D),
+                    }[own]
+                    assert error == pytest.approx(predicted(quantity, own, *sizes))
+            assert not lines(axes, "_theory")
+            assert lines(axes, "_fit")
+    fit = study.rates()["pairs"]["finite-wide"]["hidden"][str(LAST)]["amplitude_at_theory"]
+    assert f"predicted 0.700, fitted {style.number(fit)}" in words(fig)
+    assert "1/√(LM): predicted 0.40, fitted " in words(fig)
+
+
+def test_error_vs_parameters_draws_the_least_error_that_is_predicted(study):
+    fig = drawn(study, "error_vs_parameters", prediction())
+    for axes, quantity, terms in zip(fig.axes, ("hidden", "output"), ("LWD", "LABD"), strict=True):
+        ((P, least),) = lines(axes, "prediction, best shape")
+        for number, error in zip(P[::10], least[::10], strict=True):
+            D = np.geomspace(1, number, 20001)
+            assert error == pytest.approx(
+                predicted(quantity, terms, number / D, 1, D).min(), rel=1e-4
+            )
+        assert not lines(axes, "_theory")
+
+
+def test_frontier_draws_the_prediction_for_the_shapes_of_the_points():
+    study = families()
+    rates = study.rates()
+    fig = drawn(study, "frontier", prediction())
+    terms = {
+        "finite-mean_ode": {"hidden": "LW", "output": "LAB"},
+        "mean_ode-dmft": {"hidden": "D", "output": "D"},
+        "finite-dmft": {"hidden": "LWD", "output": "LABD"},
+    }
+    places = [(name, quantity) for name in rates["families"] for quantity in ("hidden", "output")]
+    for axes, (name, quantity) in zip(fig.axes, places, strict=True):
+        found = lines(axes, "_prediction")
+        pairs = rates["families"][name]["pairs"]
+        for (P, error), (pair, of_pair) in zip(found, pairs.items(), strict=True):
+            points = of_pair[quantity][str(LAST)]["points"]
+            np.testing.assert_allclose(P, [point["parameters"] for point in points])
+            sizes = [[point[size] for size in ("depth", "width", "embed_dim")] for point in points]
+            wanted = [predicted(quantity, terms[pair][quantity], *shape) for shape in sizes]
+            np.testing.assert_allclose(error, wanted)
+        assert not lines(axes, "_theory")
+
+
+@pytest.mark.parametrize("name", ["error_vs_shape", "error_vs_parameters", "three_terms"])
+def test_figures_say_what_is_not_predicted(study, name):
+    assert "No prediction was made." in words(drawn(study, name))
+    fig = drawn(study, name, prediction("D/(LM)", "thought to take 90 minutes"))
+    assert (
+        "No predicted curve where output errors depend on D/(LM) (thought to take 90 "
+        "minutes)." in words(fig)
+    )
+    fig = drawn(study, name, prediction("1/L"))
+    assert "No predicted curve where hidden and output errors depend on 1/L." in words(fig)
+    # What is whole is drawn all the same.
+    if name == "three_terms":
+        assert [len(lines(axes, "_prediction")) for axes in fig.axes[:6]] == [1, 0, 1, 2, 0, 1]
+        assert [len(lines(axes, "_theory")) for axes in fig.axes[:6]] == [0, 1, 0, 0, 1, 0]
 
 
 # --- captions -------------------------------------------------------------------------------------

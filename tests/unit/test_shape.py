@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from resnet_limits.config import InputError
-from resnet_limits.errors.shape import MAX_BUDGET, PAIR, best_shape
+from resnet_limits.errors import shape as shapes
+from resnet_limits.errors.shape import MAX_BUDGET, PAIR, fitted_law
+from resnet_limits.kinds import SIZES, Shape
 from resnet_limits.laws import POWERS, variable_values
+from resnet_limits.optimum import ANY, Bounds
 
 HIDDEN = {"1/L": 0.5, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 1.5}
 OUTPUT = {"1/L": 0.3, "D/(LM)": 0.15, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.9}
@@ -23,6 +26,12 @@ def rates(amplitudes: dict[str, float], observable: str = "hidden", width: int =
         "sizes": {"depth": [2, 100], "width": [width, 50], "embed_dim": [4, 64]},
     }
     return {"pairs": {PAIR: {observable: {"5": fit, "14": fit}}}}
+
+
+def best_shape(
+    content: dict[str, Any], budget: Any, observable: str = "hidden", step: str | int = "last"
+) -> dict[str, Any]:
+    return shapes.best_shape(fitted_law(content, observable, step), budget)
 
 
 def law(amplitudes: dict[str, float], L: int, M: int, D: int) -> float:
@@ -204,6 +213,121 @@ def test_rates_without_a_fit_are_refused(content: dict[str, Any], match: str) ->
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(InputError, match="at step 7; allowed: last, 5, 14"):
         best_shape(rates(HIDDEN), 1e6, step="7")
+
+
+# --- by a prediction ------------------------------------------------------------------------------
+
+
+def prediction(amplitudes: dict[str, float | None], observable: str = "hidden") -> dict[str, Any]:
+    """Give amplitudes at two steps, half as large at the first, known to one per cent."""
+    rows = {
+        name: {
+            "amplitude": [None if a is None else a / 2, a],
+            "uncertainty": [None if a is None else a / 200, None if a is None else a / 100],
+        }
+        for name, a in amplitudes.items()
+    }
+    other = {"hidden": "output", "output": "hidden"}[observable]
+    notes = {"D/(LM)": "thought to take 9 minutes"}
+    return {"step": [0, 1], observable: rows, other: {}, "notes": notes}
+
+
+def test_a_prediction_gives_the_same_shape_as_a_fit_of_its_amplitudes() -> None:
+    for observable, amplitudes in (("hidden", HIDDEN), ("output", OUTPUT)):
+        known = shapes.predicted_law(prediction(amplitudes, observable), observable)
+        found = shapes.best_shape(known, 54321)
+        fitted = best_shape(rates(amplitudes, observable), 54321, observable)
+        for name in ("depth", "width", "embed_dim", "predicted_error", "terms", "shallower"):
+            assert found[name] == fitted[name]
+        assert fitted["interval"] is None
+        for low, high in found["interval"].values():
+            assert low <= high
+        low, high = found["interval"]["predicted_error"]
+        assert low < found["predicted_error"] < high
+        # An error is a mean of its terms, so that it is known better than to 1.96 per cent.
+        assert 0.01 < high / low - 1 < 0.0392
+        assert "outside" not in found["note"]
+
+
+def test_steps_of_a_prediction() -> None:
+    known = prediction(HIDDEN)
+    assert shapes.predicted_law(known) == shapes.predicted_law(known, step=1)
+    first = shapes.predicted_law(known, step="0")
+    assert first.amplitudes == {name: a / 2 for name, a in HIDDEN.items()}
+    with pytest.raises(InputError, match="nothing at step 2; allowed: last, 0, 1"):
+        shapes.predicted_law(known, step="2")
+    with pytest.raises(InputError, match="nothing of 'hidden_max_mean_abs'; allowed: hidden, out"):
+        shapes.predicted_law(known, "hidden_max_mean_abs")
+
+
+def test_what_is_not_predicted_is_named() -> None:
+    known = shapes.predicted_law(prediction({**OUTPUT, "D/(LM)": None}, "output"), "output")
+    assert "D/(LM)" not in known.amplitudes
+    assert "D/(LM) is left out: not predicted" in shapes.best_shape(known, 1e4)["note"]
+    without_width = {**OUTPUT, "D/(LM)": None, "1/sqrt(LM)": None}
+    match = r"output lacks D/\(LM\) \(thought to take 9 minutes\), 1/sqrt\(LM\); allowed"
+    with pytest.raises(InputError, match=match):
+        shapes.predicted_law(prediction(without_width, "output"), "output")
+    with pytest.raises(InputError, match=r"hidden lacks 1/sqrt\(D\)"):
+        shapes.predicted_law(prediction({**HIDDEN, "1/sqrt(D)": None}))
+
+
+def test_shapes_stay_in_what_was_measured_and_below_the_largest_depth() -> None:
+    known = shapes.predicted_law(prediction(HIDDEN))
+    measured = shapes.measured_bounds(rates(HIDDEN, width=8))
+    assert measured == Bounds(Shape(2, 8, 4), Shape(100, 50, 64))
+    found = shapes.best_shape(known, 1e9, measured)
+    assert [found[name] for name in SIZES] == [100, 50, 64]
+    shallow = Bounds(most=ANY.most._replace(depth=6))
+    found = shapes.best_shape(known, 1e6, shallow)
+    assert found["depth"] == 6
+    assert found["predicted_error"] == pytest.approx(law(HIDDEN, *(found[n] for n in SIZES)))
+    assert "prefers depth" not in found["note"]
+    with pytest.raises(InputError, match="too few for the smallest sizes allowed; allowed: 64 to"):
+        shapes.best_shape(known, 50, measured)
+    with pytest.raises(InputError, match="L: at least 2 and at most 1 leave no size"):
+        shapes.best_shape(known, 50, measured.within(Bounds(most=ANY.most._replace(depth=1))))
+    unknown = rates(HIDDEN)
+    unknown["pairs"][PAIR]["hidden"]["14"].pop("sizes")
+    with pytest.raises(InputError, match="does not say what sizes were measured"):
+        shapes.measured_bounds(unknown)
+
+
+def test_an_error_takes_the_fewest_parameters() -> None:
+    known = shapes.predicted_law(prediction(HIDDEN))
+    found = shapes.smallest_shape(known, 0.3)
+    assert found["predicted_error"] <= 0.3
+    fewer = shapes.best_shape(known, found["parameters"] - 1, tell_ranges=False)
+    assert fewer["predicted_error"] > 0.3
+    # P ~ error^-6: the amplitudes' one per cent is some per cent of P.
+    low, high = found["interval"]["parameters"]
+    assert low < found["parameters"] < high
+    expected = 2 * 1.96 * 6 * 0.01 * math.hypot(1 / 3, 2 / 3)
+    assert math.log(high / low) == pytest.approx(expected, rel=0.02)
+    assert shapes.smallest_shape(fitted_law(rates(HIDDEN)), 0.3)["interval"] is None
+    for bad in (0, -1.0, math.nan, None):
+        with pytest.raises(InputError, match=r"error: .*allowed: a positive number"):
+            shapes.smallest_shape(known, bad)
+    with pytest.raises(InputError, match=r"so near; allowed: more than 0\.00"):
+        shapes.smallest_shape(known, 1e-4)
+    with pytest.raises(InputError, match=r"so near; allowed: more than 0\.2"):
+        shapes.smallest_shape(known, 0.1, shapes.measured_bounds(rates(HIDDEN)))
+
+
+def test_what_a_shape_wastes() -> None:
+    known = shapes.predicted_law(prediction(HIDDEN))
+    shape = Shape(8, 16, 128)
+    found = shapes.waste(known, shape)
+    best = shapes.best_shape(known, shape.parameters)
+    assert found["predicted_error"] == pytest.approx(law(HIDDEN, *shape))
+    assert found["waste"] == pytest.approx(law(HIDDEN, *shape) / best["predicted_error"])
+    assert found["waste"] > 1.1
+    assert found["best"]["depth"] == best["depth"]
+    enough = shapes.best_shape(known, found["would_do"])
+    assert enough["predicted_error"] <= found["predicted_error"]
+    assert found["would_do"] < shape.parameters
+    itself = shapes.waste(known, Shape(*(best[name] for name in SIZES)))
+    assert itself["waste"] == pytest.approx(1.0)
 
 
 def test_all_variables_are_known() -> None:

@@ -10,9 +10,12 @@ with running(snakemake, "figures") as job:
     from resnet_limits.stages import figures
 
     distances = store.open_groups(job.path_of("errors"))
-    rates = json.loads(job.path_of("rates").read_text(encoding="utf-8"))
+    rates, prediction = (
+        json.loads(job.path_of(kind).read_text(encoding="utf-8"))
+        for kind in ("rates", "prediction")
+    )
     for name in dict.fromkeys(Path(file).stem for file in snakemake.output):
         LOG.info("%s", name)
-        drawn = figures.figure(name, job.experiment, job.open_store, distances, rates)
+        drawn = figures.figure(name, job.experiment, job.open_store, distances, rates, prediction)
         for form in ("png", "svg"):
             job.vouch_for(figures.save(drawn, job.paths.figures / f"{name}.{form}"))

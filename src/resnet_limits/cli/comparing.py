@@ -1,11 +1,11 @@
-"""Commands that compare: distances, fitted laws, and the best shape for a budget."""
+"""Commands that compare: distances and fitted laws."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,14 +19,11 @@ from resnet_limits.cli.common import (
     place,
 )
 from resnet_limits.cli.session import CommandError
-from resnet_limits.config import Experiment, InputError, read_input
+from resnet_limits.config import Experiment
 
 if TYPE_CHECKING:
     import xarray as xr
 
-# Of rates.json, which grows with the steps, pairs and families of a study.
-MAX_RATES_BYTES = 64 * 2**20
-_RATES = "a rates.json"
 _OPTIONS = {"depth": "--depth", "width": "--width", "embed_dim": "--embed-dim"}
 
 
@@ -162,47 +159,3 @@ def claims_table(fitted: dict[str, Any]) -> Iterator[str]:
 
     yield from columns([CLAIM_COLUMNS, *claim_rows(fitted)])
     yield claim_counts(fitted)
-
-
-def shape(
-    rates_file: Annotated[
-        Path, typer.Argument(metavar="RATES", help="rates.json of an experiment.")
-    ],
-    budget: Annotated[
-        float, typer.Option("--budget", metavar="P", help="Parameters to spend, L M D.")
-    ],
-    observable: Annotated[
-        str, typer.Option("--of", metavar="NAME", help="hidden, hidden_max_mean_abs or output.")
-    ] = "hidden",
-    step: Annotated[
-        str, typer.Option("--step", metavar="K", help="A step in RATES, or last.")
-    ] = "last",
-) -> None:
-    """Print the L, M and D that spend a budget best."""
-    if not budget >= 1 or budget == float("inf"):
-        raise InputError(f"--budget: {budget:g}; allowed: a finite number of at least 1")
-    try:
-        fitted = json.loads(read_input(rates_file, _RATES, MAX_RATES_BYTES))
-    except InputError as error:
-        raise InputError(f"RATES: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"RATES: {rates_file}: not JSON ({error}); allowed: {_RATES}") from None
-    if not isinstance(fitted, dict) or "pairs" not in fitted:
-        raise InputError(f"RATES: {rates_file}: no key pairs; allowed: {_RATES}")
-    from resnet_limits.errors.shape import best_shape
-
-    best = best_shape(fitted, budget, observable=observable, step=step)
-    notes = str(best.pop("note", "")).split("; ")
-    for name, value in best.items():
-        typer.echo(f"{name}: {_said(value)}")
-    for note in filter(None, notes):
-        typer.echo(f"note: {note}")
-
-
-def _said(value: Any) -> str:
-    """Write a number, a name, or a mapping of them as people read it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(part)}" for name, part in value.items())
-    if value is None:
-        return "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

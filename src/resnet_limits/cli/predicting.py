@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,26 @@ import typer
 
 from resnet_limits.cli.common import RESULTS, Config, columns, experiment_for, naming, place
 from resnet_limits.cli.computing import Plan, dmft_for
+from resnet_limits.cli.session import LOG
 from resnet_limits.config import Experiment, InputError, Shape
 from resnet_limits.kinds import SYMBOLS
 
+AnyDepth = Annotated[
+    int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
+]
+AnyWidth = Annotated[
+    int | None, typer.Option("--width", metavar="M", min=1, help="Hidden units of each block.")
+]
+AnyEmbedDim = Annotated[
+    int | None, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")
+]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        "--minutes", metavar="N", min=0, help="Time of one core that one amplitude may take."
+    ),
+]
+MINUTES = 15.0
 _SECONDS = 60.0
 # Steps that the table shows: the first ones, and some of the later.
 _SHOWN_STEPS = 8
@@ -21,26 +39,13 @@ _SHOWN_STEPS = 8
 def predict(
     *,
     config: Config,
-    depth: Annotated[
-        int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option("--width", metavar="M", min=1, help="Hidden units of each block."),
-    ] = None,
-    embed_dim: Annotated[
-        int | None,
-        typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension."),
-    ] = None,
+    depth: AnyDepth = None,
+    width: AnyWidth = None,
+    embed_dim: AnyEmbedDim = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write.")
     ] = None,
-    minutes: Annotated[
-        float,
-        typer.Option(
-            "--minutes", metavar="N", min=0, help="Time of one core that one amplitude may take."
-        ),
-    ] = 15.0,
+    minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
     """Predict how far networks are from the limit, training none.
@@ -49,7 +54,7 @@ def predict(
     squares split.
     """
     experiment = experiment_for(config)
-    shape = _shape(depth, width, embed_dim)
+    shape = named_shape(depth, width, embed_dim)
     if out is None:
         predicted = _predicted(experiment, config, shape, minutes, results)
     else:
@@ -62,13 +67,48 @@ def predict(
         typer.echo(line)
 
 
-def _shape(depth: int | None, width: int | None, embed_dim: int | None) -> Shape | None:
+def named_shape(depth: int | None, width: int | None, embed_dim: int | None) -> Shape | None:
+    """Give the shape that options name; None if they name no size of it.
+
+    Raises
+    ------
+    InputError
+        If they name some of its sizes only.
+    """
     sizes = depth, width, embed_dim
     if all(size is None for size in sizes):
         return None
     if depth is None or width is None or embed_dim is None:
         raise InputError("--depth, --width, --embed-dim: a shape has all three; allowed: none, all")
     return Shape(depth, width, embed_dim)
+
+
+def prediction_for(
+    experiment: Experiment, config: Path, minutes: float, results: Path
+) -> dict[str, Any]:
+    """Take the prediction from the results, or make it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The validated experiment.
+    config : path
+        Its file, for complaints.
+    minutes : float
+        Time of one core that one amplitude may take.
+    results : path
+        Folder of all results.
+    """
+    from resnet_limits import integrity, provenance
+    from resnet_limits.stages.paths import Paths
+
+    paths = Paths(results, experiment.experiment)
+    key = provenance.stage_key("prediction", experiment)
+    if integrity.manifest_matches(paths.manifest("prediction"), key):
+        LOG.debug("prediction from %s", paths.store("prediction"))
+        found: dict[str, Any] = json.loads(paths.store("prediction").read_text(encoding="utf-8"))
+        return found
+    return _predicted(experiment, config, None, minutes, results)
 
 
 def _predicted(

@@ -1,102 +1,346 @@
-"""The best shape for a number of parameters, by a fitted law."""
+"""The best shape for a number of parameters, by a fitted or a predicted law."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnet_limits.config import InputError
+from resnet_limits import optimum, predicted
+from resnet_limits.config import InputError, Shape
 from resnet_limits.kinds import SIZES, SYMBOLS
-from resnet_limits.laws import ALONE, in_quadrature, law_of, variable_values
+from resnet_limits.laws import ALONE, POWERS, in_quadrature, law_of, variable_values
+from resnet_limits.optimum import ANY, MAX_BUDGET, Bounds
 
 PAIR = "finite-dmft"
 """The distance that is made small."""
 
-MAX_BUDGET = 1e18
-"""Largest number of parameters that sizes are sought for."""
+TOLERANCES = (0.01, 0.05, 0.2)
+"""Parts by which shapes of a family may be above the least distance."""
 
-_EXTRA_WIDTHS = 16
-_LITTLE = 0.01
-_NEARBY = 2000
+_LITTLE = TOLERANCES[0]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What is known of the distance from the DMFT limit at one step.
+
+    Attributes
+    ----------
+    amplitudes : dict of str to float
+        By term.
+    uncertainties : dict of str to float
+        Their standard errors; empty where intervals are not asked for.
+    bounds : Bounds
+        Sizes for which the law counts.
+    measured : dict of str to (int, int), or None
+        Smallest and largest of each size that was measured; None where nothing was.
+    notes : tuple of str
+        Where amplitudes come from, and which are left out.
+    """
+
+    amplitudes: dict[str, float]
+    uncertainties: dict[str, float]
+    bounds: Bounds = ANY
+    measured: Mapping[str, tuple[int, int] | None] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def best_shape(
-    rates: Mapping[str, Any], budget: float, observable: str = "hidden", step: str | int = "last"
+    law: Basis, budget: float, bounds: Bounds = ANY, *, tell_ranges: bool = True
 ) -> dict[str, Any]:
     """Find the depth, width and embedding dimension with the smallest predicted error.
 
-    The law fitted to the distance from the DMFT limit is minimised over integers with
-    L M D <= budget. Depth reduces every term that width does, and 1/L too, so that the law always
-    prefers the smallest width; widths below the smallest that was measured are not considered.
-    Past some depth it hardly matters, and `shallower` says from where on. Where 1/L was not seen,
-    depth and width count alike and are taken about equal.
+    The law of the distance from the DMFT limit is minimised over integers with L M D <= budget.
+    Depth reduces every term that width does, and 1/L too, so that the law always prefers the
+    smallest width. Past some depth it hardly matters, and `shallower` says from where on. Where 1/L
+    is not known, depth and width count alike and are taken about equal.
 
     Parameters
     ----------
-    rates : mapping
-        The contents of rates.json.
+    law : Basis
+        `fitted_law` or `predicted_law`.
     budget : float
         P, the largest L M D.
-    observable : str
-        ``hidden``, ``hidden_max_mean_abs`` or ``output``.
-    step : str or int
-        A step for which there are rates, or ``last``.
+    bounds : Bounds
+        Sizes that are allowed, beside those for which the law counts.
+    tell_ranges : bool
+        Whether to find `interval` and `within`.
 
     Returns
     -------
     dict
         ``depth``, ``width``, ``embed_dim``, ``parameters`` (their product), ``predicted_error``,
-        ``terms`` (the part of each term, which add in quadrature), ``shallower`` (the shape of
-        the least depth, at the same embedding dimension, whose predicted error is within one per
-        cent of the best; None where 1/L was not seen), ``note``.
+        ``terms`` (the part of each term, which add in quadrature), ``interval`` (95 % of the sizes
+        and the error of the best real sizes, from the amplitudes' uncertainties; None without
+        these), ``within`` (by part above the least error, between which values each size may
+        lie, the others at their best), ``shallower`` (the shape of the least depth, at the same
+        embedding dimension, whose predicted error is within one per cent of the best; None where
+        1/L was not seen), ``note``.
 
     Raises
     ------
     InputError
-        If the budget is not a number that some shape fits into, or the rates hold no such fit.
+        If the budget is not a number that some shape fits into.
+    """
+    amplitudes, parameters, allowed = law.amplitudes, _checked_budget(budget), _allowed(law, bounds)
+    if parameters < allowed.smallest:
+        raise InputError(
+            f"budget: {parameters} parameters, too few for {_smallest_said(law, bounds)}; "
+            f"allowed: {allowed.smallest} to {MAX_BUDGET:g}"
+        )
+    best, error = optimum.best_shape(amplitudes, parameters, allowed)
+    shallower, notes = None, list(law.notes)
+    if "1/L" in amplitudes:
+        fixed = allowed.holding("embed_dim", best.embed_dim)
+        found = optimum.shallowest(amplitudes, parameters, (1 + _LITTLE) * error, fixed)
+        shallower = _with_error(*found)
+        if best.depth < bounds.most.depth:
+            least = "the least measured" if law.measured else "the least allowed"
+            notes.append(
+                f"the law prefers depth to width, so M is at or near {allowed.least.width}, {least}"
+            )
+    else:
+        notes.append("only the product L M counts without 1/L; L and M are taken about equal")
+    if law.measured is not None:
+        notes += _extrapolation(law.measured, best)
+    return {
+        **_with_error(best, error, parameters=best.parameters),
+        "terms": {
+            name: float(a * variable_values(name, np.array(best))) for name, a in amplitudes.items()
+        },
+        **(_ranges(law, best.parameters, allowed) if tell_ranges else {}),
+        "shallower": shallower,
+        "note": "; ".join(notes),
+    }
+
+
+def smallest_shape(law: Basis, error: float, bounds: Bounds = ANY) -> dict[str, Any]:
+    """Find the shape of the fewest parameters with a predicted error so small.
+
+    Parameters
+    ----------
+    law, bounds
+        As for `best_shape`.
+    error : float
+        The largest distance from the DMFT limit.
+
+    Returns
+    -------
+    dict
+        What `best_shape` says of it, and in ``interval`` that of ``parameters`` too.
+
+    Raises
+    ------
+    InputError
+        If no shape is so near.
+    """
+    wanted = _number(error)
+    if not wanted:
+        raise InputError(f"error: {error!r}; allowed: a positive number")
+    allowed = _allowed(law, bounds)
+    budget = optimum.smallest_budget(law.amplitudes, wanted, allowed)
+    if budget is None:
+        raise InputError(
+            f"error: {wanted:g}: no shape of up to {MAX_BUDGET:g} parameters within the bounds is "
+            f"so near; allowed: more than {_least_error(law, allowed):.3g}"
+        )
+    found = best_shape(law, budget, bounds)
+    if found["interval"] is not None:
+
+        def fewest(amplitudes: Mapping[str, float]) -> list[float]:
+            least = optimum.least_parameters(amplitudes, wanted, allowed)
+            return [float(MAX_BUDGET) if least is None else least]
+
+        (ends,) = optimum.spread(law.amplitudes, law.uncertainties, fewest)
+        found["interval"] = {"parameters": list(ends), **found["interval"]}
+    return found
+
+
+def waste(law: Basis, shape: Shape, bounds: Bounds = ANY) -> dict[str, Any]:
+    """Hold a shape against the best one of as many parameters.
+
+    Parameters
+    ----------
+    law, bounds
+        As for `best_shape`; bounds are those of the best shape.
+    shape : Shape
+        L, M, D.
+
+    Returns
+    -------
+    dict
+        Sizes, ``parameters`` and ``predicted_error`` of the shape; ``waste``, this error over that
+        of the best shape; ``best``, that shape; ``would_do``, the number of parameters with which
+        the best shape is as near.
+    """
+    error = float(in_quadrature(law.amplitudes, np.array(shape)))
+    best = best_shape(law, shape.parameters, bounds, tell_ranges=False)
+    least = best["predicted_error"]
+    return {
+        **_with_error(shape, error, parameters=shape.parameters),
+        "waste": error / least if least else 1.0,
+        "best": {name: best[name] for name in (*SIZES, "predicted_error")},
+        "would_do": optimum.smallest_budget(
+            law.amplitudes, max(error, least), _allowed(law, bounds)
+        ),
+    }
+
+
+def _allowed(law: Basis, bounds: Bounds) -> Bounds:
+    allowed = law.bounds.within(bounds)
+    for name, low, high in zip(SIZES, allowed.least, allowed.most, strict=True):
+        if low > high:
+            raise InputError(
+                f"{SYMBOLS[name]}: at least {low} and at most {high} leave no size; "
+                "allowed: bounds that leave one"
+            )
+    return allowed
+
+
+def _smallest_said(law: Basis, bounds: Bounds) -> str:
+    if law.bounds.within(bounds).least == law.bounds.least and law.measured is not None:
+        return "the smallest width measured"
+    return "the smallest sizes allowed"
+
+
+def _least_error(law: Basis, allowed: Bounds) -> float:
+    return optimum.best_shape(law.amplitudes, MAX_BUDGET, allowed)[1]
+
+
+def _with_error(shape: Shape, error: float, **more: int) -> dict[str, Any]:
+    return {**shape._asdict(), **more, "predicted_error": error}
+
+
+def _ranges(law: Basis, parameters: int, allowed: Bounds) -> dict[str, Any]:
+    """Find how well the best sizes are known, and how far others may be from them."""
+    amplitudes = law.amplitudes
+    error = optimum.best_sizes(amplitudes, parameters, allowed).error
+    interval = None
+    if law.uncertainties:
+        ends = optimum.spread(
+            amplitudes,
+            law.uncertainties,
+            lambda varied: optimum.best_sizes(varied, parameters, allowed),
+        )
+        interval = {
+            name: list(pair) for name, pair in zip((*SIZES, "predicted_error"), ends, strict=True)
+        }
+    within = {
+        part: {
+            name: _whole(*ends)
+            for name, ends in optimum.ranges(
+                amplitudes, parameters, (1 + part) * error, allowed
+            ).items()
+        }
+        for part in TOLERANCES
+    }
+    return {"interval": interval, "within": within}
+
+
+def _whole(low: float, high: float) -> list[int]:
+    """Give the whole numbers at the ends of a range; the nearest one if there is none inside."""
+    ends = math.ceil(low * (1 - 1e-9)), math.floor(high * (1 + 1e-9))
+    return list(ends) if ends[0] <= ends[1] else [max(1, round(low))] * 2
+
+
+# --- what was predicted ---------------------------------------------------------------------------
+
+
+def predicted_law(
+    prediction: Mapping[str, Any], observable: str = "hidden", step: str | int = "last"
+) -> Basis:
+    """Take the law of the distance from the DMFT limit from its prediction.
+
+    Parameters
+    ----------
+    prediction : mapping
+        The contents of prediction.json.
+    observable : str
+        ``hidden`` or ``output``.
+    step : str or int
+        A step of the training, or ``last``.
+
+    Raises
+    ------
+    InputError
+        If there is no such prediction, or it lacks what the best shape depends on.
+    """
+    steps = [str(number) for number in prediction.get("step") or []]
+    at = steps[-1] if steps and step == "last" else str(step)
+    if at not in steps:
+        raise InputError(f"prediction: nothing at step {step}; allowed: last, {_listed(steps)}")
+    names = [name for name in ("hidden", "output") if name in prediction]
+    if observable not in names:
+        raise InputError(f"prediction: nothing of {observable!r}; allowed: {_listed(names)}")
+    found = predicted.known(prediction, PAIR, observable, int(at))
+    # Without the first the best D is as small as may be, without the others as large as may be.
+    if "1/sqrt(D)" not in found.amplitudes or not any(POWERS[n][1] for n in found.amplitudes):
+        raise InputError(
+            f"prediction: {observable} lacks {predicted.why_missing(prediction, found)}; "
+            "allowed: a prediction of 1/sqrt(D) and of a term in M"
+        )
+    return Basis(
+        found.amplitudes,
+        found.uncertainties,
+        notes=tuple(f"{name} is left out: not predicted" for name in found.without),
+    )
+
+
+# --- what was measured ----------------------------------------------------------------------------
+
+
+def fitted_law(
+    rates: Mapping[str, Any], observable: str = "hidden", step: str | int = "last"
+) -> Basis:
+    """Take the law of the distance from the DMFT limit from fits.
+
+    Widths below the smallest that was measured are not considered.
+
+    Parameters
+    ----------
+    rates : mapping
+        The contents of rates.json.
+    observable : str
+        ``hidden``, ``hidden_max_mean_abs`` or ``output``.
+    step : str or int
+        A step for which there are rates, or ``last``.
+
+    Raises
+    ------
+    InputError
+        If the rates hold no such fit.
     """
     fit, at = _find_fit(rates, observable, step)
     notes: list[str] = []
     amplitudes = _amplitudes(rates, fit, observable, at, notes)
-    smallest, parameters = _smallest_width(fit), _checked_budget(budget)
-    if parameters < smallest:
+    measured = {name: _measured(fit, name) for name in SIZES}
+    least = max(1, (measured["width"] or (1, 1))[0])
+    return Basis(amplitudes, {}, Bounds(Shape(1, least, 1)), measured, tuple(notes))
+
+
+def measured_bounds(
+    rates: Mapping[str, Any], observable: str = "hidden", step: str | int = "last"
+) -> Bounds:
+    """Take the smallest and largest sizes that were measured.
+
+    Raises
+    ------
+    InputError
+        If the rates hold no such fit, or do not say of what sizes.
+    """
+    fit, at = _find_fit(rates, observable, step)
+    found = [_measured(fit, name) for name in SIZES]
+    ends = [pair for pair in found if pair is not None and 1 <= pair[0] <= pair[1]]
+    if len(ends) < len(SIZES):
         raise InputError(
-            f"budget: {parameters} parameters, too few for the smallest width measured; "
-            f"allowed: {smallest} to {MAX_BUDGET:g}"
+            f"rates: {observable} of {PAIR} at step {at} does not say what sizes were measured; "
+            "allowed: a fit with sizes"
         )
-    shapes = _candidates(amplitudes, parameters, smallest)
-    errors = in_quadrature(amplitudes, shapes)
-    place = int(np.argmin(errors))
-    best, error = shapes[place], float(errors[place])
-    sizes, shallower = _named(best), None
-    if "1/L" in amplitudes:
-        shallower = _shallower(amplitudes, parameters, smallest, best, error)
-        notes.append(
-            f"the law prefers depth to width, so M is at or near {smallest}, the least measured"
-        )
-    else:
-        notes.append("only the product L M counts without 1/L; L and M are taken about equal")
-    return {
-        **sizes,
-        "parameters": math.prod(sizes.values()),
-        "predicted_error": error,
-        "terms": {
-            name: float(a * variable_values(name, best[None])[0]) for name, a in amplitudes.items()
-        },
-        "shallower": shallower,
-        "note": "; ".join([*notes, *_extrapolation(fit, sizes)]),
-    }
-
-
-def _named(shape: NDArray[np.int64]) -> dict[str, int]:
-    return {name: int(size) for name, size in zip(SIZES, shape, strict=True)}
-
-
-# --- what was measured ----------------------------------------------------------------------------
+    return Bounds(Shape(*(low for low, _ in ends)), Shape(*(high for _, high in ends)))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -182,11 +426,6 @@ def _amplitudes(
     return found
 
 
-def _smallest_width(fit: Mapping[str, Any]) -> int:
-    measured = _measured(fit, "width")
-    return 1 if measured is None else max(1, measured[0])
-
-
 def _measured(fit: Mapping[str, Any], size: str) -> tuple[int, int] | None:
     bounds = _mapping(fit.get("sizes")).get(size)
     if not isinstance(bounds, list) or len(bounds) != 2:
@@ -195,22 +434,19 @@ def _measured(fit: Mapping[str, Any], size: str) -> tuple[int, int] | None:
     return None if low is None or high is None else (int(low), int(high))
 
 
-def _extrapolation(fit: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+def _extrapolation(measured: Mapping[str, tuple[int, int] | None], shape: Shape) -> list[str]:
     """Say which sizes lie outside what was measured."""
     notes = []
-    for name, size in sizes.items():
-        measured = _measured(fit, name)
-        if measured is None:
-            notes.append(f"the range of {name} that was measured is not known")
-        elif not measured[0] <= size <= measured[1]:
+    for name, size in zip(SIZES, shape, strict=True):
+        ends = measured[name]
+        if ends is None:
+            notes.append(f"the measured range of {SYMBOLS[name]} is not known")
+        elif not ends[0] <= size <= ends[1]:
             notes.append(
                 f"extrapolated: {SYMBOLS[name]} = {size} lies outside the measured "
-                f"{measured[0]} to {measured[1]}"
+                f"{ends[0]} to {ends[1]}"
             )
     return notes or ["all sizes lie within the measured ranges"]
-
-
-# --- search ---------------------------------------------------------------------------------------
 
 
 def _checked_budget(budget: float) -> int:
@@ -218,57 +454,3 @@ def _checked_budget(budget: float) -> int:
     if sound is None or not 1 <= sound <= MAX_BUDGET:
         raise InputError(f"budget: {budget!r}; allowed: a number from 1 to {MAX_BUDGET:g}")
     return int(sound)
-
-
-def _candidates(amplitudes: Mapping[str, float], budget: int, smallest: int) -> NDArray[np.int64]:
-    """Shapes among which the best one is: all good (L, M) for each D near the optimum.
-
-    Returns
-    -------
-    ndarray of int, shape (candidates, 3)
-    """
-    largest = budget // smallest
-    D = np.arange(1, min(largest, _NEARBY) + 1)
-    if largest > _NEARBY:
-        # With LM = P/D every squared term is a power of D, so the error has a single minimum.
-        fine = np.unique(np.geomspace(1, largest, 4096).astype(np.int64))
-        if "1/L" in amplitudes:
-            width = np.full(len(fine), float(smallest))
-        else:
-            width = np.maximum(smallest, np.sqrt(budget / fine))
-        depth = np.maximum(1.0, budget / (fine * width))
-        middle = int(
-            fine[np.argmin(in_quadrature(amplitudes, np.stack([depth, width, fine], axis=1)))]
-        )
-        # The grid above is finer than one per cent, and rounding L to an integer matters less.
-        reach = max(_NEARBY // 2, middle // 50)
-        near = np.linspace(max(1, middle - reach), min(largest, middle + reach), 2 * _NEARBY)
-        D = np.unique(near.astype(np.int64))
-    room = budget // D
-    if "1/L" in amplitudes:
-        M = smallest + np.arange(_EXTRA_WIDTHS)[None, :]
-    else:
-        root = np.sqrt(room).astype(np.int64)[:, None]
-        M = np.maximum(smallest, root - np.arange(_EXTRA_WIDTHS)[None, :])
-    L = room[:, None] // M
-    shapes = np.stack(np.broadcast_arrays(L, M, D[:, None]), axis=-1).reshape(-1, len(SIZES))
-    kept: NDArray[np.int64] = shapes[shapes[:, 0] >= 1]
-    return kept
-
-
-def _shallower(
-    amplitudes: Mapping[str, float],
-    budget: int,
-    smallest: int,
-    best: NDArray[np.int64],
-    error: float,
-) -> dict[str, Any]:
-    """Find the least depth, at the embedding dimension of the best shape, that loses little."""
-    depth, _, embed_dim = (int(size) for size in best)
-    L = np.unique(np.geomspace(1, depth, 4096).astype(np.int64))
-    M = budget // embed_dim // L
-    shapes = np.stack([L, M, np.full_like(L, embed_dim)], axis=1)[smallest <= M]
-    errors = in_quadrature(amplitudes, shapes)
-    # The best shape itself is among them, so there is a first one.
-    first = int(np.argmax(errors <= (1 + _LITTLE) * error))
-    return {**_named(shapes[first]), "predicted_error": float(errors[first])}

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from resnet_limits.figures import style
 from resnet_limits.figures.cells import said
 from resnet_limits.fitted import Fit, power_of_ten
-from resnet_limits.kinds import SYMBOLS
+from resnet_limits.kinds import SIZES, SYMBOLS
+from resnet_limits.predicted import Known, Prediction, distance, known, unpredicted
 
 _QUANTITIES = ("hidden", "output")
 _ROW_HEIGHT = 3.1
@@ -24,16 +25,19 @@ _LINE_HEIGHT = 0.055
 
 
 @style.styled
-def frontier(rates: Mapping[str, Any]) -> Figure:
+def frontier(rates: Mapping[str, Any], prediction: Prediction | None = None) -> Figure:
     """Draw the error against P = L M D along each family of shapes, its parts apart.
 
-    One row per family; left the hidden error, right the output error. Every pair has its fitted
-    power and, dashed, the exponent of theory through the middle of its points.
+    One row per family; left the hidden error, right the output error. Every pair has its predicted
+    curve, its fitted power, faint, and, dashed where nothing is predicted, the exponent of theory
+    through the middle of its points.
 
     Parameters
     ----------
     rates : mapping
         The contents of rates.json.
+    prediction : mapping or None
+        The contents of prediction.json.
 
     Returns
     -------
@@ -49,7 +53,7 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
         style.missing(axes, "This experiment has no families of shapes.", 60)
         return figure
     panels = figure.subplots(len(families), 2, squeeze=False)
-    any_drawn, counted = False, []
+    any_drawn, counted, pairs = False, [], dict[str, None]()
     for row, (name, family) in zip(panels, families.items(), strict=True):
         for axes, quantity in zip(row, _QUANTITIES, strict=True):
             fits = {
@@ -59,7 +63,9 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
             axes.set_xlabel("P = L M D")
             axes.set_ylabel(style.AXIS_NAMES[quantity])
             axes.set_title(f"family {name}: {_powers(family)}", weight="bold")
-            drawn = _panel(axes, fits)
+            predictions = {pair: known(prediction, pair, quantity, step) for pair in fits}
+            drawn = _panel(axes, fits, predictions)
+            pairs |= dict.fromkeys(drawn)
             if drawn and not any_drawn:
                 _name_pairs(axes, drawn)
             any_drawn = any_drawn or bool(drawn)
@@ -72,10 +78,12 @@ def frontier(rates: Mapping[str, Any]) -> Figure:
     style.footnote(
         figure,
         "Points: RMS over seeds, without the limits' own error, hollow if below ten of its "
-        "standard errors; bars and brackets: 95 %; solid: fitted powers of P; dashed: the slowest "
-        "term of theory, whose exponent is in the last column."
+        "standard errors; bars and brackets: 95 %; solid: prediction from the limit alone, without "
+        "any fit; faint: fitted powers of P; dashed, where nothing is predicted: the slowest term "
+        "of theory, whose exponent is in the last column."
         if any_drawn
         else "",
+        *unpredicted(prediction, list(pairs), _QUANTITIES, step),
         *counted,
     )
     return figure
@@ -105,7 +113,7 @@ def _lost(fit: Fit) -> str:
     return "" if whole else said(cells)
 
 
-def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
+def _panel(axes: Axes, fits: Mapping[str, Fit], predictions: Mapping[str, Known]) -> list[str]:
     """Draw one distance along one family; return the pairs that have points."""
     shown = {pair: fit for pair, fit in fits.items() if fit.get("points")}
     if not shown:
@@ -125,7 +133,12 @@ def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
         # Intervals of few seeds may span decades; they must not flatten everything else.
         lowest = min(lowest, max(min(low for low, _ in ends), error.min() / 3))
         highest = max(highest, min(max(high for _, high in ends), error.max() * 3))
-        _theory_line(axes, P, error, fit)
+        sizes = np.array([[point[name] for name in SIZES] for point in fit["points"]], float)
+        curve = distance(predictions[pair], sizes)
+        if curve is None:
+            _theory_line(axes, P, error, fit)
+        else:
+            axes.plot(P, curve, color=colour, label="_prediction", zorder=2)
         for found in fit["fits"]:
             if found["exponent"] is not None:
                 span = np.array(found["parameters"])
@@ -133,9 +146,9 @@ def _panel(axes: Axes, fits: Mapping[str, Fit]) -> list[str]:
                     span,
                     found["amplitude"] * span ** found["exponent"],
                     color=colour,
-                    lw=1.1,
                     label="_fit",
                     zorder=2,
+                    **style.FAINT,
                 )
         lines.append((colour, _exponents(fit)))
     axes.set_xscale("log")

@@ -16,7 +16,9 @@ from resnet_limits.figures import style
 from resnet_limits.figures.cells import Errors, ShapeErrors, by_shape, last_step
 from resnet_limits.fitted import Fit, entry, fit_of, law
 from resnet_limits.kinds import SIZES, SYMBOLS
-from resnet_limits.laws import BUDGET_EXPONENTS, variable_values
+from resnet_limits.laws import BUDGET_EXPONENTS, terms_of, variable_values
+from resnet_limits.optimum import best_sizes
+from resnet_limits.predicted import Known, Prediction, distance, known, unpredicted
 
 _QUANTITIES = ("hidden", "output")
 _MOST_LINES = 5
@@ -57,6 +59,26 @@ _POINTS = (
     "Points: RMS over seeds, without the limits' own error, hollow if below ten of its standard "
     "errors; bars: range over seeds"
 )
+
+
+_LINES = "solid: prediction from the limit alone, without any fit; faint: fitted law"
+
+
+def _unpredicted(
+    errors: Errors, prediction: Prediction | None, pairs: Sequence[str], step: int | None
+) -> list[str]:
+    """Say of each quantity which terms of the drawn pairs are not predicted, and why."""
+    drawn = [pair for pair in pairs if len(by_shape(errors, pair, "hidden", step))]
+    return unpredicted(prediction, drawn, _QUANTITIES, step)
+
+
+def _predicted_line(
+    axes: Axes, x: np.ndarray, found: Known, sizes: np.ndarray, colour: str
+) -> None:
+    """Draw a predicted law at sizes (points, 3), where all of its terms are known."""
+    curve = distance(found, sizes)
+    if curve is not None and curve.any():
+        axes.plot(x, curve, color=colour, label="_prediction", zorder=2)
 
 
 def _counted(errors: Errors, pairs: Sequence[str], step: int | None) -> list[str]:
@@ -138,7 +160,9 @@ def _total_pair(errors: Errors, step: int | None) -> str:
 
 
 @style.styled
-def error_vs_shape(errors: Errors, rates: Mapping[str, Any]) -> Figure:
+def error_vs_shape(
+    errors: Errors, rates: Mapping[str, Any], prediction: Prediction | None = None
+) -> Figure:
     """Draw the error of finite networks against D, against L and against M.
 
     One column per size, the hidden error above, the output error below. Within a line only the
@@ -150,7 +174,9 @@ def error_vs_shape(errors: Errors, rates: Mapping[str, Any]) -> Figure:
         The errors store, by pair. The distance to the DMFT limit is drawn, or where that was not
         asked for, to the next limit below it.
     rates : mapping
-        The contents of rates.json, for the fitted curves.
+        The contents of rates.json, for the fitted curves, which are faint.
+    prediction : mapping or None
+        The contents of prediction.json, for the solid curves.
 
     Returns
     -------
@@ -166,19 +192,20 @@ def error_vs_shape(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     for row, quantity in enumerate(_QUANTITIES):
         cells = by_shape(errors, pair, quantity, step)
         fit, reason = fit_of(rates, pair, quantity, step)
+        found = known(prediction, pair, quantity, step)
         drawn, lowest, highest = [], np.inf, 0.0
         for axes, x, chosen in zip(panels[row], _PANEL_SIZES, lines, strict=True):
             if chosen is None or not len(cells):
                 style.missing(axes, _why_no_lines(cells, x, pair), 24)
                 continue
             drawn.append(axes)
-            shown = _size_lines(axes, cells, x, chosen, fit)
+            shown = _size_lines(axes, cells, x, chosen, fit, found)
             lowest, highest = _extend(shown, lowest, highest)
         if drawn:
             _common_y(drawn, lowest / 1.3, highest * 1.3)
         panels[row][0].set_ylabel(style.AXIS_NAMES[quantity])
         if len(cells) and fit is None:
-            notes.append(f"No curve for the {quantity} error: {reason}")
+            notes.append(f"No fitted curve for the {quantity} error: {reason}")
     for column, (x, chosen) in enumerate(zip(_PANEL_SIZES, lines, strict=True)):
         panels[1][column].set_xlabel(style.SIZE_NAMES[x])
         if chosen is not None:
@@ -190,15 +217,16 @@ def error_vs_shape(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     style.headline(figure, f"Error against shape: {style.pair_name(pair)}, step {step}")
     style.footnote(
         figure,
-        f"{_POINTS}; lines: fitted law." if any(chosen is not None for chosen in lines) else "",
+        f"{_POINTS}; {_LINES}." if any(chosen is not None for chosen in lines) else "",
         *notes,
+        *_unpredicted(errors, prediction, [pair], step),
         *_counted(errors, [pair], step),
     )
     return figure
 
 
 def _size_lines(
-    axes: Axes, cells: ShapeErrors, x: str, chosen: _Lines, fit: Fit | None
+    axes: Axes, cells: ShapeErrors, x: str, chosen: _Lines, fit: Fit | None, found: Known
 ) -> ShapeErrors:
     """Draw the lines of one panel; return the shapes on them."""
     colours = style.size_colours(chosen.colour, len(chosen.colour_values))
@@ -208,17 +236,15 @@ def _size_lines(
         line = shown.pick(shown.size(chosen.colour) == value)
         sizes = line.size(x).astype(float)
         _points(axes, sizes, line, colour)
-        if fit is None or not len(sizes):
+        if not len(sizes):
             continue
         fine = np.geomspace(sizes.min(), sizes.max(), 60)
-        sizes_on_curve: dict[str, Any] = {
-            x: fine,
-            chosen.held: chosen.held_value,
-            chosen.colour: value,
-        }
-        curve = law(fit, **sizes_on_curve)
+        on_curve: dict[str, Any] = {x: fine, chosen.held: chosen.held_value, chosen.colour: value}
+        columns = np.broadcast_arrays(*(np.asarray(on_curve[name], float) for name in SIZES))
+        _predicted_line(axes, fine, found, np.stack(columns, axis=-1), colour)
+        curve = None if fit is None else law(fit, **on_curve)
         if curve is not None:
-            axes.plot(fine, curve, color=colour, lw=1.1, label="_fit")
+            axes.plot(fine, curve, color=colour, label="_fit", **style.FAINT)
     axes.set_xscale("log")
     style.size_ticks(axes, list(shown.size(x)))
     return shown
@@ -228,7 +254,9 @@ def _size_lines(
 
 
 @style.styled
-def error_vs_parameters(errors: Errors, rates: Mapping[str, Any]) -> Figure:
+def error_vs_parameters(
+    errors: Errors, rates: Mapping[str, Any], prediction: Prediction | None = None
+) -> Figure:
     """Draw the distance to the DMFT limit against P = L M D, with the best shapes for each P.
 
     Parameters
@@ -236,7 +264,10 @@ def error_vs_parameters(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     errors : mapping of str to Dataset
         The errors store, by pair; ``finite-dmft`` is drawn.
     rates : mapping
-        The contents of rates.json, for the best shapes and the slope through them.
+        The contents of rates.json, for the best shapes and the slope through them, which is faint.
+    prediction : mapping or None
+        The contents of prediction.json, for the least error that any shape of so many parameters
+        is predicted to have, which is solid.
 
     Returns
     -------
@@ -256,23 +287,32 @@ def error_vs_parameters(errors: Errors, rates: Mapping[str, Any]) -> Figure:
             style.missing(axes, cells.why_empty(pair))
             continue
         any_drawn = True
-        _parameter_panel(axes, cells, rates, quantity, step)
+        found = known(prediction, pair, quantity, step)
+        _parameter_panel(axes, cells, rates, quantity, step, found)
     style.headline(
         figure, f"Error against number of parameters: {style.pair_name(pair)}, step {step}"
     )
     style.footnote(
         figure,
         "Points: shapes, RMS over seeds; large: those with the smallest error among shapes of "
-        "about the same P; solid: power of P through them; dashed: exponent of theory."
+        "about the same P; solid: the least error that any shape of P parameters is predicted to "
+        "have, without any fit; faint: power of P through the large points; dashed: exponent of "
+        "theory."
         if any_drawn
         else "",
+        *_unpredicted(errors, prediction, [pair], step),
         *_counted(errors, [pair], step),
     )
     return figure
 
 
 def _parameter_panel(
-    axes: Axes, cells: ShapeErrors, rates: Mapping[str, Any], quantity: str, step: int | None
+    axes: Axes,
+    cells: ShapeErrors,
+    rates: Mapping[str, Any],
+    quantity: str,
+    step: int | None,
+    found: Known,
 ) -> None:
     pair = "finite-dmft"
     budget = entry(rates, pair, quantity, step).get("fixed_budget") or {}
@@ -287,6 +327,10 @@ def _parameter_panel(
         label="all shapes",
         zorder=1,
     )
+    if found.is_complete:
+        P = np.geomspace(cells.parameters.min() / 1.5, cells.parameters.max() * 1.5, 60)
+        least = [best_sizes(found.amplitudes, number).error for number in P]
+        axes.plot(P, least, color=style.BLACK, label="prediction, best shape", zorder=2)
     if points:
         P = np.array([point["parameters"] for point in points], dtype=float)
         best = np.array([point["error"] for point in points], dtype=float)
@@ -300,6 +344,7 @@ def _parameter_panel(
                 ends,
                 level * (ends / middle) ** exponent,
                 color=colour,
+                **style.FAINT,
                 label="fit, exponent "
                 + style.with_interval(exponent, budget.get("exponent_interval"), style.fixed),
                 zorder=2,
@@ -341,7 +386,9 @@ def _term_variable(cells: ShapeErrors, name: str) -> np.ndarray:
 
 
 @style.styled
-def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
+def three_terms(
+    errors: Errors, rates: Mapping[str, Any], prediction: Prediction | None = None
+) -> Figure:
     """Draw each of the three causes of error alone, with its measured exponent beside theory's.
 
     Parameters
@@ -349,7 +396,9 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     errors : mapping of str to Dataset
         The errors store, by pair: ``finite-wide``, ``wide-mean_ode`` and ``mean_ode-dmft``.
     rates : mapping
-        The contents of rates.json.
+        The contents of rates.json, for the fitted curves, which are faint.
+    prediction : mapping or None
+        The contents of prediction.json, for the solid curves.
 
     Returns
     -------
@@ -373,7 +422,8 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
             drawn.append(axes)
             lowest, highest = _extend(cells, lowest, highest)
             noises.append(cells.stderr.max())
-            _term_panel(axes, cells, rates, (pair, name, quantity), step)
+            found = known(prediction, pair, quantity, step)
+            _term_panel(axes, cells, rates, (pair, name, quantity), step, found)
         any_drawn = any_drawn or bool(drawn)
         if drawn:
             # The limits' own error is shown where that does not flatten everything else.
@@ -390,10 +440,11 @@ def three_terms(errors: Errors, rates: Mapping[str, Any]) -> Figure:
     style.headline(figure, f"The three terms of the error, each alone, step {step}")
     style.footnote(
         figure,
-        f"{_POINTS}; shaded: standard error of the limits; solid: fitted law; dashed: exponent of "
-        "theory, or one term alone."
+        f"{_POINTS}; shaded: standard error of the limits; {_LINES}; dashed, where nothing is "
+        "predicted: exponent of theory, or one term alone, fitted."
         if any_drawn
         else "",
+        *_unpredicted(errors, prediction, [pair for pair, _, _ in _TERM_PANELS], step),
         *_counted(errors, [pair for pair, _, _ in _TERM_PANELS], step),
     )
     return figure
@@ -405,6 +456,7 @@ def _term_panel(
     rates: Mapping[str, Any],
     what: tuple[str, str, str],
     step: int | None,
+    found: Known,
 ) -> None:
     pair, name, quantity = what
     colour = style.PAIR_COLOURS[pair]
@@ -425,10 +477,17 @@ def _term_panel(
         )
     fit, reason = fit_of(rates, pair, quantity, step)
     words = textwrap.wrap(reason, 32)
-    if fit is not None and fit.get("terms"):
-        words = _sum_lines(axes, cells, fit)
-    elif fit is not None and fit.get("exponent") is not None:
-        words = _power_lines(axes, x, name, fit, colour)
+    if len(terms_of(pair, quantity)) > 1:
+        words = _sum_lines(axes, cells, fit, found) or words
+    else:
+        ends = np.argsort(x)[[0, -1]]
+        wider = np.array([1 / 1.2, 1.2])
+        # Only one of the sizes of each of these two is stretched, which stretches x as much.
+        sizes = cells.sizes[ends].astype(float)
+        sizes[:, SIZES.index("depth" if name == "L" else "embed_dim")] *= wider
+        _predicted_line(axes, x[ends] * wider, found, sizes, colour)
+        if fit is not None and fit.get("exponent") is not None:
+            words = _power_lines(axes, x, name, fit, colour, found)
     # An error that grows along the axis leaves room on the left, one that falls on the right.
     left = name == "D/(LM)"
     axes.text(
@@ -448,21 +507,33 @@ def _term_panel(
         style.size_ticks(axes, list(x))
 
 
-def _power_lines(axes: Axes, x: np.ndarray, name: str, fit: Fit, colour: str) -> list[str]:
-    """Draw a fitted power, and that of theory; return what to say of them."""
+def _power_lines(
+    axes: Axes, x: np.ndarray, name: str, fit: Fit, colour: str, found: Known
+) -> list[str]:
+    """Draw a fitted power, and that of theory if nothing is predicted; return what to say."""
     # The fits are in D/(LM), 1/L and 1/D: their exponents are positive.
     variable = x if name == "D/(LM)" else 1 / x
     ends = np.array([variable.min() / 1.2, variable.max() * 1.2])
     shown = ends if name == "D/(LM)" else 1 / ends
     theory, at_theory = fit.get("theory"), fit.get("amplitude_at_theory")
-    if theory is not None and at_theory is not None:
+    if theory is not None and at_theory is not None and not found.is_complete:
         _dashed(axes, shown, at_theory * ends**theory)
     if fit.get("amplitude") is not None:
-        axes.plot(shown, fit["amplitude"] * ends ** fit["exponent"], color=colour, label="_fit")
+        power = fit["amplitude"] * ends ** fit["exponent"]
+        axes.plot(shown, power, color=colour, label="_fit", **style.FAINT)
     return [
+        *_amplitude_words(found, at_theory),
         f"exponent {_exponent_words(fit)}",
         f"theory {style.fraction(theory)}, in {style.variable_name(fit['variable'])}",
     ]
+
+
+def _amplitude_words(found: Known, fitted: float | None) -> list[str]:
+    """Say what amplitude is predicted, and which was fitted at the exponent of theory."""
+    if len(found.amplitudes) != 1 or fitted is None:
+        return []
+    (amplitude,) = found.amplitudes.values()
+    return [f"predicted {style.number(amplitude)}, fitted {style.number(fitted)}"]
 
 
 def _exponent_words(fit: Fit) -> str:
@@ -473,12 +544,13 @@ def _dashed(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     axes.plot(x, y, color=style.BLACK, lw=1.1, ls=(0, (4, 2)), label="_theory", zorder=2)
 
 
-def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit) -> list[str]:
-    """Draw a law of D/(LM) and 1/sqrt(LM); return what to say of it.
+def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit | None, found: Known) -> list[str]:
+    """Draw laws of D/(LM) and 1/sqrt(LM), predicted and fitted; return what to say of them.
 
     It is no function of D/(LM) alone: there is a line for the smallest and one for the largest D.
     """
-    terms: Mapping[str, Any] = fit["terms"]
+    fit = fit or {}
+    terms: Mapping[str, Any] = fit.get("terms") or {}
     D_values = np.unique(cells.size("embed_dim"))
     D_values = D_values[[0, -1]] if len(D_values) > 1 else D_values
     colours = style.size_colours("embed_dim", len(D_values))
@@ -488,23 +560,24 @@ def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit) -> list[str]:
         ratio = D / (own[:, 0] * own[:, 1])
         x = np.geomspace(ratio.min() / 1.2, ratio.max() * 1.2, 60)
         # Any depth and width of the right product will do.
-        curve = law(fit, D / x, 1.0, D)
+        curve = law(fit, D / x, 1.0, D) if terms else None
+        sizes = np.stack([D / x, np.ones_like(x), np.full_like(x, D)], axis=-1)
+        _predicted_line(axes, x, found, sizes, colour)
         if curve is not None:
-            axes.plot(x, curve, color=colour, label="_fit", zorder=2)
-            keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
+            axes.plot(x, curve, color=colour, label="_fit", zorder=2, **style.FAINT)
+        keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
     amplitude = (terms.get("D/(LM)") or {}).get("amplitude")
-    if amplitude:
+    if amplitude and not found.is_complete:
         ratio = variable_values("D/(LM)", cells.sizes)
         ends = np.array([ratio.min() / 1.2, ratio.max() * 1.2])
         _dashed(axes, ends, amplitude * ends)
     # Above what may be said of small noise at the lower edge.
     axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
-    words = [
-        f"{style.number(term.get('amplitude'), 2)} \N{MULTIPLICATION SIGN} "
-        f"{style.variable_name(name)}"
-        for name, term in terms.items()
+    said = [
+        f"{style.variable_name(name)}: predicted {style.number(found.amplitudes.get(name), 2)}, "
+        f"fitted {style.number((terms.get(name) or {}).get('amplitude'), 2)}"
+        for name in terms or (*found.amplitudes, *found.without)
     ]
-    said = [f"{words[0]} and", f"{words[1]}, as squares"] if len(words) == 2 else words
     if fit.get("exponent") is not None:
         said.append(f"one power: {_exponent_words(fit)}")
     return said

@@ -73,6 +73,9 @@ PAIR_COLOURS = {
 }
 """Colour of each pair that is compared."""
 
+FAINT: dict[str, Any] = {"lw": 1.1, "alpha": 0.4, "ls": (0, (1, 1))}
+"""How fitted lines are drawn beside predicted ones."""
+
 LIMIT_COLOUR = BLACK
 """Colour of the DMFT limit."""
 

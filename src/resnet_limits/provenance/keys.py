@@ -72,7 +72,7 @@ _STAGES: dict[str, _Stage] = {
     "prediction": _Stage(f"{PACKAGE}.stages.prediction", _LIMIT_READS, (), ("dmft",)),
     "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
     "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors", "prediction")),
-    "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates",)),
+    "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates", "prediction")),
 }
 
 STAGES = tuple(_STAGES)

@@ -40,6 +40,7 @@ def figure(
     open_store: OpenStore,
     errors: Mapping[str, xr.Dataset],
     rates: Mapping[str, Any],
+    prediction: Mapping[str, Any] | None = None,
 ) -> Figure:
     """Draw one figure.
 
@@ -56,6 +57,8 @@ def figure(
         The errors store, by pair.
     rates : mapping
         The contents of rates.json.
+    prediction : mapping or None
+        The contents of prediction.json; None where there is none, as the figures then say.
 
     Returns
     -------
@@ -69,13 +72,13 @@ def figure(
     """
     match name:
         case "error_vs_shape":
-            return scaling.error_vs_shape(errors, rates)
+            return scaling.error_vs_shape(errors, rates, prediction)
         case "error_vs_parameters":
-            return scaling.error_vs_parameters(errors, rates)
+            return scaling.error_vs_parameters(errors, rates, prediction)
         case "three_terms":
-            return scaling.three_terms(errors, rates)
+            return scaling.three_terms(errors, rates, prediction)
         case "frontier":
-            return frontier(rates)
+            return frontier(rates, prediction)
         case "rates_table":
             return tables.rates_table(rates)
         case "verdicts":

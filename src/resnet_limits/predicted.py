@@ -1,0 +1,100 @@
+"""Predicted laws as they stand in prediction.json: looked up and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_limits.laws import in_quadrature, terms_of
+
+Prediction = Mapping[str, Any]
+
+
+class Known(NamedTuple):
+    """The terms of one distance at one step.
+
+    Attributes
+    ----------
+    amplitudes, uncertainties : dict of str to float
+        Of the terms that are predicted, and their standard errors.
+    without : tuple of str
+        The terms of the law that are not.
+    """
+
+    amplitudes: dict[str, float]
+    uncertainties: dict[str, float]
+    without: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every term is predicted."""
+        return bool(self.amplitudes) and not self.without
+
+
+def known(prediction: Prediction | None, pair: str, quantity: str, step: int | None) -> Known:
+    """Look up what is predicted of one distance.
+
+    Parameters
+    ----------
+    prediction : mapping or None
+        The contents of prediction.json.
+    pair : str
+        A key of `laws.LAWS`.
+    quantity : str
+        ``hidden`` or ``output``; nothing is predicted of others.
+    step : int or None
+        Number of gradient steps.
+    """
+    amplitudes, uncertainties = {}, {}
+    terms = terms_of(pair, quantity)
+    steps = list((prediction or {}).get("step") or [])
+    predicted = (prediction or {}).get(quantity) or {}
+    for term in terms if step in steps else ():
+        place, found = steps.index(step), predicted.get(term) or {}
+        value, error = ((found.get(name) or [None] * len(steps))[place] for name in _COLUMNS)
+        if value is not None:
+            amplitudes[term], uncertainties[term] = float(value), float(error or 0.0)
+    return Known(amplitudes, uncertainties, tuple(t for t in terms if t not in amplitudes))
+
+
+_COLUMNS = ("amplitude", "uncertainty")
+
+
+def distance(found: Known, sizes: np.ndarray) -> np.ndarray | None:
+    """Evaluate the predicted law at sizes (..., 3); None unless all of its terms are known."""
+    return in_quadrature(found.amplitudes, sizes) if found.is_complete else None
+
+
+def why_missing(prediction: Prediction | None, found: Known) -> str:
+    """Say which terms a prediction lacks, and why; empty if it has all of them."""
+    if not prediction:
+        return "all terms (no prediction was made)"
+    notes = prediction.get("notes") or {}
+    return ", ".join(
+        term + (f" ({notes[term]})" if notes.get(term) else "") for term in found.without
+    )
+
+
+def unpredicted(
+    prediction: Prediction | None, pairs: Sequence[str], quantities: Sequence[str], step: int | None
+) -> list[str]:
+    """Say in sentences which terms of some distances are not predicted."""
+    if not pairs:
+        return []
+    if not prediction:
+        return ["No prediction was made."]
+    sentences: dict[str, list[str]] = {}
+    for quantity in quantities:
+        # Every term once, whatever distances it is part of.
+        lacking = dict.fromkeys(
+            term for pair in pairs for term in known(prediction, pair, quantity, step).without
+        )
+        if lacking:
+            words = why_missing(prediction, Known({}, {}, tuple(lacking)))
+            sentences.setdefault(words, []).append(quantity)
+    return [
+        f"No predicted curve where {' and '.join(names)} errors depend on {words}."
+        for words, names in sentences.items()
+    ]
