@@ -36,7 +36,7 @@ from resnet_limits import provenance, store
 from resnet_limits.config import Experiment, Shape, experiment_from_dict, load_experiment
 from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.problem import make_problem
-from resnet_limits.stages import errors, limits, networks, problem, rates
+from resnet_limits.stages import errors, limits, networks, prediction, problem, rates
 from resnet_limits.stages.paths import KINDS, Paths, cells
 from resnet_limits.stages.publish import publish
 
@@ -155,6 +155,7 @@ def study(experiment: Experiment, paths: Paths, *, train: bool) -> None:
         "mean_ode": lambda embed_dim: limits.mean_ode(experiment, embed_dim, dmft()),
         "wide": lambda depth, embed_dim: limits.wide(experiment, depth, embed_dim, dmft()),
         "finite": finite,
+        "prediction": lambda: prediction.prediction(experiment, dmft()),
         "errors": lambda: errors.errors(experiment, load),
         "rates": lambda: rates.rates(
             experiment, distances(), json.loads(paths.store("prediction").read_text())
