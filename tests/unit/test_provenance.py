@@ -74,6 +74,7 @@ SOURCES = {
         "if TYPE_CHECKING:\n    from resnet_limits.figures import panels\n"
     ),
     "stages/networks.py": "import resnet_limits.networks.train\n",
+    "stages/prediction.py": "from resnet_limits.limits import models\n",
     "errors/rates.py": "def fit(a):\n    return a\n",
     "stages/errors.py": "import resnet_limits.errors\n",
     "stages/rates.py": "from resnet_limits.errors.rates import fit\n",
