@@ -135,8 +135,6 @@ def _exp(x):
     return _INFINITY(x) if x > _MOST(x) else y
 
 
-# --- hyperbolic tangent ---------------------------------------------------------------------------
-
 # The rational function of degree 13 over 6 that float32 libraries (Eigen, XLA) use for tanh:
 # numerator over x and denominator, in x^2.
 _TANH_END = _constant(22.0, 7.90531110763549805)
@@ -175,8 +173,6 @@ def _tanh_of(x):
 
     return single if x == types.float32 else double
 
-
-# --- error function -------------------------------------------------------------------------------
 
 # erfc(x) e^(x^2) (x + 3), smooth in 1 / (x + 3): interpolated at Chebyshev's nodes up to the end,
 # beyond which e^(-x^2) is zero. The argument goes from -1 to 1.
@@ -233,6 +229,7 @@ _ACTIVATIONS: dict[type, Callable[..., Any]] = {}
 _FORWARD: dict[type, Callable[..., Any]] = {}
 _BACKWARD: dict[type, Callable[..., Any]] = {}
 _KEPT: dict[type, Callable[..., Any]] = {}
+_SLOPES: dict[type, Callable[..., Any]] = {}
 
 
 def _registered(table: dict[type, Callable[..., Any]], kind: type) -> Callable[..., Any]:
@@ -302,9 +299,6 @@ def _of_silu(code, x):
     return g, sigmoid + g * (_ONE(x) - sigmoid)
 
 
-_SLOPES: dict[type, Callable[..., Any]] = {}
-
-
 def slope_is_of_value(code: Any) -> bool:
     """Whether :func:`slope_of_value` knows an activation; for compiled code, a constant there."""
     raise NotImplementedError
@@ -323,11 +317,7 @@ def _slope_is_of_value_of(code):
 
 @overload(slope_of_value, jit_options=INNER)
 def _slope_of_value_of(code, g):
-    return _SLOPES.get(code.instance_class, _not_of_value)
-
-
-def _not_of_value(code, g):
-    return g
+    return _SLOPES.get(code.instance_class, lambda code, g: g)
 
 
 @_registered(_SLOPES, LinearCode)

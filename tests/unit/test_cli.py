@@ -64,6 +64,10 @@ def fake(monkeypatch, make_dataset):
         assert [set(part.data_vars) for part in opened] == [{"output"}, {"hidden", "status"}]
         return {pair: make_dataset("errors") for pair in experiment.pairs}
 
+    def prediction(experiment, dmft, most_seconds):
+        assert "output" in dmft
+        return {"step": [0], "hidden": {}, "output": {}, "notes": {}}
+
     modules = {
         "problem": {"problem": lambda experiment: dataset("problem", experiment)},
         "limits": {
@@ -76,7 +80,8 @@ def fake(monkeypatch, make_dataset):
             "errors": errors,
             "READ": {"dmft": ("output",), "finite": ("hidden", "status")},
         },
-        "rates": {"rates": lambda experiment, errors: dict(RATES)},
+        "prediction": {"prediction": prediction},
+        "rates": {"rates": lambda experiment, errors, predicted: dict(RATES)},
     }
     for name, functions in modules.items():
         module = types.ModuleType(f"resnet_limits.stages.{name}")
@@ -180,12 +185,12 @@ def test_a_limit_uses_the_stored_quadrature_if_it_fits(fake, config, capsys, tin
 # --- the pipeline by hand -------------------------------------------------------------------------
 
 
-def follow_the_advice(config, capsys):
-    """Run ``errors`` and then whatever it says is missing, until it is content."""
+def follow_the_advice(config, capsys, command="errors"):
+    """Run a command and then whatever it says is missing, until it is content."""
     for _ in range(100):
-        code, _, complaint = run(f"--quiet errors {config}", capsys)
+        code, output, complaint = run(f"--quiet {command} {config}", capsys)
         if code == DONE:
-            return
+            return output
         assert code == FAILED
         assert len(complaint) == 1
         assert "inputs missing or out of date" in complaint[0]
@@ -217,8 +222,7 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
     assert complaint[0].endswith(f"resnet-limits errors {config}")
 
     follow_the_advice(config, capsys)
-    code, output, _ = run(f"--quiet rates {config}", capsys)
-    assert code == DONE
+    output = follow_the_advice(config, capsys, "rates")
     assert output[0].split()[:4] == ["pair", "of", "step", "variable"]
     assert "0.51 [0.45, 0.56]" in output[1]
     assert output[1].split()[-2:] == ["7/8", "0"]
@@ -232,7 +236,7 @@ def test_following_the_advice_makes_every_result(fake, config, capsys):
         "mean_ode": (2, 2, 0, 0, 0, 0, 0),
         "wide": (4, 4, 0, 0, 0, 0, 0),
         "finite": (4, 4, 0, 0, 0, 0, 0),
-        "prediction": (1, 0, 0, 0, 1, 0, 0),
+        "prediction": (1, 1, 0, 0, 0, 0, 0),
         "errors": (1, 1, 0, 0, 0, 0, 0),
         "rates": (1, 1, 0, 0, 0, 0, 0),
     }

@@ -70,7 +70,7 @@ def shape(
     minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
-    """Print the L, M and D that spend a budget best, or that an error takes.
+    """Print the best L, M and D of a budget, or for an error.
 
     With CONFIG no network is needed. With a shape, how much that shape wastes.
     """
