@@ -65,7 +65,7 @@ def measure(experiment, finite):
 
 @pytest.fixture(scope="module")
 def networks_study():
-    experiment = sweep(SHAPES, 10, ["finite-wide"], 4e-4)
+    experiment = sweep(SHAPES, 10, ["finite-wide", "finite-mean_ode"], 4e-4)
     open_store, rates = measure(experiment, lambda shape: networks.finite(experiment, shape))
     return experiment, open_store, rates
 
@@ -141,5 +141,5 @@ def test_fan_in_initialisation_fails_the_same_check(networks_study):
     rates = rates_stage.rates(experiment, errors, predicted)
     fit = rates["pairs"]["finite-wide"]["hidden"]["5"]
     assert fit is None or fit["exponent"] is None or not agrees(fit, THEORY["finite-wide"])
-    # Exponent and amplitude, of hidden states and of outputs.
+    # Exponents and amplitudes, against both limits.
     assert len(disagreeing(rates)) >= 3
