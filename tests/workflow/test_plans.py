@@ -22,7 +22,7 @@ FIGURES = {"draw_figures": 1, "write_report": 1, "all": 1}
 RATES = {"fit_rates": 1, **FIGURES}
 ERRORS = {"measure_errors": 1, **RATES}
 NETWORKS = {"finite": 1, **ERRORS}
-LIMITS = {"dmft": 1, "mean_ode": 1, "wide": 1, **ERRORS}
+LIMITS = {"dmft": 1, "mean_ode": 1, "wide": 1, "predict": 1, **ERRORS}
 UPGRADED = "upgraded"
 GRID: dict[str, Any] = {"depth": [2, 4], "width": [8], "embed_dim": [4, 16]}
 
@@ -171,6 +171,7 @@ def test_quickstart_is_a_few_jobs_and_needs_no_heavy_library(
     assert plan == {
         "problem": 1,
         "dmft": 1,
+        "predict": 1,
         "mean_ode": plan["mean_ode"],
         "wide": plan["wide"],
         "finite": 2,
