@@ -242,8 +242,7 @@ def test_what_would_decide_is_found_from_the_parts_of_the_interval() -> None:
         return judging.Estimate(0.0, 0.0, named, 3.0, 4)
 
     said = estimate(seeds=0.02).would_decide(0.1, "sweep.seeds", 1e-3)
-    # t of n - 1 degrees times the root of 0.02 * 4 / n is 0.1 from n = 34 on; numbers of seeds are
-    # tried in steps of 5 per cent.
+    # t of n - 1 degrees times the root of 0.02 * 4 / n falls to 0.1 at n = 34; in steps of 5 %.
     assert said == "about 35 seeds (sweep.seeds) would decide"
     said = estimate(seeds=0.001, limits=0.01).would_decide(0.1, "sweep.seeds", 1e-3)
     assert said == "limit_tolerance: 4e-04 would decide"
