@@ -87,7 +87,7 @@ def main() -> None:
     print(f"standard error {rms(standard_error(output)):.2e} (wanted {arguments.tolerance:.1e})")
     few = replace(plan, points=min(plan.points, 1 << 12), replicates=4)
     coarse, fine = (
-        limits._trajectory(
+        limits.trajectories.solve(
             limits.limit_root, depth.continuous, replace(few, nodes=nodes), "", shared=True
         ).output
         for nodes in (plan.nodes, plan.nodes + 6)

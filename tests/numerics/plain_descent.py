@@ -115,7 +115,7 @@ def descend(dynamics, root, weights, norms, rule, *, final_norm="none", twin="ri
 
 def dealt(limits, plan, layers):
     """The units' weights of each branch in each of so many layers, which all are nodes."""
-    samples = limits._sample(plan, range(1), shared=False)
+    samples = limits.trajectories.sample(plan, range(1), shared=False)
     each = (sample.at_nodes(np.full(layers, 1 / layers)) for sample in samples)
     return [
         tuple(torch.stack(vectors)[:, 0] for vectors in zip(*nodes, strict=True)) for nodes in each

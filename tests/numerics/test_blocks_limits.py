@@ -279,9 +279,9 @@ def test_second_moments_are_enough_for_linear_units_with_norms(monkeypatch, unit
     """A norm is a factor that all units share, so that what they see is linear in their weights."""
     dynamics, _ = problem((unit, "linear"), ("rms", "toy"), "toy", "all")
     limits, plan = Limits(dynamics, ROOT), Plan("cubature", 0, 1, 4, 0)
-    one = limits._trajectory(ROOT, depth.continuous, plan, "").output
+    one = limits.trajectories.solve(ROOT, depth.continuous, plan, "").output
     monkeypatch.setattr(quadrature, "cubature", turned(quadrature.cubature))
-    other = Limits(dynamics, ROOT)._trajectory(ROOT, depth.continuous, plan, "").output
+    other = Limits(dynamics, ROOT).trajectories.solve(ROOT, depth.continuous, plan, "").output
     assert dynamics.is_linear == exact
     assert np.abs(one[0, -1] - one[0, 0]).max() > 0.1
     assert (np.abs(other - one).max() < 1e-9) == exact
@@ -293,7 +293,7 @@ def test_a_transformer_layer_tends_to_the_mean_ode_as_one_over_the_depth():
     limits, plan = Limits(dynamics, ROOT), Plan("sobol", 256, 1, 8, 0)
 
     def solved(grid):
-        return limits._trajectory(ROOT, grid, plan, "", shared=True)
+        return limits.trajectories.solve(ROOT, grid, plan, "", shared=True)
 
     limit, depths = solved(depth.continuous), np.array([8, 16, 32, 64, 128])
     ends = [solved(partial(depth.layered, int(layers))) for layers in depths]

@@ -9,7 +9,7 @@ import pytest
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import make_dynamics
-from resnet_limits.limits import depth, models
+from resnet_limits.limits import depth, models, trajectories
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.solver import LimitError
 from resnet_limits.problem import embedding_rows, gram_root, limit_gram_root, make_problem
@@ -46,12 +46,12 @@ def test_a_limit_is_as_near_to_its_value_with_many_nodes_as_its_error_says(monke
     monkeypatch.setattr(models, "_DEPTH_POINTS", 256)
     limits, root, plan = case
     finer = replace(plan, points=1 << 13, nodes=24, iteration_tolerance=1e-7)
-    exact = limits._trajectory(root(2, 3), depth.continuous, finer, "").output.mean(axis=0)
+    exact = limits.trajectories.solve(root(2, 3), depth.continuous, finer, "").output.mean(axis=0)
     found = limits.mean_ode(root(2, 3), plan)
     assert found.nodes > plan.nodes
     assert rms(found.trajectory.output.mean(axis=0) - exact) < 4 * rms(found.output_stderr)
     # The nodes of the plan, and the scatter alone, are the negative control.
-    few = limits._trajectory(root(2, 3), depth.continuous, plan, "").output
+    few = limits.trajectories.solve(root(2, 3), depth.continuous, plan, "").output
     assert rms(few.mean(axis=0) - exact) > 4 * rms(standard_error(few))
 
 
@@ -110,14 +110,14 @@ def test_all_depths_of_a_root_have_the_same_nodes(monkeypatch, case):
 
 def test_a_divergence_that_finer_nodes_do_not_confirm_is_none(monkeypatch, case):
     limits, root, plan = case
-    sound = limits._trajectory(root(64, 0), depth.continuous, replace(plan, points=1024), "")
+    sound = limits.trajectories.solve(root(64, 0), depth.continuous, replace(plan, points=1024), "")
 
     def solves(first, then):
         def trajectory(_self, _root, _grid, plan, _name, **_options):
             return replace(sound, diverged_step=first if plan.nodes == 8 else then)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Limits, "_trajectory", trajectory)
+            patch.setattr(trajectories.Trajectories, "solve", trajectory)
             found = limits.mean_ode(root(64, 0), replace(plan, tolerance=math.inf))
         return found.trajectory.diverged_step, found.nodes
 
@@ -137,7 +137,7 @@ def stand_in(monkeypatch, sound, ends):
             raise LimitError(f"{name}: not settled", 3)
         return replace(sound, diverged_step=end)
 
-    monkeypatch.setattr(Limits, "_trajectory", trajectory)
+    monkeypatch.setattr(trajectories.Trajectories, "solve", trajectory)
     return asked
 
 
@@ -145,7 +145,7 @@ def stand_in(monkeypatch, sound, ends):
 def sound(case):
     limits, root, plan = case
     few = replace(plan, points=512, replicates=2)
-    return limits._trajectory(root(64, 0), depth.continuous, few, "")
+    return limits.trajectories.solve(root(64, 0), depth.continuous, few, "")
 
 
 def test_a_confirmed_divergence_keeps_the_change_of_its_own_nodes(monkeypatch, case, sound):
@@ -214,12 +214,16 @@ def test_points_are_drawn_once_whatever_the_nodes(monkeypatch, case):
     limits, _root, plan = case
     limits = Limits(limits.dynamics, limits.limit_root)
     drawn = []
-    draw = models.quadrature.sobol
+    draw = trajectories.quadrature.sobol
     monkeypatch.setattr(
-        models.quadrature, "sobol", lambda *a, **k: drawn.append(1) or draw(*a, **k)
+        trajectories.quadrature, "sobol", lambda *a, **k: drawn.append(1) or draw(*a, **k)
     )
     for other in ({}, {"nodes": 12}, {"tolerance": 1.0}, {"iteration_tolerance": 1e-5}):
-        limits._sample(replace(plan, points=64, **other), range(2), shared=False, kept=True)
+        limits.trajectories.sample(
+            replace(plan, points=64, **other), range(2), shared=False, kept=True
+        )
     assert len(drawn) == 1
-    limits._sample(replace(plan, points=64, root_seed=1), range(2), shared=False, kept=True)
+    limits.trajectories.sample(
+        replace(plan, points=64, root_seed=1), range(2), shared=False, kept=True
+    )
     assert len(drawn) == 2

@@ -10,7 +10,15 @@ from plain_descent import SGD, dealt, descend
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Dynamics, make_dynamics
-from resnet_limits.limits import depth, ensemble, fixed_point, kernels, models, quadrature
+from resnet_limits.limits import (
+    depth,
+    ensemble,
+    fixed_point,
+    kernels,
+    models,
+    quadrature,
+    trajectories,
+)
 from resnet_limits.limits.models import Limits, Plan, standard_error
 from resnet_limits.limits.quadrature import Directions
 from resnet_limits.limits.solver import LimitError
@@ -135,7 +143,7 @@ def test_neither_threads_nor_chunks_nor_groups_of_replicates_matter(monkeypatch,
     assert base.passes > 0
     monkeypatch.setattr(ensemble, "_CHUNK_ELEMENTS", {"cpu": 1 << 8, "compiled": 1 << 8})
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
-    monkeypatch.setattr(models, "_STATE_BYTES", 1 << 18)
+    monkeypatch.setattr(trajectories, "STATE_BYTES", 1 << 18)
     np.testing.assert_allclose(solved().output, base.output, atol=atol)
 
 
@@ -157,7 +165,9 @@ def test_spectral_depth_agrees_with_every_layer():
     plan = Plan("sobol", 256, 2, 8, 0)
     grid = partial(depth.layered, 40)
     spectral, every = (
-        limits._trajectory(np.eye(4), grid, replace(plan, nodes=nodes), "", shared=True).output
+        limits.trajectories.solve(
+            np.eye(4), grid, replace(plan, nodes=nodes), "", shared=True
+        ).output
         for nodes in (8, 40)
     )
     gaps = np.abs(spectral - every).max(axis=(0, 2, 3))
@@ -198,7 +208,9 @@ def test_the_plan_meets_its_tolerance_and_its_depth_error():
     assert np.sqrt(np.mean(solution.depth_error**2)) <= 2e-4
     # The same points at all nodes: dealt out to other nodes they would change more than the depth.
     few, finer = (
-        limits._trajectory(np.eye(4), depth.continuous, replace(plan, nodes=nodes), "", shared=True)
+        limits.trajectories.solve(
+            np.eye(4), depth.continuous, replace(plan, nodes=nodes), "", shared=True
+        )
         for nodes in (plan.nodes, plan.nodes + 6)
     )
     gap = few.output.mean(axis=0) - finer.output.mean(axis=0)
@@ -299,7 +311,7 @@ def test_points_of_their_own_at_every_node_are_worth_their_cost():
     limits = Limits(make(steps=4), np.eye(4))
     plan = Plan("sobol", 4096, 8, 8, 0)
     own = limits.dmft(plan).trajectory.output
-    same = limits._trajectory(
+    same = limits.trajectories.solve(
         np.eye(4), depth.continuous, replace(plan, points=512), "", shared=True
     ).output
     error, error_same = (np.sqrt(np.mean(standard_error(o) ** 2)) for o in (own, same))
@@ -360,4 +372,4 @@ def test_stiff_depth_is_solved_where_plain_iteration_is_lost(monkeypatch):
     assert np.isfinite(solved.output).all()
     monkeypatch.setattr(fixed_point, "PICARD_ITERATIONS", 10_000)
     with pytest.raises(LimitError, match=r"did not converge at step \d+"):
-        limits._trajectory(root, depth.continuous, plan, "")
+        limits.trajectories.solve(root, depth.continuous, plan, "")
