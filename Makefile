@@ -34,7 +34,7 @@ $(STUDIES): $(VENV)/installed
 	done
 
 test: $(VENV)/installed-dev ## Run all tests.
-	@echo "Running all tests in two processes, which takes about 10 minutes on two cores."
+	@echo "Running all tests in two processes, which takes about 25 minutes on two cores."
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
