@@ -64,7 +64,7 @@ _JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
 _COMPARED_SECONDS = {"errors": 0.005, "rates": 5e-5, "figures": 0.01}
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
-    "problem": 180, "dmft": 650, "mean_ode": 650, "wide": 650, "finite": 670, "prediction": 650,
+    "problem": 180, "dmft": 650, "mean_ode": 650, "wide": 650, "finite": 700, "prediction": 650,
     "errors": 340, "rates": 240, "figures": 300,
 }  # fmt: skip
 # Digits come with a library of their own, where the data are made.
