@@ -37,6 +37,8 @@ BIASES = frozenset({"1/L", "D/(LM)"})
 
 OBSERVABLES = ("hidden", "hidden_max_mean_abs", "output")
 """What distances are measured of; both hidden ones follow one law."""
+PREDICTED = ("hidden", "output")
+"""Those whose amplitudes are predicted."""
 
 BUDGET_EXPONENTS = {"hidden": -1 / 6, "output": -1 / 5}
 """Exponents in P = L M D of the distance of the best shapes from the DMFT limit."""

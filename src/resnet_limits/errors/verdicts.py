@@ -24,11 +24,9 @@ from resnet_limits.errors.likelihood import Fitted, UnfittableError, collinear, 
 from resnet_limits.errors.rates import distinct, json_values
 from resnet_limits.errors.resolution import outstanding
 from resnet_limits.kinds import SIZES
-from resnet_limits.laws import ALONE, Law, in_quadrature, law_of, variable_values
+from resnet_limits.laws import ALONE, PREDICTED, Law, in_quadrature, law_of, variable_values
 
 Array = NDArray[np.float64]
-OBSERVABLES = ("hidden", "output")
-"""What amplitudes are predicted of."""
 
 LARGEST_DISTANCE = 1 / 3
 """Shapes are large where the distance from the DMFT limit that is predicted for the hidden state is
@@ -62,7 +60,7 @@ class _Predicted:
         """Take one step of a prediction.json."""
         place = list(prediction["step"]).index(step)
         found: dict[str, dict[str, tuple[float, float] | None]] = {}
-        for name in OBSERVABLES:
+        for name in PREDICTED:
             found[name] = {}
             for term, values in prediction[name].items():
                 value = values["amplitude"][place]
@@ -246,7 +244,7 @@ def claims(
     for step in rates["steps"]:
         predicted = _Predicted.at(prediction, step)
         for pair, dataset in errors.items():
-            for observable in OBSERVABLES:
+            for observable in PREDICTED:
                 where = {"pair": pair, "observable": observable, "step": step}
                 found += _of_distance(dataset.load(), where, predicted, root_seed)
                 found += _of_budget(rates, where, predicted)

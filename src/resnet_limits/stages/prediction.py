@@ -12,16 +12,13 @@ from resnet_limits import devices
 from resnet_limits.config import Experiment
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.kinds import Shape
-from resnet_limits.laws import law_of, variable_values
+from resnet_limits.laws import PREDICTED, law_of, variable_values
 from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.prediction import predict
 from resnet_limits.limits.models import Arithmetic, Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.problem import Problem, limit_gram_root, make_problem
-
-OBSERVABLES = ("hidden", "output")
-"""What amplitudes are predicted of."""
 
 
 def prediction(
@@ -73,7 +70,7 @@ def prediction(
     identity = found.identity
     return {
         "step": list(range(steps)),
-        **{name: _table(getattr(found, name), steps) for name in OBSERVABLES},
+        **{name: _table(getattr(found, name), steps) for name in PREDICTED},
         "scale": {"hidden": _scale(limits, dmft)},
         "notes": found.notes,
         "identity": identity
@@ -122,7 +119,7 @@ def with_shape(predicted: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     """
     sizes = np.array(shape)
     added: dict[str, Any] = dict(shape._asdict())
-    for name in OBSERVABLES:
+    for name in PREDICTED:
         parts, errors, without = {}, [], []
         for term in law_of("finite-dmft", name).terms:
             found, factor = predicted[name][term], float(variable_values(term, sizes))
