@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 
 from resnet_limits.cli import BAD_INPUT, DONE, FAILED, main, predicting
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import make_dynamics
+from resnet_limits.kinds import Shape
 from resnet_limits.laws import in_quadrature
 from resnet_limits.limits.amplitudes import cost, prediction, width
+from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
+from resnet_limits.limits.solver import LimitError
 from resnet_limits.problem import limit_gram_root, make_problem
 from resnet_limits.stages import prediction as stage
 from resnet_limits.work import MemoryRefusedError
@@ -136,6 +140,38 @@ def test_what_takes_too_long_is_left_out_and_said(tiny_values):
     assert set(found.notes) == {"1/L", "sqrt(D/(LM))", "1/sqrt(D)", "1/sqrt(LM)"}
     assert all("minutes of one core" in note for note in found.notes.values())
     assert not any([*found.hidden.values(), *found.output.values()])
+
+
+def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypatch):
+    """Samples of few units may diverge where the limit does not."""
+
+    def diverging(trajectories, plan):
+        steps = trajectories.dynamics.steps
+        value = np.where(np.arange(steps) < steps - 1, 0.5, np.nan)
+        return Amplitude(value, 0.001 * value)
+
+    monkeypatch.setattr(prediction.noise, "output_noise", diverging)
+    monkeypatch.setattr(width, "width_variance", not_solved)
+    monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
+    monkeypatch.setattr(prediction.gram, "gram_amplitudes", not_solved)
+    experiment = experiment_from_dict(tiny_values())
+    monkeypatch.setattr(stage, "_scale", lambda *_: [1.0])
+    monkeypatch.setattr(stage.Plan, "of_attributes", lambda _: PLAN)
+    found = stage.prediction(experiment, xr.Dataset())
+    last = experiment.training.steps - 1
+    noise = found["output"]["1/sqrt(LM)"]
+    assert noise["amplitude"] == [*[0.5] * last, None]
+    assert noise["uncertainty"] == [*[0.0005] * last, None]
+    assert found["notes"]["1/sqrt(LM)"].startswith(f"not finite from step {last} on")
+    shape = stage.with_shape(found, Shape(4, 8, 16))["shape"]["output"]
+    assert shape["distance"] == [pytest.approx(0.5 / 32**0.5)] * last + [None]
+    assert shape["share"]["1/sqrt(LM)"] == [1.0] * last + [None]
+    assert "1/sqrt(LM)" not in shape["without"]
+    json.dumps(found, allow_nan=False)
+
+
+def not_solved(*_, **__):
+    raise LimitError("not solved")
 
 
 def test_what_does_not_fit_is_refused(tiny_values):

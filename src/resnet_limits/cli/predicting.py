@@ -148,8 +148,12 @@ def _shape_rows(shape: dict[str, Any], steps: Sequence[int]) -> list[list[str]]:
         pairs = [(found["distance"][k], found["uncertainty"][k]) for k in steps]
         rows.append([name, "distance", *(_with_error(*pair) for pair in pairs)])
         for term, shares in found["share"].items():
-            rows.append([name, f"share of {term}", *(f"{100 * shares[k]:.0f} %" for k in steps)])
+            rows.append([name, f"share of {term}", *(_percent(shares[k]) for k in steps)])
     return rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _shown(steps: Sequence[int]) -> list[int]:

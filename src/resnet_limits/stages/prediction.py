@@ -91,13 +91,19 @@ def _scale(limits: Limits, dmft: xr.Dataset) -> list[float]:
 
 def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, Any]:
     """Lay amplitudes out by term."""
+    nothing = [None] * steps
     return {
         term: {
-            "amplitude": [None] * steps if found is None else found.value.tolist(),
-            "uncertainty": [None] * steps if found is None else found.uncertainty.tolist(),
+            "amplitude": nothing if found is None else _finite(found.value, found.finite),
+            "uncertainty": nothing if found is None else _finite(found.uncertainty, found.finite),
         }
         for term, found in amplitudes.items()
     }
+
+
+def _finite(values: np.ndarray, finite: np.ndarray) -> list[float | None]:
+    """Give numbers for JSON, null where they are not finite."""
+    return [float(value) if good else None for value, good in zip(values, finite, strict=True)]
 
 
 def with_shape(predicted: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
@@ -115,29 +121,35 @@ def with_shape(predicted: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     dict
         The same with ``shape``: ``depth``, ``width``, ``embed_dim``; for ``hidden`` and ``output``
         the RMS ``distance`` and its ``uncertainty`` at every step, ``share``, by term, of its
-        square, and ``without``, the terms that are not known and count as zero.
+        square, null at steps at which a term is not finite, and ``without``, the terms that are
+        known at no step and count as zero.
     """
     sizes = np.array(shape)
     added: dict[str, Any] = dict(shape._asdict())
     for name in PREDICTED:
         parts, errors, without = {}, [], []
         for term in law_of("finite-dmft", name).terms:
-            found, factor = predicted[name][term], float(variable_values(term, sizes))
-            if None in found["amplitude"]:
+            value, error = (
+                np.array(predicted[name][term][part], dtype=float)
+                for part in ("amplitude", "uncertainty")
+            )
+            if not np.isfinite(value).any():
                 without.append(term)
                 continue
-            parts[term] = np.square(factor * np.array(found["amplitude"]))
-            errors.append(parts[term] ** 0.5 * factor * np.array(found["uncertainty"]))
+            factor = float(variable_values(term, sizes))
+            parts[term] = np.square(factor * value)
+            errors.append(parts[term] ** 0.5 * factor * error)
         zeros = np.zeros(len(predicted["step"]))
         square = sum(parts.values(), zeros)
         distance = np.sqrt(square)
         spread = np.sqrt(sum((error**2 for error in errors), zeros))
 
-        def over(values: np.ndarray, by: np.ndarray) -> list[float]:
-            return np.divide(values, by, out=np.zeros_like(by), where=by > 0).tolist()
+        def over(values: np.ndarray, by: np.ndarray) -> list[float | None]:
+            ratio = np.divide(values, by, out=np.zeros_like(by), where=by != 0)
+            return _finite(ratio, np.isfinite(ratio))
 
         added[name] = {
-            "distance": distance.tolist(),
+            "distance": _finite(distance, np.isfinite(distance)),
             "uncertainty": over(spread, distance),
             "share": {term: over(part, square) for term, part in parts.items()},
             "without": without,

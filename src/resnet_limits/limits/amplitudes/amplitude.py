@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from resnet_limits.limits.depth import Array
 
@@ -21,6 +22,11 @@ class Amplitude:
 
     value: Array
     uncertainty: Array
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Where both are finite, (K,): what they are found by may diverge later than the limit."""
+        return np.isfinite(self.value) & np.isfinite(self.uncertainty)
 
     @classmethod
     def of_fields(cls, squares: Array, mean_square: Array | None = None) -> Amplitude:

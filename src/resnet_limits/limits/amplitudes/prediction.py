@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from resnet_limits.laws import law_of
 from resnet_limits.limits import kernels
 from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
@@ -46,7 +48,7 @@ class Prediction:
     identity : Identity or None
         The check of the kernels, where there are any.
     notes : dict of str to str
-        Why an amplitude of which theory gives one is None, by its term.
+        Why an amplitude of which theory gives one is None or not finite, by its term.
     """
 
     hidden: dict[str, Amplitude | None]
@@ -59,10 +61,17 @@ def _relative(found: Found) -> float:
     """Largest uncertainty of the amplitudes, relative to the largest over the steps of each."""
     worst = 0.0
     for amplitude in filter(None, found):
-        largest = float(amplitude.value.max())
+        finite = amplitude.finite
+        largest = float(amplitude.value[finite].max(initial=0.0))
         if largest > 0:
-            worst = max(worst, float(amplitude.uncertainty.max()) / largest)
+            worst = max(worst, float(amplitude.uncertainty[finite].max()) / largest)
     return worst
+
+
+def _not_finite(found: Found) -> str | None:
+    """Say from which step on an amplitude is not finite; None if it is at all steps."""
+    first = [int(np.argmin(part.finite)) for part in filter(None, found) if not part.finite.all()]
+    return f"not finite from step {min(first)} on: what it is found by diverges" if first else None
 
 
 class _Predictor:
@@ -112,6 +121,8 @@ class _Predictor:
             more = replace(plan, points=_MORE * plan.points)
             allowed = min(self.most_seconds, cost.REFINED_SECONDS)
             if exact or uncertain <= TOLERANCE[term] or seconds(more.points) > allowed:
+                if why := _not_finite(found):
+                    self.notes[term] = why
                 return found
             plan = more
 
