@@ -504,7 +504,7 @@ def test_the_layer_amplitudes_of_the_quickstart(quickstart):
 
 
 def test_the_output_noise_of_the_quickstart(quickstart):
-    found = noise.output_noise(quickstart.trajectories, replace(PLAN, points=2048, replicates=192))
+    _, found = noise.unit_noise(quickstart.trajectories, replace(PLAN, points=2048, replicates=192))
     for step, (value, error) in NOISE.items():
         assert abs(found.value[step] - value) < error
 
@@ -529,6 +529,6 @@ def test_linear_units_are_exact():
     assert identity.deviation < 1e-10
     x = limits.dynamics.inputs
     assert close(variance[0, 0], np.square(x).sum(1).mean(), 1e-10)
-    found = noise.output_noise(limits.trajectories, replace(plan, points=1024, replicates=256))
+    _, found = noise.unit_noise(limits.trajectories, replace(plan, points=1024, replicates=256))
     # W_u^T O p / sqrt(L M), with E |p|^2 = |x|^2 for each target.
     assert close(found.value[0], np.square(x).sum(1).mean() ** 0.5, 0.06)

@@ -24,6 +24,8 @@ BIAS_POINTS, BIAS_NOISE, BIAS_CELLS = 1024, 16, 8
 takes, and cells in depth."""
 NOISE_POINTS, NOISE_SAMPLES, TOGETHER = 1024, 192, 64
 """Independent units of a sample, samples to begin with, and those solved side by side."""
+SHAPE_SEEDS, SHAPE_REPLICATES = 16, 2
+"""Embeddings for the distances of a shape, and scramblings of the noise for each."""
 DEPTHS = (16, 32, 64)
 """Depths that A_L is extrapolated from, each twice the one before."""
 MOST_ENTRIES, RANDOM_DIRECTIONS = 80, 48
@@ -117,6 +119,14 @@ def bias_seconds(sizes: Sizes, points: int, replicates: int) -> float:
             seen = _SOLVED + 4 * size * vectors * _REPLAYED
         total += units * vectors * size * tokens**0.5 * seen
     return total
+
+
+def shape_seconds(sizes: Sizes, replicates: int, embeddings: int) -> float:
+    """Estimate the time of the distances of a shape, by so many embeddings."""
+    exact = not sizes.quadrature.points
+    width, gram = (0 if exact else points for points in (WIDTH_POINTS, GRAM_POINTS))
+    each = width_seconds(sizes, width, min(replicates, SHAPE_REPLICATES))
+    return embeddings * each + limit_seconds(sizes, gram, replicates, 1 + embeddings)
 
 
 def gram_solutions(entries: int) -> int:
