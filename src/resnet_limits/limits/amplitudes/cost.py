@@ -171,7 +171,10 @@ def width_bytes(sizes: Sizes) -> int:
 
 
 def bias_bytes(sizes: Sizes) -> int:
-    """Estimate the memory of the bias: noise and responses at all edges, and units' histories."""
+    """Estimate the memory of the bias: noise and responses at all edges, and units' histories.
+
+    As many scramblings are solved side by side as there are threads, at most all of them.
+    """
     work = sizes.work
     size = work.steps * work.rows
     carried = 8 * size**2 * (BIAS_CELLS + 1) * _CARRIED_ARRAYS
@@ -181,7 +184,8 @@ def bias_bytes(sizes: Sizes) -> int:
         * size
         for branch in work.branches
     ]
-    return carried + 8 * _HISTORY_ARRAYS * sum(histories)
+    together = max(1, sizes.quadrature.replicates)
+    return together * (carried + 8 * _HISTORY_ARRAYS * sum(histories))
 
 
 def _unit_numbers(sizes: Sizes) -> int:
