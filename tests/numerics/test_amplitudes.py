@@ -452,6 +452,11 @@ LAYERS = {5: (0.0417, 0.0128), 14: (0.098, 0.0425)}
 NOISE = {5: (0.259, 0.02), 14: (0.28, 0.025)}
 
 
+def gram_amplitudes(limits, plan=PLAN):
+    root = limits.limit_root
+    return gram.gram_amplitudes(gram.gram_slopes(limits.trajectories, plan), root @ root)
+
+
 def close(found, expected, relative=0.02):
     return abs(found / expected - 1) < relative
 
@@ -480,7 +485,7 @@ def test_noise_that_nothing_carries_on_is_told_apart(quickstart, monkeypatch):
 
 
 def test_the_gram_amplitudes_of_the_quickstart(quickstart):
-    hidden, output = gram.gram_amplitudes(quickstart.trajectories, PLAN)
+    hidden, output = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert close(hidden.value[step], values[0])
         assert close(output.value[step], values[1])
@@ -490,7 +495,7 @@ def test_the_gram_amplitudes_of_the_quickstart(quickstart):
 def test_a_wrong_covariance_of_the_gram_matrix_is_told_apart(quickstart, monkeypatch):
     """The negative control: a diagonal that fluctuates like the rest."""
     monkeypatch.setitem(gram._EXCESS, "gaussian", -1.0)
-    hidden, output = gram.gram_amplitudes(quickstart.trajectories, PLAN)
+    hidden, output = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert not close(hidden.value[step], values[0])
         assert not close(output.value[step], values[1])

@@ -11,7 +11,7 @@ from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.kinds import Shape
 from resnet_limits.limits import depth
-from resnet_limits.limits.amplitudes import bias, noise, sizes
+from resnet_limits.limits.amplitudes import bias, gram, noise, sizes
 from resnet_limits.limits.models import Limits, minimum_norm
 from resnet_limits.limits.plan import Plan
 from resnet_limits.networks.dense import DenseNetwork
@@ -22,12 +22,16 @@ EMBEDDINGS, NETWORKS, STEPS = 8, 48, 5
 PLAN = Plan("sobol", 2048, 4, 8, 0, "float32", 1e-7)
 
 
+def problem_of(tiny_values):
+    values = tiny_values(training={"steps": STEPS, "learning_rate": 1.0})
+    experiment = experiment_from_dict(values)
+    return make_problem(experiment), experiment
+
+
 @pytest.fixture(scope="module")
 def case(tiny_values):
     """A problem, its limit, its embeddings, and what its units give."""
-    values = tiny_values(training={"steps": STEPS, "learning_rate": 1.0})
-    experiment = experiment_from_dict(values)
-    problem = make_problem(experiment)
+    problem, experiment = problem_of(tiny_values)
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem))
     rows = np.stack([embedding_rows(problem, 0, seed, SHAPE.embed_dim) for seed in range(8)])
     samples = limits.trajectories.sample(PLAN, range(PLAN.replicates), False)
@@ -82,6 +86,30 @@ def _deviation(measured, predicted: np.ndarray) -> np.ndarray:
 
 def test_networks_have_the_predicted_distances(case, measured):
     assert np.abs(_deviation(measured, _found(case))).max() < 3
+
+
+def test_slopes_give_the_mean_over_all_embeddings(case, tiny_values):
+    """As many embeddings without them do, from a few; not so for half of the slopes."""
+    limits, _, _, units = case
+    few = replace(PLAN, points=512, replicates=2)
+    slopes = gram.gram_slopes(limits.trajectories, few)
+    problem, _ = problem_of(tiny_values)
+    rows = [embedding_rows(problem, 1, seed, 48) for seed in range(40)]
+    roots = [gram_root(problem, each) for each in rows]
+    shape = Shape(64, 1024, 48)
+
+    def found(roots, slopes=()):
+        distances = sizes.shape_distances(limits.trajectories, few, shape, roots, units, slopes)
+        whole = [(distance.whole.value, distance.whole.uncertainty) for distance in distances]
+        return np.array(whole)[:, :, 1:].swapaxes(0, 1)
+
+    many, error = found(roots)
+    value, rest = found(roots[:8], slopes)
+    plain = found(roots[:8])[1]
+    assert np.square(rest).sum() < 0.2 * np.square(plain).sum()
+    assert (np.abs(value - many) < 3 * np.hypot(error, rest)).all()
+    halves = [slope._replace(ends=slope.ends.combined(slope.ends, 0.5, 0)) for slope in slopes]
+    assert np.square(found(roots[:8], halves)[1]).sum() > 2 * np.square(rest).sum()
 
 
 def test_the_leading_order_is_told_apart(case, measured):

@@ -162,7 +162,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     monkeypatch.setattr(prediction.noise, "unit_noise", diverging)
     monkeypatch.setattr(width, "width_variance", not_solved)
     monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
-    monkeypatch.setattr(prediction.gram, "gram_amplitudes", not_solved)
+    monkeypatch.setattr(prediction.gram, "gram_slopes", not_solved)
     monkeypatch.setattr(prediction.bias, "output_bias", not_solved)
     experiment = experiment_from_dict(tiny_values())
     monkeypatch.setattr(stage, "_scale", lambda *_: [1.0])

@@ -125,6 +125,7 @@ class _Predictor:
         self._inside: Array | None = None
         self._output: Array | None = None
         self._bias: Array | None = None
+        self._slopes: list[gram.Slope] = []
 
     def _too_long(self, expected: float) -> str:
         return (
@@ -185,13 +186,17 @@ class _Predictor:
             return None, None
         solutions = cost.gram_solutions(gram.entries(root @ root))
 
+        def find(plan: Plan) -> Found:
+            self._slopes = gram.gram_slopes(self.limits.trajectories, plan)
+            return gram.gram_amplitudes(self._slopes, root @ root)
+
         def seconds(points: int) -> float:
             return cost.limit_seconds(self.sizes, points, self.plan.replicates, solutions)
 
         return self._refined(
             "1/sqrt(D)",
             cost.GRAM_POINTS,
-            lambda plan: gram.gram_amplitudes(self.limits.trajectories, plan),
+            find,
             seconds,
         )
 
@@ -258,7 +263,12 @@ class _Predictor:
         units = UnitNoise(self._inside, self._output, self._bias)
         try:
             hidden, output = shape_distances(
-                self.limits.trajectories, self.plan, shaped.shape, shaped.roots, units
+                self.limits.trajectories,
+                self.plan,
+                shaped.shape,
+                shaped.roots,
+                units,
+                self._slopes,
             )
         except LimitError as error:
             self.notes["shape"] = f"to leading order only: {error}"

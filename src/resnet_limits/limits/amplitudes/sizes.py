@@ -3,7 +3,8 @@
 A network differs from the DMFT limit as its infinite-width limit W(L, D) does, which is solved here
 for the Gram matrices of embeddings of D rows at the network's own depth, and by the noise of its
 units, whose amplitude is that at these Gram matrices, and smaller in the span of the embedding.
-Biases add before anything is squared.
+Biases add before anything is squared. What the fluctuation of a Gram matrix makes to first order
+has a known mean square, A_D^2/D, so that only what is beyond it is left to a few embeddings.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from resnet_limits.kinds import Shape
 from resnet_limits.limits import depth
-from resnet_limits.limits.amplitudes import cost
+from resnet_limits.limits.amplitudes import cost, gram
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.changes import Ends
 from resnet_limits.limits.amplitudes.width import width_variance
@@ -63,13 +64,25 @@ class Distance:
     noise: Array
 
     @classmethod
-    def of(cls, limit: Sequence[Array], noise: Sequence[Array]) -> Distance:
-        """Take it from the squares for several embeddings."""
-        squares = np.add(limit, noise)
-        value = np.sqrt(squares.mean(axis=0))
+    def of(cls, limit: Array, noise: Array, first: Array, known: Array) -> Distance:
+        """Take it from the squares for several embeddings.
+
+        Parameters
+        ----------
+        limit, noise : ndarray, shape (embeddings, K)
+            The squares of both parts.
+        first : ndarray, shape (embeddings, K)
+            What is known of `limit`: its square to first order.
+        known : ndarray, shape (K,)
+            The expectation of `first`.
+        """
+        without = limit - first
+        squares = known + without + noise
+        value = np.sqrt(np.maximum(squares.mean(axis=0), 0.0))
         error = squares.std(axis=0, ddof=1) / np.sqrt(len(squares))
         whole = Amplitude(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
-        return cls(whole, *(np.sqrt(np.mean(part, axis=0)) for part in (limit, noise)))
+        of_limit = np.maximum(known + without.mean(axis=0), 0.0)
+        return cls(whole, np.sqrt(of_limit), np.sqrt(np.mean(noise, axis=0)))
 
 
 def shape_distances(
@@ -78,6 +91,7 @@ def shape_distances(
     shape: Shape,
     roots: Sequence[Array],
     units: UnitNoise,
+    slopes: Sequence[gram.Slope] = (),
 ) -> tuple[Distance, Distance]:
     """Find the distances of networks of a shape from the DMFT limit.
 
@@ -93,6 +107,9 @@ def shape_distances(
         Roots of the Gram matrices of embeddings of D rows, at least two.
     units : UnitNoise
         What the limit's units give.
+    slopes : sequence of Slope, optional
+        Derivatives along the entries of the Gram matrix, by which the mean is taken over all
+        embeddings to first order; without them it is over those given.
 
     Returns
     -------
@@ -115,15 +132,31 @@ def shape_distances(
     layers, width, embed_dim = shape
     spanned = min(len(limit_root), embed_dim)
     bias = (embed_dim - spanned) / (layers * width) * units.bias
-    squares: tuple[list[Array], ...] = ([], [], [], [])
+    centre = limit_root @ limit_root
+    # Random directions do not give the change for one Gram matrix.
+    by_entry = slopes if gram.entries(centre) <= cost.MOST_ENTRIES else ()
+    nothing = np.zeros((2, trajectories.dynamics.steps))
+    known = nothing
+    if by_entry:
+        known = (
+            sum((slope.ends.mean().squares(centre)[:, 0] for slope in by_entry), start=nothing)
+            / embed_dim
+        )
+    squares: tuple[list[Array], ...] = ([], [], [])
     for root in roots:
         solved = trajectories.solve(root, partial(depth.layered, layers), some, "amplitudes: wide")
         gap = Ends.of(solved, root).combined(limit, 1.0, -1.0).mean()
         gap = gap._replace(output=gap.output + bias)
         amplitude = width_variance(trajectories, few, root)[0].mean(axis=0)
         noise = (embed_dim - spanned) * amplitude + units.inside
-        hidden, output = gap.squares(root @ root)[:, 0]
-        of_units = noise / (layers * width), units.output / (layers * width)
-        for kept, square in zip(squares, (hidden, of_units[0], output, of_units[1]), strict=True):
-            kept.append(square)
-    return Distance.of(*squares[:2]), Distance.of(*squares[2:])
+        squares[0].append(gap.squares(root @ root)[:, 0])
+        squares[1].append(np.stack([noise, units.output]) / (layers * width))
+        first = nothing
+        if by_entry:
+            first = gram.to_first_order(by_entry, root @ root - centre).squares(centre)[:, 0]
+        squares[2].append(first)
+    of_limit, of_units, first_order = (np.stack(part, axis=1) for part in squares)
+    hidden, output = (
+        Distance.of(of_limit[i], of_units[i], first_order[i], known[i]) for i in (0, 1)
+    )
+    return hidden, output
