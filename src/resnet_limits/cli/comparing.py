@@ -15,8 +15,8 @@ from resnet_limits.cli.common import (
     Config,
     Results,
     columns,
-    experiment_for,
     place,
+    study_for,
 )
 from resnet_limits.cli.session import CommandError
 from resnet_limits.config import Experiment
@@ -69,7 +69,7 @@ def errors(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits import store
     from resnet_limits.stages.paths import Paths
 
-    experiment = experiment_for(config)
+    experiment = study_for(config)
     paths = Paths(results, experiment.experiment)
     _require(tuple(COMMANDS), experiment, config, results)
     with place(paths.store("errors"), experiment, "errors") as save:
@@ -90,7 +90,7 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits import store
     from resnet_limits.stages.paths import Paths
 
-    experiment = experiment_for(config)
+    experiment = study_for(config)
     paths = Paths(results, experiment.experiment)
     _require(("errors", "prediction"), experiment, config, results)
     with place(paths.store("rates"), experiment, "rates") as save:
