@@ -20,6 +20,7 @@ from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.solver import LimitError
+from resnet_limits.predicted import known
 from resnet_limits.problem import limit_gram_root, make_problem
 from resnet_limits.stages import prediction as stage
 from resnet_limits.work import MemoryRefusedError
@@ -76,6 +77,23 @@ def test_a_table_of_all_terms(config, capsys):
     assert "0.8 +- 0.008" in lines[2]
     assert lines[5].split()[2:] == ["-"] * 3
     assert lines[-1] == "note: 1/L: too long"
+
+
+def test_what_is_rounding_beside_other_steps_is_zero(config, monkeypatch, capsys):
+    """A_D of the hidden state at step 0, which the Gram matrix moves at second order only."""
+    values = predicted()
+    values["hidden"]["1/sqrt(D)"] = {
+        "amplitude": [1e-14, 2.0, 1e-8],
+        "uncertainty": [3e-15, 0.02, 1e-10],
+    }
+    monkeypatch.setattr(stage, "prediction", lambda *_, **__: values)
+    _, lines, _ = run(f"--quiet predict {config}", capsys)
+    assert " ".join(lines[3].split()) == "hidden 1/sqrt(D) 0 2 +- 0.02 1e-08 +- 1e-10"
+    found = known(values, "mean_ode-dmft", "hidden", 0)
+    assert (found.amplitudes, found.uncertainties) == ({"1/sqrt(D)": 0}, {"1/sqrt(D)": 0})
+    # What is not known that well is not called zero.
+    values["hidden"]["1/sqrt(D)"]["uncertainty"][0] = 0.1
+    assert known(values, "mean_ode-dmft", "hidden", 0).amplitudes == {"1/sqrt(D)": 1e-14}
 
 
 def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):

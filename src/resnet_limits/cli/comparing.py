@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +86,7 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     Needs errors.zarr and prediction.json in the results; writes rates.json, and prints a table of
     all fits and one of all claims with their verdicts.
     """
-    from resnet_limits import store
+    from resnet_limits import integrity, store
     from resnet_limits.stages.paths import Paths
 
     experiment = study_for(config)
@@ -97,7 +96,7 @@ def rates(config: Config, results: Results = RESULTS) -> None:
         from resnet_limits.stages import rates as stage
 
         distances = store.open_groups(paths.store("errors"))
-        prediction = json.loads(paths.store("prediction").read_text(encoding="utf-8"))
+        prediction = integrity.read_json(paths.store("prediction"))
         fitted = stage.rates(experiment, distances, prediction)
         save(fitted)
     for line in (*_rates_table(fitted), "", *claims_table(fitted)):

@@ -74,11 +74,13 @@ def _unpredicted(
 
 def _predicted_line(
     axes: Axes, x: np.ndarray, found: Known, sizes: np.ndarray, colour: str
-) -> None:
-    """Draw a predicted law at sizes (points, 3), where all of its terms are known."""
+) -> bool:
+    """Draw a predicted law at sizes (points, 3), where all of its terms are known; else False."""
     curve = distance(found, sizes)
-    if curve is not None and curve.any():
-        axes.plot(x, curve, color=colour, label="_prediction", zorder=2)
+    if curve is None or not curve.any():
+        return False
+    axes.plot(x, curve, color=colour, label="_prediction", zorder=2)
+    return True
 
 
 def _counted(errors: Errors, pairs: Sequence[str], step: int | None) -> list[str]:
@@ -562,17 +564,20 @@ def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit | None, found: Known) ->
         # Any depth and width of the right product will do.
         curve = law(fit, D / x, 1.0, D) if terms else None
         sizes = np.stack([D / x, np.ones_like(x), np.full_like(x, D)], axis=-1)
-        _predicted_line(axes, x, found, sizes, colour)
+        is_predicted = _predicted_line(axes, x, found, sizes, colour)
         if curve is not None:
             axes.plot(x, curve, color=colour, label="_fit", zorder=2, **style.FAINT)
-        keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
+        if is_predicted or curve is not None:
+            look = {} if is_predicted else style.FAINT
+            keys.append(Line2D([], [], color=colour, label=f"D = {D}", **look))
     amplitude = (terms.get("D/(LM)") or {}).get("amplitude")
     if amplitude and not found.is_complete:
         ratio = variable_values("D/(LM)", cells.sizes)
         ends = np.array([ratio.min() / 1.2, ratio.max() * 1.2])
         _dashed(axes, ends, amplitude * ends)
-    # Above what may be said of small noise at the lower edge.
-    axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
+    if keys:
+        # Above what may be said of small noise at the lower edge.
+        axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
     said = [
         f"{style.variable_name(name)}: predicted {style.number(found.amplitudes.get(name), 2)}, "
         f"fitted {style.number((terms.get(name) or {}).get('amplitude'), 2)}"
