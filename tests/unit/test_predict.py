@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -206,5 +207,18 @@ def test_memory_and_time_grow_with_the_problem(tiny_values):
     ]
     small, large = (cost.width_bytes(one) for one in sizes)
     assert large > 20 * small - 20 * 8 * cost._CHUNK_ARRAYS * cost.CHUNK_ELEMENTS
-    few, many = (cost.width_seconds(one, 512, 8) for one in sizes)
-    assert many > 30 * few
+
+
+def test_told_time_of_the_tangents_grows_as_their_recursion_does(tiny_values):
+    """Calls as K and K^2, answers as K^2, products over all earlier steps as K^3."""
+    sizes = prediction._Predictor(tiny_limits(tiny_values), PLAN, 1, False).sizes
+
+    def told(steps, points=512):
+        work = dataclasses.replace(sizes.work, steps=steps)
+        return cost.width_seconds(dataclasses.replace(sizes, work=work), points, 8)
+
+    assert told(10000) / told(5000) == pytest.approx(8, rel=0.1)
+    assert 10 < told(50) / told(5) < 1000
+    # At few steps it is calls that take time, and these are of chunks, not of units.
+    assert told(5, 1024) < 1.5 * told(5, 512)
+    assert told(5, 1 << 20) == pytest.approx(2 * told(5, 1 << 19), rel=0.1)

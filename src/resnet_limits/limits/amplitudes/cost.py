@@ -6,6 +6,7 @@ refused, or not refined any more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from resnet_limits.limits.cost import Quadrature, solve_seconds
@@ -40,6 +41,9 @@ _MOST_POINTS = 1 << 15
 _PRODUCT, _TANGENT = 2.2e-10, 6e-9
 # Where units have kinks they are evaluated anew for every change, in both directions.
 _EVALUATION = 4e-8
+# Seconds that the calls of a chunk of units take, whatever its size: for each step, and for each
+# pair of a step and the later one of its answer.
+_CHUNK_STEP, _CHUNK_PAIR = 1e-3, 2e-4
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ def width_seconds(sizes: Sizes, points: int, replicates: int) -> float:
         if not points:
             units = 2 * sizes.quadrature.nodes * sizes.work.directions * branch.vectors
         total += units * _unit_seconds(sizes.work, branch, smooth, tokens)
+        # Those of each node and scrambling are worked on by themselves.
+        places = sizes.quadrature.nodes * (replicates if points else 1)
+        chunks = places * math.ceil(
+            units / places / chunk_units(_numbers(sizes.work, branch, smooth))
+        )
+        total += chunks * _chunk_seconds(sizes.work.steps)
     return total + limit_seconds(sizes, points, replicates, 1)
 
 
@@ -92,6 +102,16 @@ def _unit_seconds(work: Work, branch: Branch, smooth: bool, tokens: int) -> floa
     answered = size * work.steps / 2 * seeds * branch.vectors
     each = _TANGENT * tokens if smooth else _EVALUATION
     return _PRODUCT * products + each * answered
+
+
+def _chunk_seconds(steps: int) -> float:
+    """Time of the calls of one chunk."""
+    return _CHUNK_STEP * steps + _CHUNK_PAIR * steps * (steps + 1) / 2
+
+
+def chunk_units(numbers: int) -> int:
+    """Give how many units are worked on at once, of so many numbers in the largest array of one."""
+    return max(SMALLEST_CHUNK, CHUNK_ELEMENTS // numbers)
 
 
 def gram_solutions(entries: int) -> int:
@@ -130,21 +150,20 @@ def width_bytes(sizes: Sizes) -> int:
     work, nodes = sizes.work, sizes.quadrature.nodes
     square = (work.steps * work.rows) ** 2
     kernels = 8 * square * nodes * (4 * len(work.branches) + _SQUARES)
-    chunk = max(CHUNK_ELEMENTS, SMALLEST_CHUNK * _unit_numbers(sizes))
+    chunk = max(
+        CHUNK_ELEMENTS,
+        *(
+            SMALLEST_CHUNK * _numbers(work, branch, smooth)
+            for branch, smooth in zip(work.branches, sizes.smooth, strict=True)
+        ),
+    )
     return kernels + 8 * _CHUNK_ARRAYS * chunk
 
 
-def _unit_numbers(sizes: Sizes) -> int:
-    """Numbers of the largest array of one unit's tangents."""
-    work = sizes.work
-    return max(
-        work.steps
-        * work.rows**2
-        * branch.vectors
-        * (1 if smooth else 2)
-        * max(branch.in_vectors, branch.out_vectors)
-        for branch, smooth in zip(work.branches, sizes.smooth, strict=True)
-    )
+def _numbers(work: Work, branch: Branch, smooth: bool) -> int:
+    """Numbers of the largest array of the tangents of one unit."""
+    seeds = work.rows * branch.vectors * (1 if smooth else 2)
+    return work.steps * work.rows * seeds * max(branch.in_vectors, branch.out_vectors)
 
 
 def peak_bytes(sizes: Sizes) -> int:
