@@ -40,10 +40,11 @@ _MOST_POINTS = 1 << 15
 # tangent in one step, on one core.
 _PRODUCT, _TANGENT = 2.2e-10, 6e-9
 # Where units have kinks they are evaluated anew for every change, in both directions.
-_EVALUATION = 4e-8
+_EVALUATION = 1.4e-8
 # Seconds that the calls of a chunk of units take, whatever its size: for each step, and for each
-# pair of a step and the later one of its answer.
-_CHUNK_STEP, _CHUNK_PAIR = 1e-3, 2e-4
+# pair of a step and the later one of its answer; and how many times as many where a unit's answers
+# are matrices, of several vectors or tokens.
+_CHUNK_STEP, _CHUNK_PAIR, _MATRICES = 1e-3, 2e-4, 3.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def width_seconds(sizes: Sizes, points: int, replicates: int) -> float:
         chunks = places * math.ceil(
             units / places / chunk_units(_numbers(sizes.work, branch, smooth))
         )
-        total += chunks * _chunk_seconds(sizes.work.steps)
+        calls = _MATRICES if branch.vectors > 2 or tokens > 1 else 1.0
+        total += chunks * calls * _chunk_seconds(sizes.work.steps)
     return total + limit_seconds(sizes, points, replicates, 1)
 
 
