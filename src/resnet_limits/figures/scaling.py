@@ -74,13 +74,11 @@ def _unpredicted(
 
 def _predicted_line(
     axes: Axes, x: np.ndarray, found: Known, sizes: np.ndarray, colour: str
-) -> bool:
-    """Draw a predicted law at sizes (points, 3), where all of its terms are known; else False."""
+) -> None:
+    """Draw a predicted law at sizes (points, 3), where all of its terms are known."""
     curve = distance(found, sizes)
-    if curve is None or not curve.any():
-        return False
-    axes.plot(x, curve, color=colour, label="_prediction", zorder=2)
-    return True
+    if curve is not None and curve.any():
+        axes.plot(x, curve, color=colour, label="_prediction", zorder=2)
 
 
 def _counted(errors: Errors, pairs: Sequence[str], step: int | None) -> list[str]:
@@ -564,12 +562,11 @@ def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit | None, found: Known) ->
         # Any depth and width of the right product will do.
         curve = law(fit, D / x, 1.0, D) if terms else None
         sizes = np.stack([D / x, np.ones_like(x), np.full_like(x, D)], axis=-1)
-        is_predicted = _predicted_line(axes, x, found, sizes, colour)
+        _predicted_line(axes, x, found, sizes, colour)
         if curve is not None:
             axes.plot(x, curve, color=colour, label="_fit", zorder=2, **style.FAINT)
-        if is_predicted or curve is not None:
-            look = {} if is_predicted else style.FAINT
-            keys.append(Line2D([], [], color=colour, label=f"D = {D}", **look))
+        if found.is_complete or curve is not None:
+            keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
     amplitude = (terms.get("D/(LM)") or {}).get("amplitude")
     if amplitude and not found.is_complete:
         ratio = variable_values("D/(LM)", cells.sizes)
