@@ -59,8 +59,6 @@ _POINTS = (
     "Points: RMS over seeds, without the limits' own error, hollow if below ten of its standard "
     "errors; bars: range over seeds"
 )
-
-
 _LINES = "solid: prediction from the limit alone, without any fit; faint: fitted law"
 
 
