@@ -35,7 +35,13 @@ from resnet_limits.stages import estimates, progress
 from resnet_limits.stages.paths import Paths, cell_name
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = {"dmft": "dmft", "mean_ode": "mean-ode", "wide": "wide", "finite": "train"}
+COMMANDS = {
+    "dmft": "dmft",
+    "prediction": "predict",
+    "mean_ode": "mean-ode",
+    "wide": "wide",
+    "finite": "train",
+}
 TIME_FACTOR, MEMORY_FACTOR = 3.0, 1.5
 
 DIGITS2 = {
@@ -77,10 +83,11 @@ class Case(NamedTuple):
 
 
 def _cells(*shapes: tuple[int, int, int]) -> list[tuple[str, dict[str, int]]]:
-    """Give the limits of the last of some shapes, and the networks of all."""
+    """Give the limits of the last of some shapes, the prediction, and the networks of all."""
     L, _, D = shapes[-1]
     return [
         ("dmft", {}),
+        ("prediction", {}),
         ("mean_ode", {"embed_dim": D}),
         ("wide", {"depth": L, "embed_dim": D}),
         *(("finite", dict(zip(SIZES, shape, strict=True))) for shape in shapes),
@@ -116,7 +123,7 @@ CASES = {
     "digits2": Case(DIGITS2, {}, _cells((4, 32, 64), (16, 512, 256))),
     "digits10": Case("config/digits.yaml", {"experiment": "digits10"}, _cells((16, 512, 256))),
     "file400": Case(FILE, {}, _cells((4, 32, 32), (16, 128, 128))),
-    "implicit": Case(IMPLICIT, {}, _cells((100, 10000, 10000))[::3]),
+    "implicit": Case(IMPLICIT, {}, _cells((100, 10000, 10000))[::4]),
     "paper-tanh": Case("config/paper-tanh.yaml", {}, _cells((50, 2000, 2000))),
 }
 CHEAP = ("quickstart", "digits2")
@@ -171,7 +178,7 @@ def _chosen(
 ) -> Iterator[tuple[str, str, dict[str, int]]]:
     for name in names:
         wanted = [(kind, cell) for kind, cell in CASES[name].cells if kind in kinds]
-        if any(kind in ("mean_ode", "wide") for kind, _ in wanted):
+        if any(kind not in ("dmft", "finite") for kind, _ in wanted):
             # They take the plan of the DMFT limit.
             wanted = [("dmft", {}), *(pair for pair in wanted if pair[0] != "dmft")]
         for kind, cell in wanted:
@@ -210,7 +217,7 @@ def run_cells(arguments: argparse.Namespace, folder: Path) -> int:
         ]
         if not arguments.cold:
             # Each unit and rule has compiled code of its own.
-            measure([*words[:-1], str(folder / "uncounted.zarr")], folder, cache)
+            measure([*words[:-1], str(folder / f"uncounted{store.suffix}")], folder, cache)
         took, peak = measure(words, folder, cache)
         in_time = 1 / TIME_FACTOR <= told / took <= TIME_FACTOR
         in_memory = 1 <= planned / peak <= MEMORY_FACTOR

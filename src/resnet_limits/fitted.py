@@ -222,8 +222,12 @@ def claim_rows(rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def claim_counts(rates: Mapping[str, Any]) -> str:
     """Say how many claims agree, disagree and are undecided."""
     verdicts = [claim["verdict"] for claim in rates.get("claims") or ()]
-    counts = (f"{verdicts.count(name)} {name}" for name in ("agrees", "disagrees", "undecided"))
-    return f"{len(verdicts)} claims: {', '.join(counts)}"
+    agree, disagree, undecided = map(verdicts.count, ("agrees", "disagrees", "undecided"))
+    return (
+        f"{len(verdicts)} claim{'s' * (len(verdicts) != 1)}: {agree} agree{'s' * (agree == 1)}, "
+        f"{disagree} disagree{'s' * (disagree == 1)}, "
+        f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
+    )
 
 
 def _said(value: float | None) -> str:

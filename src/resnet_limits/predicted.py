@@ -33,6 +33,34 @@ class Known(NamedTuple):
         return bool(self.amplitudes) and not self.without
 
 
+_ROUNDING = 1e-9
+
+
+def amplitudes(found: Mapping[str, Any]) -> list[tuple[float, float] | None]:
+    """Give the amplitude of a term and its uncertainty at every step; None where there is none.
+
+    What is no more than rounding beside the largest of all steps is zero: at step 0 some terms
+    vanish by theory, and their computation leaves the rounding of the states.
+
+    Parameters
+    ----------
+    found : mapping
+        ``amplitude`` and ``uncertainty`` of the term, one number a step or null.
+    """
+    values = list(found.get("amplitude") or [])
+    errors = found.get("uncertainty") or [None] * len(values)
+    least = _ROUNDING * max((value for value in values if value is not None), default=0.0)
+    pairs = zip(values, errors, strict=True)
+    return [
+        None
+        if value is None
+        else (0.0, 0.0)
+        if value < least and (error or 0.0) < least
+        else (float(value), float(error or 0.0))
+        for value, error in pairs
+    ]
+
+
 def known(prediction: Prediction | None, pair: str, quantity: str, step: int | None) -> Known:
     """Look up what is predicted of one distance.
 
@@ -47,19 +75,16 @@ def known(prediction: Prediction | None, pair: str, quantity: str, step: int | N
     step : int or None
         Number of gradient steps.
     """
-    amplitudes, uncertainties = {}, {}
+    values, uncertainties = {}, {}
     terms = terms_of(pair, quantity)
     steps = list((prediction or {}).get("step") or [])
     predicted = (prediction or {}).get(quantity) or {}
     for term in terms if step in steps else ():
-        place, found = steps.index(step), predicted.get(term) or {}
-        value, error = ((found.get(name) or [None] * len(steps))[place] for name in _COLUMNS)
-        if value is not None:
-            amplitudes[term], uncertainties[term] = float(value), float(error or 0.0)
-    return Known(amplitudes, uncertainties, tuple(t for t in terms if t not in amplitudes))
-
-
-_COLUMNS = ("amplitude", "uncertainty")
+        found = amplitudes(predicted.get(term) or {})
+        pair_of = found[steps.index(step)] if found else None
+        if pair_of is not None:
+            values[term], uncertainties[term] = pair_of
+    return Known(values, uncertainties, tuple(t for t in terms if t not in values))
 
 
 def distance(found: Known, sizes: np.ndarray) -> np.ndarray | None:

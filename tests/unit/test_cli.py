@@ -17,6 +17,7 @@ import yaml
 from resnet_limits import __version__, integrity, lock, provenance, stages, store
 from resnet_limits.cli import BAD_INPUT, DONE, FAILED, STOPPED, main, session
 from resnet_limits.config import ENGINES, InputError, load_experiment
+from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import Paths
 
 SIZES = {"depth": 2, "width": 8, "embed_dim": 4}
@@ -159,6 +160,39 @@ def test_options_become_part_of_the_experiment(fake, config, capsys):
     assert found["seeds"] == [0, 1, 2]
     # The same experiment written with these values has the same key.
     assert found["stage_key"] == provenance.stage_key("finite", experiment, **SIZES)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Experiments whose seeds of limits were decided."""
+    found = []
+    real = estimates.with_limit_seeds
+    monkeypatch.setattr(estimates, "with_limit_seeds", lambda one: found.append(one) or real(one))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [
+        (COMPUTE["dmft"], False),
+        (COMPUTE["finite"], False),
+        ("predict {} --out {}.json", False),
+        (COMPUTE["mean_ode"], True),
+        (COMPUTE["wide"], True),
+        ("status {}", True),
+    ],
+)
+def test_a_study_s_cost_is_told_only_where_seeds_of_limits_count(
+    fake, asked, config, capsys, line, counts
+):
+    """That of a large study takes longer than a small command."""
+    assert run(line.format(config, "a.zarr"), capsys)[0] == DONE
+    assert bool(asked) == counts
+
+
+def test_to_validate_is_to_estimate_nothing(asked, config, capsys):
+    assert run(f"validate {config}", capsys)[0] == DONE
+    assert not asked
 
 
 def test_sizes_need_not_be_in_the_sweep(fake, config, capsys):

@@ -22,9 +22,10 @@ from synthetic import Study
 from resnet_limits import fitted as fits
 from resnet_limits.config import Shape
 from resnet_limits.errors.rates import fit_rates
-from resnet_limits.figures import style
+from resnet_limits.figures import scaling, style
 from resnet_limits.figures.cells import by_shape
 from resnet_limits.fitted import rates_table_rows
+from resnet_limits.predicted import Known
 from resnet_limits.problem import embedding_rows, make_problem
 from resnet_limits.stages.figures import figure, save
 from resnet_limits.stages.paths import FIGURES
@@ -362,6 +363,21 @@ def test_three_terms_shows_points_fits_and_theory(study, full):
         assert f"exponent {fit['exponent']:.2f} [{low:.2f}, {high:.2f}]" in words(fig)
         theory = {0.5: "1/2", 1.0: "1"}[abs(slope)]
         assert f"theory {theory}, in {fit['variable']}" in words(fig)
+
+
+def test_a_key_names_only_what_is_drawn(study):
+    cells = by_shape(study.errors(), "finite-wide", "output", LAST)
+    terms = PREDICTED["output"]
+    of_pair = {name: terms[name] for name in ("D/(LM)", "1/sqrt(LM)")}
+    for found, keys in (
+        (Known({}, {}, tuple(of_pair)), 0),
+        (Known({"1/sqrt(LM)": 0.4}, {"1/sqrt(LM)": 0.0}, ("D/(LM)",)), 0),
+        (Known(of_pair, dict.fromkeys(of_pair, 0.0), ()), 2),
+    ):
+        axes = Figure().add_subplot()
+        scaling._sum_lines(axes, cells, None, found)
+        legend = axes.get_legend()
+        assert len(legend.get_texts() if legend else []) == len(axes.lines) == keys
 
 
 def test_three_terms_shows_what_is_not_resolved_hollow_above_the_noise(study):

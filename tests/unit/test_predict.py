@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.solver import LimitError
+from resnet_limits.predicted import known
 from resnet_limits.problem import limit_gram_root, make_problem
 from resnet_limits.stages import prediction as stage
 from resnet_limits.work import MemoryRefusedError
@@ -81,6 +83,23 @@ def test_a_table_of_all_terms(config, capsys):
     assert "0.8 +- 0.008" in lines[2]
     assert lines[5].split()[2:] == ["-"] * 3
     assert lines[-1] == "note: 1/L: too long"
+
+
+def test_what_is_rounding_beside_other_steps_is_zero(config, monkeypatch, capsys):
+    """A_D of the hidden state at step 0, which the Gram matrix moves at second order only."""
+    values = predicted()
+    values["hidden"]["1/sqrt(D)"] = {
+        "amplitude": [1e-14, 2.0, 1e-8],
+        "uncertainty": [3e-15, 0.02, 1e-10],
+    }
+    monkeypatch.setattr(stage, "prediction", lambda *_, **__: values)
+    _, lines, _ = run(f"--quiet predict {config}", capsys)
+    assert " ".join(lines[3].split()) == "hidden 1/sqrt(D) 0 2 +- 0.02 1e-08 +- 1e-10"
+    found = known(values, "mean_ode-dmft", "hidden", 0)
+    assert (found.amplitudes, found.uncertainties) == ({"1/sqrt(D)": 0}, {"1/sqrt(D)": 0})
+    # What is not known that well is not called zero.
+    values["hidden"]["1/sqrt(D)"]["uncertainty"][0] = 0.1
+    assert known(values, "mean_ode-dmft", "hidden", 0).amplitudes == {"1/sqrt(D)": 1e-14}
 
 
 def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
@@ -198,5 +217,18 @@ def test_memory_and_time_grow_with_the_problem(tiny_values):
     ]
     small, large = (cost.width_bytes(one) for one in sizes)
     assert large > 20 * small - 20 * 8 * cost._CHUNK_ARRAYS * cost.CHUNK_ELEMENTS
-    few, many = (cost.width_seconds(one, 512, 8) for one in sizes)
-    assert many > 30 * few
+
+
+def test_told_time_of_the_tangents_grows_as_their_recursion_does(tiny_values):
+    """Calls as K and K^2, answers as K^2, products over all earlier steps as K^3."""
+    sizes = prediction._Predictor(tiny_limits(tiny_values), PLAN, 1, False).sizes
+
+    def told(steps, points=512):
+        work = dataclasses.replace(sizes.work, steps=steps)
+        return cost.width_seconds(dataclasses.replace(sizes, work=work), points, 8)
+
+    assert told(10000) / told(5000) == pytest.approx(8, rel=0.1)
+    assert 10 < told(50) / told(5) < 1000
+    # At few steps it is calls that take time, and these are of chunks, not of units.
+    assert told(5, 1024) < 1.5 * told(5, 512)
+    assert told(5, 1 << 20) == pytest.approx(2 * told(5, 1 << 19), rel=0.1)

@@ -357,6 +357,30 @@ def test_imports_are_found_wherever_they_stand(package):
     assert found("errors") == {"stages.errors", "errors", "errors.distances"}
 
 
+def test_what_limits_cost_counts_only_where_amplitudes_are_refined_by_it(
+    tmp_path, tiny_experiment, monkeypatch
+):
+    """An edit of either file of costs, and one that says only other words."""
+    experiment = tiny_experiment()
+
+    def hashes(edited="", line=""):
+        copy = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(RESNET_LIMITS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if edited:
+            with (copy / edited).open("a", encoding="utf-8") as file:
+                file.write(line)
+        monkeypatch.setattr(provenance.code, "PACKAGE_DIRECTORY", copy)
+        stages = ("problem", *CELLS, "prediction")
+        return {stage: code_hash(stage_module(stage), experiment) for stage in stages}
+
+    before = hashes()
+    for file in ("limits/cost.py", "limits/amplitudes/cost.py"):
+        assert hashes(file, "\n# Words.\n") == before
+        after = hashes(file, "\nMORE = 1\n")
+        stale = {stage for stage, value in after.items() if value != before[stage]}
+        assert stale == {"prediction"}, file
+
+
 def test_distances_know_nothing_of_fits():
     """Of the real sources: so that editing a law, a fit or an interval measures nothing again."""
     names = {

@@ -178,6 +178,21 @@ def test_claims_stand_in_words(found: Any) -> None:
     assert claim_counts(rates).startswith(f"{len(found)} claims: ")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((15, 0, 29), "44 claims: 15 agree, 0 disagree, 29 are undecided"),
+        ((1, 1, 1), "3 claims: 1 agrees, 1 disagrees, 1 is undecided"),
+        ((0, 0, 1), "1 claim: 0 agree, 0 disagree, 1 is undecided"),
+        ((0, 0, 0), "0 claims: 0 agree, 0 disagree, 0 are undecided"),
+    ],
+)
+def test_verdicts_are_counted_in_a_sentence(numbers: tuple[int, ...], said: str) -> None:
+    verdicts = zip(numbers, ("agrees", "disagrees", "undecided"), strict=True)
+    claims = [{"verdict": name} for count, name in verdicts for _ in range(count)]
+    assert claim_counts({"claims": claims}) == said
+
+
 # --- wrong ----------------------------------------------------------------------------------------
 
 

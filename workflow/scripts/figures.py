@@ -1,19 +1,15 @@
 """Draw all figures, each as PNG and SVG."""
 
-import json
 from pathlib import Path
 
 from _job import LOG, running
 
 with running(snakemake, "figures") as job:
-    from resnet_limits import store
+    from resnet_limits import integrity, store
     from resnet_limits.stages import figures
 
     distances = store.open_groups(job.path_of("errors"))
-    rates, prediction = (
-        json.loads(job.path_of(kind).read_text(encoding="utf-8"))
-        for kind in ("rates", "prediction")
-    )
+    rates, prediction = (integrity.read_json(job.path_of(kind)) for kind in ("rates", "prediction"))
     for name in dict.fromkeys(Path(file).stem for file in snakemake.output):
         LOG.info("%s", name)
         drawn = figures.figure(name, job.experiment, job.open_store, distances, rates, prediction)

@@ -50,17 +50,26 @@ def experiment_for(config: Path, **sweep: Any) -> Experiment:
     """Load an experiment, with keys of its sweep replaced by what the command line gives.
 
     The changed experiment is what is computed and what the store records, so that its stage key
-    is that of an experiment file with the same values.
+    is that of an experiment file with the same values. How many seeds limits have may still be
+    open: see `study_for`.
     """
-    from resnet_limits.stages.estimates import with_limit_seeds
-
     experiment = load_experiment(config)
     changes = {name: value for name, value in sweep.items() if value is not None}
     if changes:
         values = experiment.model_dump(mode="json")
         values["sweep"] = {**values["sweep"], **changes}
         experiment = experiment_from_dict(values, where="command line")
-    return with_limit_seeds(experiment)
+    return experiment
+
+
+def study_for(config: Path, **sweep: Any) -> Experiment:
+    """Load an experiment as `experiment_for` does, and decide how many seeds its limits have.
+
+    For what needs the number alone: where it is left open, all that the study costs is estimated.
+    """
+    from resnet_limits.stages.estimates import with_limit_seeds
+
+    return with_limit_seeds(experiment_for(config, **sweep))
 
 
 @contextmanager

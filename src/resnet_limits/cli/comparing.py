@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ from resnet_limits.cli.common import (
     Config,
     Results,
     columns,
-    experiment_for,
     place,
+    study_for,
 )
 from resnet_limits.cli.session import CommandError
 from resnet_limits.config import Experiment
@@ -69,7 +68,7 @@ def errors(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits import store
     from resnet_limits.stages.paths import Paths
 
-    experiment = experiment_for(config)
+    experiment = study_for(config)
     paths = Paths(results, experiment.experiment)
     _require(tuple(COMMANDS), experiment, config, results)
     with place(paths.store("errors"), experiment, "errors") as save:
@@ -87,17 +86,17 @@ def rates(config: Config, results: Results = RESULTS) -> None:
     Needs errors.zarr and prediction.json in the results; writes rates.json, and prints a table of
     all fits and one of all claims with their verdicts.
     """
-    from resnet_limits import store
+    from resnet_limits import integrity, store
     from resnet_limits.stages.paths import Paths
 
-    experiment = experiment_for(config)
+    experiment = study_for(config)
     paths = Paths(results, experiment.experiment)
     _require(("errors", "prediction"), experiment, config, results)
     with place(paths.store("rates"), experiment, "rates") as save:
         from resnet_limits.stages import rates as stage
 
         distances = store.open_groups(paths.store("errors"))
-        prediction = json.loads(paths.store("prediction").read_text(encoding="utf-8"))
+        prediction = integrity.read_json(paths.store("prediction"))
         fitted = stage.rates(experiment, distances, prediction)
         save(fitted)
     for line in (*_rates_table(fitted), "", *claims_table(fitted)):

@@ -20,6 +20,7 @@ from resnet_limits.cli.common import (
     experiment_for,
     naming,
     place,
+    study_for,
 )
 from resnet_limits.cli.session import LOG
 from resnet_limits.config import ENGINES, Experiment, Shape, one_line
@@ -103,7 +104,7 @@ def mean_ode(
 ) -> None:
     """Solve the Mean ODE: L and M to infinity, at one D."""
     check_out(out)
-    experiment = experiment_for(config, seeds=seeds, limit_seeds=seeds)
+    experiment = study_for(config, seeds=seeds, limit_seeds=seeds)
     cell = {"embed_dim": embed_dim}
     with place(out, experiment, "mean_ode", **cell) as save:
         from resnet_limits.stages import limits
@@ -124,7 +125,7 @@ def wide(
 ) -> None:
     """Solve the infinitely wide network of one L and D."""
     check_out(out)
-    experiment = experiment_for(config, seeds=seeds, limit_seeds=seeds)
+    experiment = study_for(config, seeds=seeds, limit_seeds=seeds)
     cell = {"depth": depth, "embed_dim": embed_dim}
     with place(out, experiment, "wide", **cell) as save:
         from resnet_limits.stages import limits

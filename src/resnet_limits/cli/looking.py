@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_limits.cli.common import RESULTS, Config, Results, columns, experiment_for
+from resnet_limits.cli.common import RESULTS, Config, Results, columns, study_for
 from resnet_limits.cli.session import CommandError
 from resnet_limits.config import InputError, one_line
 
@@ -29,7 +29,7 @@ def status(config: Config, results: Results = RESULTS) -> None:
     from resnet_limits.stages import estimates, progress
     from resnet_limits.stages.paths import Paths
 
-    experiment = experiment_for(config)
+    experiment = study_for(config)
     found = progress.survey(experiment, Paths(results, experiment.experiment))
     states = ("results", "done", "saved", "running", "missing", "stale", "diverged")
     rows = [["kind", *states]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from resnet_limits.cli.computing import Plan, dmft_for
 from resnet_limits.cli.session import LOG
 from resnet_limits.config import Experiment, InputError, Shape
 from resnet_limits.kinds import SYMBOLS
+from resnet_limits.predicted import amplitudes
 
 AnyDepth = Annotated[
     int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
@@ -106,7 +106,7 @@ def prediction_for(
     key = provenance.stage_key("prediction", experiment)
     if integrity.manifest_matches(paths.manifest("prediction"), key):
         LOG.debug("prediction from %s", paths.store("prediction"))
-        found: dict[str, Any] = json.loads(paths.store("prediction").read_text(encoding="utf-8"))
+        found: dict[str, Any] = integrity.read_json(paths.store("prediction"))
         return found
     return _predicted(experiment, config, None, minutes, results)
 
@@ -127,8 +127,8 @@ def _lines(predicted: dict[str, Any]) -> Iterator[str]:
     rows = [["of", "term", *(f"step {step}" for step in steps)]]
     for name in ("hidden", "output"):
         for term, found in predicted[name].items():
-            pairs = [(found["amplitude"][k], found["uncertainty"][k]) for k in steps]
-            rows.append([name, term, *(_with_error(*pair) for pair in pairs)])
+            pairs = amplitudes(found)
+            rows.append([name, term, *(_with_error(*(pairs[k] or (None, None))) for k in steps)])
     yield from columns(rows)
     if "shape" in predicted:
         yield from columns(_shape_rows(predicted["shape"], steps))
@@ -167,4 +167,6 @@ def _shown(steps: Sequence[int]) -> list[int]:
 def _with_error(value: float | None, error: float | None) -> str:
     if value is None or error is None:
         return "-"
+    if value == error == 0.0:
+        return "0"
     return f"{value:.3g} +- {error:.1g}"

@@ -59,8 +59,6 @@ _POINTS = (
     "Points: RMS over seeds, without the limits' own error, hollow if below ten of its standard "
     "errors; bars: range over seeds"
 )
-
-
 _LINES = "solid: prediction from the limit alone, without any fit; faint: fitted law"
 
 
@@ -565,14 +563,16 @@ def _sum_lines(axes: Axes, cells: ShapeErrors, fit: Fit | None, found: Known) ->
         _predicted_line(axes, x, found, sizes, colour)
         if curve is not None:
             axes.plot(x, curve, color=colour, label="_fit", zorder=2, **style.FAINT)
-        keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
+        if found.is_complete or curve is not None:
+            keys.append(Line2D([], [], color=colour, label=f"D = {D}"))
     amplitude = (terms.get("D/(LM)") or {}).get("amplitude")
     if amplitude and not found.is_complete:
         ratio = variable_values("D/(LM)", cells.sizes)
         ends = np.array([ratio.min() / 1.2, ratio.max() * 1.2])
         _dashed(axes, ends, amplitude * ends)
-    # Above what may be said of small noise at the lower edge.
-    axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
+    if keys:
+        # Above what may be said of small noise at the lower edge.
+        axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1.0, 0.06))
     said = [
         f"{style.variable_name(name)}: predicted {style.number(found.amplitudes.get(name), 2)}, "
         f"fitted {style.number((terms.get(name) or {}).get('amplitude'), 2)}"

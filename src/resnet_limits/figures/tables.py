@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -49,10 +49,63 @@ def _used(row: Row) -> str:
     return f"{_count(row, 'used')}/{_count(row, 'total')}"
 
 
-# --- figure ---------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 _ROW_HEIGHT = 0.165
-"""Height of one line of the table in inches."""
+"""Height of one line of a table in inches."""
+
+
+class _Sheet:
+    """A figure that is a table: words in columns, in lines that are counted from above.
+
+    Parameters
+    ----------
+    widths : sequence of float
+        Those of the columns in inches.
+    lines : float
+        Height of all, in lines of the table.
+    title : str
+        Headline.
+    """
+
+    def __init__(self, widths: Sequence[float], lines: float, title: str) -> None:
+        self._width = sum(widths)
+        self._lefts = [sum(widths[:k]) for k in range(len(widths))]
+        self.figure = style.new_figure(max(1.6, lines * _ROW_HEIGHT), self._width)
+        self._axes = self.figure.add_subplot()
+        self._axes.set_axis_off()
+        style.headline(self.figure, title.rstrip(", "))
+
+    def empty(self, reason: str) -> Figure:
+        """Say why there is no table."""
+        style.missing(self._axes, reason, 60)
+        return self.figure
+
+    def rule(self, at: float, thickness: float, colour: str = style.BLACK) -> None:
+        """Draw a line across all columns."""
+        self._axes.plot([0, self._width], [at, at], color=colour, lw=thickness, clip_on=False)
+
+    def write(
+        self,
+        at: float,
+        texts: Iterable[str],
+        of_column: Mapping[int, Mapping[str, Any]] | None = None,
+        **font: Any,
+    ) -> None:
+        """Write a line, from the first column on; single columns may have a font of their own."""
+        for column, (left, text) in enumerate(zip(self._lefts, texts, strict=False)):
+            own = {**font, **(of_column or {}).get(column, {})}
+            self._axes.text(left, at + 0.55, text, va="center", fontsize=style.SMALL_SIZE, **own)
+
+    def finish(self, bottom: float, note: str) -> Figure:
+        """End the table after its last line, with a note below."""
+        self._axes.set_xlim(-0.02, self._width)
+        self._axes.set_ylim(bottom + 0.1, -0.1)
+        style.footnote(self.figure, note, characters=math.floor(self._width * 17))
+        return self.figure
+
+
+# --- exponents and amplitudes ---------------------------------------------------------------------
 
 
 @style.styled
@@ -76,40 +129,28 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
         key = (row["quantity"], _variable(row))
         lines.setdefault(row["pair"], {}).setdefault(key, {})[row["step"]] = row
     widths, headings = _columns(steps)
-    lefts = [sum(widths[:k]) for k in range(len(widths))]
     count = len(headings) + sum(1.5 + len(of_pair) for of_pair in lines.values())
-    figure = style.new_figure(max(1.6, (count + 4.5) * _ROW_HEIGHT), sum(widths))
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    style.headline(figure, f"Exponents and amplitudes, {rates.get('experiment', '')}".rstrip(", "))
+    title = f"Exponents and amplitudes, {rates.get('experiment', '')}"
+    sheet = _Sheet(widths, count + 4.5, title)
     if not lines:
-        style.missing(axes, "No rates were fitted.", 60)
-        return figure
-
-    def rule(at: float, width: float, colour: str = style.BLACK) -> None:
-        axes.plot([0, sum(widths)], [at, at], color=colour, lw=width, clip_on=False)
-
-    def write(at: float, values: Iterable[str], **font: Any) -> None:
-        for left, value in zip(lefts, values, strict=False):
-            axes.text(left, at + 0.55, value, va="center", fontsize=style.SMALL_SIZE, **font)
-
+        return sheet.empty("No rates were fitted.")
     y = 0.0
-    rule(y, 1.0)
+    sheet.rule(y, 1.0)
     for heading in headings:
-        write(y, heading, weight="bold")
+        sheet.write(y, heading, weight="bold")
         y += 1.0
-    rule(y, 0.6)
+    sheet.rule(y, 0.6)
     for number, (pair, of_pair) in enumerate(lines.items()):
         if number:
-            rule(y + 0.25, 0.5, style.LIGHT_GREY)
+            sheet.rule(y + 0.25, 0.5, style.LIGHT_GREY)
         y += 0.25
-        write(y, [style.pair_name(pair)], color=style.PAIR_COLOURS.get(pair), weight="bold")
+        sheet.write(y, [style.pair_name(pair)], color=style.PAIR_COLOURS.get(pair), weight="bold")
         y += 1.0
         previous = None
         for (quantity, variable), by_step in of_pair.items():
             last = by_step[max(by_step)]
             name = style.QUANTITY_NAMES.get(quantity, quantity) if quantity != previous else ""
-            write(
+            sheet.write(
                 y,
                 [
                     name,
@@ -124,18 +165,14 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
             previous = quantity
             y += 1.0
         y += 0.25
-    rule(y, 1.0)
-    axes.set_xlim(-0.02, sum(widths))
-    axes.set_ylim(y + 0.1, -0.1)
-    style.footnote(
-        figure,
+    sheet.rule(y, 1.0)
+    return sheet.finish(
+        y,
         "Intervals: 95 %, over seeds. Terms add as squares. Amplitudes of a single power: with the "
         "exponent of theory. Below resolution: under ten times the limits' own standard error; "
         "these are used, with that error in the likelihood. "
         f"Cells: at step {steps[-1]}; those that diverged or are missing are left out of the fits.",
-        characters=math.floor(sum(widths) * 17),
     )
-    return figure
 
 
 def _columns(steps: list[int]) -> tuple[list[float], list[list[str]]]:
@@ -181,35 +218,27 @@ def verdicts(rates: Mapping[str, Any]) -> Figure:
         The contents of rates.json.
     """
     rows = claim_rows(rates)
-    lefts = [sum(_VERDICT_WIDTHS[:k]) for k in range(len(_VERDICT_WIDTHS))]
-    total = sum(_VERDICT_WIDTHS)
-    figure = style.new_figure(max(1.6, (len(rows) + 6) * _ROW_HEIGHT), total)
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    style.headline(figure, f"Claims and verdicts, {rates.get('experiment', '')}".rstrip(", "))
+    title = f"Claims and verdicts, {rates.get('experiment', '')}"
+    sheet = _Sheet(_VERDICT_WIDTHS, len(rows) + 6, title)
     if not rows:
-        style.missing(axes, "No claim was judged.", 60)
-        return figure
+        return sheet.empty("No claim was judged.")
+    place = CLAIM_COLUMNS.index("verdict")
     for number, row in enumerate((CLAIM_COLUMNS, *rows)):
-        for left, width, text, column in zip(
-            lefts, _VERDICT_WIDTHS, row, CLAIM_COLUMNS, strict=True
-        ):
-            colour = _VERDICT_COLOURS.get(text, style.BLACK) if column == "verdict" else style.BLACK
-            axes.text(
-                *(left, number + 0.55, textwrap.shorten(text, int(width * 18), placeholder="...")),
-                va="center",
-                fontsize=style.SMALL_SIZE,
-                color=colour,
-                weight="bold" if not number or text == "disagrees" else "normal",
-            )
+        shown = [
+            textwrap.shorten(text, int(width * 18), placeholder="...")
+            for width, text in zip(_VERDICT_WIDTHS, row, strict=True)
+        ]
+        if not number:
+            sheet.write(number, shown, weight="bold")
+            continue
+        verdict = row[place]
+        weight = "bold" if verdict == "disagrees" else "normal"
+        look = {"color": _VERDICT_COLOURS.get(verdict, style.BLACK), "weight": weight}
+        sheet.write(number, shown, {place: look})
     for at in (0.0, 1.0, len(rows) + 1.0):
-        axes.plot([0, total], [at, at], color=style.BLACK, lw=0.6, clip_on=False)
-    axes.set_xlim(-0.02, total)
-    axes.set_ylim(len(rows) + 1.1, -0.1)
-    style.footnote(
-        figure,
+        sheet.rule(at, 0.6)
+    return sheet.finish(
+        len(rows) + 1.0,
         f"{claim_counts(rates)}. Intervals: 95 %, with the uncertainty of predictions and of the "
         "next order. Reasons in full: claims in rates.json.",
-        characters=math.floor(total * 17),
     )
-    return figure

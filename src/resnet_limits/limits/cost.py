@@ -2,7 +2,8 @@
 
 How many points meet a tolerance is only known once some have been tried: before that it is told
 from the sizes of the problem, afterwards from the plan of the DMFT limit. Nothing here imports
-torch, so that the workflow can plan with it, and no result depends on it.
+torch, so that the workflow can plan with it. No limit depends on it; how far predicted amplitudes
+are refined does.
 """
 
 from __future__ import annotations

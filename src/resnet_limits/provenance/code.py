@@ -19,9 +19,11 @@ PACKAGE_DIRECTORY = Path(__file__).resolve().parents[1]
 
 PACKAGE = "resnet_limits"
 # The experiment's validated values stand for ``config``: a new key that a stage does not read must
-# not make its results stale. What a limit is thought to cost decides whether it is begun, never a
-# number of it.
-_NOT_HASHED = (f"{PACKAGE}.config", f"{PACKAGE}.limits.cost")
+# not make its results stale.
+_NOT_HASHED = (f"{PACKAGE}.config",)
+# What a limit is thought to cost decides whether it is begun, never a number of it; but how far
+# amplitudes are refined depends on what that costs.
+_COSTS, _REFINED = f"{PACKAGE}.limits.cost", f"{PACKAGE}.limits.amplitudes"
 # Tables of which an experiment runs some entries, by the module that has them.
 _TABLES = {
     f"{PACKAGE}.units": {"ACTIVATIONS", "UNITS"},
@@ -136,8 +138,15 @@ def _source_file(module: str, directory: Path) -> Path | None:
     return None
 
 
-def _is_left_out(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in _NOT_HASHED)
+def _is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _is_left_out(module: str, importer: str) -> bool:
+    """Whether the code of a module does not count for one that imports it."""
+    if _is_in(module, _COSTS):
+        return not _is_in(importer, _REFINED)
+    return any(_is_in(module, name) for name in _NOT_HASHED)
 
 
 def _target(statement: ast.stmt) -> str | None:
@@ -213,15 +222,15 @@ def _imported_modules(module: str, directory: Path, used: Used) -> dict[str, str
     if _source_file(module, directory) is None:
         raise ModuleNotFoundError(f"no module {module} in the package's sources", name=module)
     found: dict[str, str] = {}
-    waiting = [module]
+    waiting = [(module, module)]
     while waiting:
-        name = waiting.pop()
+        name, importer = waiting.pop()
         file = _source_file(name, directory)
-        if name in found or _is_left_out(name) or file is None:
+        if name in found or _is_left_out(name, importer) or file is None:
             continue
         found[name], imports = _read_source(name, file, used)
         # Importing a module runs the __init__ of every package above it.
-        waiting.extend([*imports, name.rpartition(".")[0]])
+        waiting.extend((other, name) for other in (*imports, name.rpartition(".")[0]))
     empty = digest(_syntax(ast.Module(body=[], type_ignores=[])))
     return {name: digest for name, digest in sorted(found.items()) if digest != empty}
 
@@ -230,8 +239,9 @@ def code_hash(module: str, experiment: Experiment | None = None) -> str:
     """Hash the code that a module runs: its own and all it imports from this package.
 
     Only syntax counts: comments, docstrings, blank lines and layout change nothing. Imports inside
-    functions count like others. ``config`` is left out: validated values stand for it. Sources
-    are read once in a process.
+    functions count like others. ``config`` is left out: validated values stand for it; and what
+    limits are thought to cost, but where amplitudes are refined by it. Sources are read once in a
+    process.
 
     Parameters
     ----------

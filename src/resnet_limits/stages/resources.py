@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from resnet_limits.config import Experiment
@@ -26,13 +27,30 @@ _SNAKEMAKE_MB = 300
 _CUDA_MB = 3000
 
 
+# Every resource of a job asks for these, of thousands of cells in all.
+@lru_cache(maxsize=256)
+def _costs(
+    kind: str, experiment: Experiment, cells: tuple[tuple[tuple[str, int], ...], ...]
+) -> tuple[float, int]:
+    """Seconds of all cells, and the memory of the largest in MiB."""
+    named = [dict(cell) for cell in cells]
+    return (
+        sum(estimates.seconds(kind, experiment, **cell) for cell in named),
+        max(estimates.megabytes(kind, experiment, **cell) for cell in named),
+    )
+
+
+def _items(cells: Sequence[Cell]) -> tuple[tuple[tuple[str, int], ...], ...]:
+    return tuple(tuple(cell.items()) for cell in cells)
+
+
 def _seconds(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> float:
-    return sum(estimates.seconds(kind, experiment, **cell) for cell in cells)
+    return _costs(kind, experiment, _items(cells))[0]
 
 
 def mem_mb(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
     """Memory of a job, in MiB: that of its largest cell, and what comes with every job."""
-    largest = max(estimates.megabytes(kind, experiment, **cell) for cell in cells)
+    _, largest = _costs(kind, experiment, _items(cells))
     return largest + _SNAKEMAKE_MB + (_CUDA_MB if gpus(kind, experiment, cells) else 0)
 
 

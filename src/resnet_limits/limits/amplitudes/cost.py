@@ -6,6 +6,7 @@ refused, or not refined any more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from resnet_limits.limits.cost import Quadrature, solve_seconds
@@ -45,8 +46,14 @@ _MOST_POINTS = 1 << 15
 # Seconds of a multiplication in the products of the tangents' recursion, and of one number of a
 # tangent in one step, on one core.
 _PRODUCT, _TANGENT = 2.2e-10, 6e-9
+# Times as long for each token that a unit's map mixes.
+_MIXING = 2.0
 # Where units have kinks they are evaluated anew for every change, in both directions.
-_EVALUATION = 4e-8
+_EVALUATION = 1.4e-8
+# Seconds that the calls of a chunk of units take, whatever its size: for each step, and for each
+# pair of a step and the later one of its answer; and how many times as many where a unit's answers
+# are matrices, of several vectors or tokens.
+_CHUNK_STEP, _CHUNK_PAIR, _MATRICES = 1e-3, 2e-4, 3.0
 # Of the bias: seconds of a product of what is carried on, and of one number that a unit sees at one
 # step, in both solutions and in a replay.
 _CARRIED, _SOLVED, _REPLAYED = 8e-10, 3e-6, 6e-8
@@ -91,6 +98,13 @@ def width_seconds(sizes: Sizes, points: int, replicates: int) -> float:
         if not points:
             units = 2 * sizes.quadrature.nodes * sizes.work.directions * branch.vectors
         total += units * _unit_seconds(sizes.work, branch, smooth, tokens)
+        # Those of each node and scrambling are worked on by themselves.
+        places = sizes.quadrature.nodes * (replicates if points else 1)
+        chunks = places * math.ceil(
+            units / places / chunk_units(_numbers(sizes.work, branch, smooth))
+        )
+        calls = _MATRICES if branch.vectors > 2 or tokens > 1 else 1.0
+        total += chunks * calls * _chunk_seconds(sizes.work.steps)
     return total + limit_seconds(sizes, points, replicates, 1)
 
 
@@ -100,7 +114,8 @@ def _unit_seconds(work: Work, branch: Branch, smooth: bool, tokens: int) -> floa
     seeds = work.rows * branch.vectors * (1 if smooth else 2)
     products = size**2 * work.steps / 6 * seeds * branch.vectors
     answered = size * work.steps / 2 * seeds * branch.vectors
-    each = _TANGENT * tokens if smooth else _EVALUATION
+    mixing = 1.0 if tokens == 1 else _MIXING * tokens
+    each = _TANGENT * mixing if smooth else _EVALUATION
     return _PRODUCT * products + each * answered
 
 
@@ -127,6 +142,16 @@ def shape_seconds(sizes: Sizes, replicates: int, embeddings: int) -> float:
     width, gram = (0 if exact else points for points in (WIDTH_POINTS, GRAM_POINTS))
     each = width_seconds(sizes, width, min(replicates, SHAPE_REPLICATES))
     return embeddings * each + limit_seconds(sizes, gram, replicates, 1 + embeddings)
+
+
+def _chunk_seconds(steps: int) -> float:
+    """Time of the calls of one chunk."""
+    return _CHUNK_STEP * steps + _CHUNK_PAIR * steps * (steps + 1) / 2
+
+
+def chunk_units(numbers: int) -> int:
+    """Give how many units are worked on at once, of so many numbers in the largest array of one."""
+    return max(SMALLEST_CHUNK, CHUNK_ELEMENTS // numbers)
 
 
 def gram_solutions(entries: int) -> int:
@@ -166,7 +191,13 @@ def width_bytes(sizes: Sizes) -> int:
     work, nodes = sizes.work, sizes.quadrature.nodes
     square = (work.steps * work.rows) ** 2
     kernels = 8 * square * nodes * (4 * len(work.branches) + _SQUARES)
-    chunk = max(CHUNK_ELEMENTS, SMALLEST_CHUNK * _unit_numbers(sizes))
+    chunk = max(
+        CHUNK_ELEMENTS,
+        *(
+            SMALLEST_CHUNK * _numbers(work, branch, smooth)
+            for branch, smooth in zip(work.branches, sizes.smooth, strict=True)
+        ),
+    )
     return kernels + 8 * _CHUNK_ARRAYS * chunk
 
 
@@ -179,7 +210,11 @@ def bias_bytes(sizes: Sizes) -> int:
     size = work.steps * work.rows
     carried = 8 * size**2 * (BIAS_CELLS + 1) * _CARRIED_ARRAYS
     histories = [
-        (BIAS_POINTS or 2 * sizes.quadrature.nodes * work.directions * branch.vectors)
+        (
+            BIAS_POINTS
+            if sizes.quadrature.points
+            else 2 * sizes.quadrature.nodes * work.directions * branch.vectors
+        )
         * branch.vectors
         * size
         for branch in work.branches
@@ -188,17 +223,10 @@ def bias_bytes(sizes: Sizes) -> int:
     return together * (carried + 8 * _HISTORY_ARRAYS * sum(histories))
 
 
-def _unit_numbers(sizes: Sizes) -> int:
-    """Numbers of the largest array of one unit's tangents."""
-    work = sizes.work
-    return max(
-        work.steps
-        * work.rows**2
-        * branch.vectors
-        * (1 if smooth else 2)
-        * max(branch.in_vectors, branch.out_vectors)
-        for branch, smooth in zip(work.branches, sizes.smooth, strict=True)
-    )
+def _numbers(work: Work, branch: Branch, smooth: bool) -> int:
+    """Numbers of the largest array of the tangents of one unit."""
+    seeds = work.rows * branch.vectors * (1 if smooth else 2)
+    return work.steps * work.rows * seeds * max(branch.in_vectors, branch.out_vectors)
 
 
 def peak_bytes(sizes: Sizes) -> int:

@@ -307,7 +307,7 @@ def chunk_points(dynamics: Dynamics, branch: Branch) -> int:
     rows = len(dynamics.inputs)
     seeds = rows * (a + c) * (1 if branch.unit.is_smooth else 2)
     numbers = dynamics.steps * rows * seeds * max(a, c)
-    return max(cost.SMALLEST_CHUNK, cost.CHUNK_ELEMENTS // numbers)
+    return cost.chunk_units(numbers)
 
 
 def branch_kernels(
