@@ -308,7 +308,7 @@ def test_divergence_is_named_and_harms_no_other_seed():
 @pytest.mark.parametrize("name", SETS)
 def test_a_non_finite_state_is_divergence(engine, name, kept):
     engine(kept=kept, **SETS[name])
-    trained = run(make("relu", steps=12, rate_in=1e30, rate_out=1e30), dtype=torch.float32)
+    trained = run(make(steps=12, rate_in=1e30, rate_out=1e30), dtype=torch.float32)
     assert trained.status.tolist() == [DIVERGED]
     assert np.isnan(trained.output[0, trained.diverged_step[0] :]).all()
 
