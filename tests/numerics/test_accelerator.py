@@ -128,7 +128,8 @@ def test_networks_are_those_of_the_host(accelerator, monkeypatch, engine, unit, 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rows", [1, 3])
-def test_networks_with_other_rows_and_losses(accelerator, engine, loss, rows):
+def test_networks_with_other_rows_and_losses(accelerator, monkeypatch, engine, loss, rows):
+    monkeypatch.setattr(jit, "enabled", lambda: False)
     dynamics = make(rows=rows, loss=loss, embedding=0.0)
     here = trained(dynamics, engine, "cpu", torch.float64)
     with accelerator:
