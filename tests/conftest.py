@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 # The tests' arrays are small, and several processes run tests side by side: one thread each. Set
 # before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What several threads do together is tested too. Those that wait for others would spin, on cores
+# that the other process needs: ten times the time of the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Hold torch to one thread: the first loop that numba shares gives it numba's number."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
 
 _TINY: dict[str, Any] = {
     "experiment": "tiny",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from own_parts import Saturating, TwoVelocities
 
 from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Branch, Dynamics, make_dynamics
@@ -18,36 +19,13 @@ from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.quadrature import UnitSample
-from resnet_limits.norms import RMS, Identity, Norm
+from resnet_limits.norms import RMS, Identity
 from resnet_limits.problem import Loss, limit_gram_root, make_problem
-from resnet_limits.rules import GradientDescent, Rule, Transition, move
+from resnet_limits.rules import GradientDescent, move
 from resnet_limits.units import AttentionHead, Convolution, GatedPerceptron, Perceptron, Unit
 
 STEPS, ROWS, R = 4, 6, 3
 PLAN = Plan("sobol", 1024, 8, 8, 0, "float32", 1e-7, 1e-3)
-
-
-class TwoVelocities(Rule):
-    """A rule of a test: steps of two velocities, one of which feeds the other."""
-
-    buffers = 2
-
-    def transition(self, step, rate):
-        eta = rate / (1 + step)
-        if not rate:
-            return Transition(np.eye(3), np.zeros(3))
-        matrix = [[1 - 0.1 * eta, -0.5 * eta, 0.2 * eta], [0, 0.8, 0], [0, 0.3, 0.5]]
-        return Transition(np.array(matrix), np.array([-eta, 1.0, 0.5]))
-
-
-class Saturating(Norm):
-    """A norm of a test: u = h / (1 + q)."""
-
-    def factor(self, q):
-        return 1 / (1 + q)
-
-    def slope(self, q):
-        return -1 / (1 + q) ** 2
 
 
 class Own(Unit):

@@ -208,10 +208,17 @@ def test_a_matrix_whose_rate_is_zero_stays(store):
     assert store == "factors" or (at.outgoing - before.outgoing).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("store", ["factors", "in place"])
-@pytest.mark.parametrize("rule", ["plain", "all three", "batches"])
-def test_shared_and_serial_work_is_the_same(monkeypatch, store, rule):
-    dynamics = make("gated", "a wider one after it", "rms", **RULES[rule])
+# Each unit is compiled anew for each way of keeping steps, which takes long; tanh, both ways, is in
+# test_networks.py.
+@pytest.mark.parametrize(
+    ("unit", "stack", "rule", "store"),
+    [
+        *(("gated", "one branch", rule, "in place") for rule in ("plain", "all three")),
+        *(("gelu", "a wider one after it", rule, "factors") for rule in ("all three", "batches")),
+    ],
+)
+def test_shared_and_serial_work_is_the_same(monkeypatch, unit, stack, rule, store):
+    dynamics = make(unit, stack, "rms", **RULES[rule])
     monkeypatch.setattr(products, "_SHARED_FROM", SETS["shared"]["shared_from"])
     monkeypatch.setattr(cost, "PIECE", 40)
     _, shared = follow(dynamics, **STORES[store])

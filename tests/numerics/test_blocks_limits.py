@@ -9,42 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_parts import Saturating, TwoVelocities
 from plain_descent import SGD, dealt, descend
 
 from resnet_limits.dynamics import Branch, Dynamics
 from resnet_limits.limits import depth, fixed_point, quadrature
 from resnet_limits.limits.causes import likely_cause
 from resnet_limits.limits.models import Limits, Plan, standard_error
-from resnet_limits.norms import RMS, Identity, Norm
+from resnet_limits.norms import RMS, Identity
 from resnet_limits.problem import Loss
-from resnet_limits.rules import GradientDescent, Rule, Transition
+from resnet_limits.rules import GradientDescent
 from resnet_limits.units import AttentionHead, Convolution, GatedPerceptron, Perceptron
 
 LAYERS, STEPS, TOKENS = 4, 4, 3
 ROOT = np.diag([1.1, 0.9, 0.8, 1.2])
-
-
-class Saturating(Norm):
-    """A norm of a test: u = h / (1 + q)."""
-
-    def factor(self, q):
-        return 1 / (1 + q)
-
-    def slope(self, q):
-        return -1 / (1 + q) ** 2
-
-
-class TwoVelocities(Rule):
-    """A rule of a test: steps of two velocities, one of which feeds the other."""
-
-    buffers = 2
-
-    def transition(self, step, rate):
-        eta = rate / (1 + step)
-        if not rate:
-            return Transition(np.eye(3), np.zeros(3))
-        matrix = [[1 - 0.1 * eta, -0.5 * eta, 0.2 * eta], [0, 0.8, 0], [0, 0.3, 0.5]]
-        return Transition(np.array(matrix), np.array([-eta, 1.0, 0.5]))
 
 
 class PlainTwoVelocities:

@@ -13,10 +13,11 @@ from resnet_limits.stages import limits, networks, prediction
 from resnet_limits.stages import rates as rates_stage
 
 THEORY = {"finite-wide": 0.5, "wide-mean_ode": 1.0, "mean_ode-dmft": 0.5}
+# None is so large that threads share it, which is compiled anew.
 SHAPES = [
     *([depth, 32, 64] for depth in (4, 8, 16, 32)),
     *([8, 32, embed_dim] for embed_dim in (16, 256)),
-    *([8, width, 64] for width in (8, 128, 512)),
+    *([8, width, 64] for width in (8, 100, 200)),
 ]
 # The fluctuation of the embedding's Gram matrix is one draw a seed: this term needs more seeds,
 # and no networks.

@@ -197,8 +197,8 @@ class Study:
     def errors(self) -> dict[str, xr.Dataset]:
         return {pair: self._pair_errors(pair) for pair in self.experiment.pairs}
 
-    def _pair_errors(self, pair: str) -> xr.Dataset:
-        cells = sorted(
+    def _cells(self, pair: str) -> list[tuple[int, int, int, int]]:
+        return sorted(
             {
                 (
                     0 if pair == "mean_ode-dmft" else shape.depth,
@@ -210,6 +210,9 @@ class Study:
                 for seed in self.experiment.seeds_of(shape)
             }
         )
+
+    def _pair_errors(self, pair: str) -> xr.Dataset:
+        cells = self._cells(pair)
         steps = np.array(saved_steps(self.experiment))
         rng = np.random.default_rng(len(pair))
         L, M, D, seed = np.array(cells).T
@@ -276,8 +279,8 @@ class Study:
 
     def _fit(self, pair: str, quantity: str, growth: float) -> dict[str, Any]:
         quantity = "output" if quantity == "output" else "hidden"
-        cells = self._pair_errors(pair)
-        total, bad = cells.sizes["cell"], int((cells["status"] == DIVERGED).sum())
+        cells = self._cells(pair)
+        total, bad = len(cells), len(self.diverged & set(cells)) if "finite" in pair else 0
         fit: dict[str, Any] = {
             "cells": {
                 "total": total,

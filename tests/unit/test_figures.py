@@ -78,14 +78,12 @@ def all_diverged() -> Study:
 
 
 CASES = {
-    "full": small,
     "one_depth": one_depth,
     "without_wide": lambda: small(pairs=["finite-mean_ode", "mean_ode-dmft", "finite-dmft"]),
     "limits_only": lambda: small(pairs=["mean_ode-dmft"]),
     "one_shape": lambda: small(grid=None, shapes=[[2, 2, 2]], seeds=1),
     "some_diverged": some_diverged,
     "all_diverged": all_diverged,
-    "families": families,
 }
 
 
@@ -151,6 +149,13 @@ def test_every_figure_is_drawn_whatever_the_experiment_lacks(case):
     study = CASES[case]()
     for name in FIGURES:
         fig = drawn(study, name)
+        assert isinstance(fig, Figure)
+        assert fig.axes
+
+
+@pytest.mark.parametrize("study_of", ["full", "of_families"])
+def test_every_figure_is_drawn_of_a_whole_experiment(request, study_of):
+    for fig in request.getfixturevalue(study_of).values():
         assert isinstance(fig, Figure)
         assert fig.axes
 

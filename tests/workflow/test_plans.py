@@ -78,11 +78,16 @@ def experiment(**overrides: Any) -> Callable[[Tree, Values], object]:
     return lambda tree, values: tree.write_experiment(values(**overrides))
 
 
-def nothing(tree: Tree, values: Values) -> None:
-    pass
+def several(*changes: Callable[[Tree, Values], object]) -> Callable[[Tree, Values], object]:
+    def make(tree: Tree, values: Values) -> None:
+        for change in changes:
+            change(tree, values)
+
+    return make
 
 
 def touch_all(tree: Tree, values: Values) -> None:
+    """Touch every file, and put a comment into one."""
     tree.append(f"{PACKAGE}/stages/networks.py", "# a remark")
     for name in ("Snakefile", "rules", "workflow", "src", "results", "experiment.yaml"):
         path = tree.path / name
@@ -95,7 +100,20 @@ def move_results(tree: Tree, values: Values) -> None:
 
 
 CHANGES = {
-    "every file touched, one with a comment": Change(touch_all, {}),
+    # Together: what any of them had done again would be planned.
+    "what changes no result": Change(
+        several(
+            replace(
+                f"{PACKAGE}/units.py",
+                "sigmoid + g * (1.0 - sigmoid)",  # of an activation that is not used
+                "sigmoid * (1.0 + p - g)",
+            ),
+            upgrade("xarray"),
+            touch_all,
+        ),
+        {},
+        ("--cores", "7", "--resources", "mem_mb=3000"),
+    ),
     "results moved": Change(move_results, {}, ("--config", "results=moved results")),
     "style of the figures": Change(edit(f"{PACKAGE}/figures/style.py"), FIGURES),
     "caption": Change(
@@ -105,10 +123,6 @@ CHANGES = {
     "distances": Change(edit(f"{PACKAGE}/errors/distances.py"), ERRORS),
     "code that reads data": Change(
         edit(f"{PACKAGE}/datafile.py"), {"problem": 1, "finite": 1, **LIMITS}
-    ),
-    "code of an activation that is not used": Change(
-        replace(f"{PACKAGE}/units.py", "sigmoid + g * (1.0 - sigmoid)", "sigmoid * (1.0 + p - g)"),
-        {},
     ),
     "code of the activation that is used": Change(
         replace(f"{PACKAGE}/units.py", "1.0 - g * g", "(1.0 - g) * (1.0 + g)"),
@@ -128,9 +142,6 @@ CHANGES = {
         experiment(sweep={"seeds": [{"parameters": 100, "seeds": 3}, {"seeds": 2}]}),
         {"finite": 1, "mean_ode": 1, "wide": 1, **ERRORS},
     ),
-    "another number of cores": Change(nothing, {}, ("--cores", "7")),
-    "another limit of memory": Change(nothing, {}, ("--resources", "mem_mb=3000")),
-    "a library of another version": Change(upgrade("xarray"), {}),
     "depth removed": Change(experiment(sweep={"grid": {**GRID, "depth": [4]}}), ERRORS),
 }
 

@@ -86,11 +86,11 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def copy_sources(path: Path) -> Tree:
+def copy_sources(path: Path, root: Path = ROOT) -> Tree:
     """Copy the workflow into a new folder."""
     path.mkdir(parents=True)
     for name in PARTS:
-        source = ROOT / name
+        source = root / name
         if source.is_dir():
             shutil.copytree(source, path / name, symlinks=True, ignore=IGNORED)
         else:

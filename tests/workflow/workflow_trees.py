@@ -11,12 +11,6 @@ from trees import Tree, copy_sources, made_once
 
 
 @pytest.fixture(scope="session")
-def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """Copy the workflow. Not to be edited: take a copy."""
-    return copy_sources(tmp_path_factory.mktemp("workflow") / "source")
-
-
-@pytest.fixture(scope="session")
 def finished_tree(
     tmp_path_factory: pytest.TempPathFactory, tiny_values: Callable[..., dict[str, Any]]
 ) -> Tree:
@@ -31,3 +25,9 @@ def finished_tree(
     # Tests also plan in it, which leaves files beside the results: each process has its own.
     made = made_once(tmp_path_factory, "finished", make)
     return Tree(made).copy(tmp_path_factory.mktemp("workflow") / "finished")
+
+
+@pytest.fixture(scope="session")
+def source_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Copy the workflow, with the code that a run has compiled. Not to be edited: take a copy."""
+    return copy_sources(tmp_path_factory.mktemp("workflow") / "source", finished_tree.path)
