@@ -12,6 +12,7 @@ from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import Branch, Dynamics, make_dynamics
 from resnet_limits.limits import depth
 from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
+from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.responses import branch_kernels
 from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
 from resnet_limits.limits.models import Limits
@@ -60,6 +61,22 @@ class Own(Unit):
     def backward(self, p, _values, r):
         first, second = p[..., :1, :], p[..., 1:, :]
         return torch.cat([first.cos() * second.cos() * r, -first.sin() * second.sin() * r], -2)
+
+
+def test_a_mean_of_replicates_has_the_size_of_its_expectation():
+    """Its own square is too large by its variance; the error is that of the size."""
+    draws, replicates = 2000, 8
+    expected = np.array([[0.0, 0.0], [3.0, 4.0], [30.0, 40.0]])
+    noise_ = np.random.default_rng(0).standard_normal((draws, replicates, 3, 2))
+    found = [Amplitude.of_means(expected + fields) for fields in noise_]
+    squares = np.array([amplitude.value**2 for amplitude in found])
+    # Mean squares of two targets; where there is nothing, half of the draws are cut off at zero.
+    np.testing.assert_allclose(squares[:, 1:].mean(0), [12.5, 1250.0], rtol=0.01)
+    assert squares[:, 0].mean() < 1 / replicates
+    spread = np.std([amplitude.value[1:] for amplitude in found], axis=0)
+    told = np.mean([amplitude.uncertainty[1:] for amplitude in found], axis=0)
+    np.testing.assert_allclose(told, spread, rtol=0.1)
+    assert np.mean([a.value[0] < 3 * a.uncertainty[0] for a in found]) > 0.9
 
 
 # --- kernels --------------------------------------------------------------------------------------

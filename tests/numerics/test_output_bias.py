@@ -10,7 +10,8 @@ import torch
 
 from resnet_limits.dynamics import Branch, Dynamics
 from resnet_limits.kinds import Shape
-from resnet_limits.limits.amplitudes.bias import Parts, output_bias
+from resnet_limits.limits.amplitudes import bias
+from resnet_limits.limits.amplitudes.bias import Numerics, Parts, output_bias
 from resnet_limits.limits.amplitudes.histories import Additions, replay, solve
 from resnet_limits.limits.amplitudes.responses import branch_kernels
 from resnet_limits.limits.depth import continuous, layered
@@ -181,6 +182,32 @@ def test_kernels_are_the_differences_of_replayed_units(problem):
                     slope = (moved[0] - moved[1]) / (2 * step)
                     expected[..., q] += std**2 * weights.initial * slope
             np.testing.assert_allclose(kernel[0], branch.scale * expected, atol=3e-7)
+
+
+@pytest.mark.parametrize("problem", ["tanh", "transformer"])
+def test_random_signs_of_many_units_make_the_noise_part(problem, monkeypatch):
+    """As all signs do; not so if they are equal, so that products of two directions remain."""
+    dynamics, root, grid = PROBLEMS[problem](), np.eye(DIRECTIONS), continuous(2)
+    alone = Parts(overlap=False, reaction=False)
+    few, many = (_samples(dynamics, points, 4) for points in (512, 4096))
+
+    def gap() -> float:
+        """Give the difference over its standard error, RMS."""
+        found = [
+            output_bias(dynamics, root, grid, few, parts=alone, numerics=Numerics(4, noise))[:, 1:]
+            for noise in (None, many)
+        ]
+        error = sum(x.var(0) / len(x) for x in found)
+        return float(((found[0].mean(0) - found[1].mean(0)).square() / error).mean().sqrt())
+
+    assert gap() < 2.0
+    real = bias._signs
+
+    def equal(generator, *sizes):
+        return torch.ones_like(real(generator, *sizes)) if generator else real(None, *sizes)
+
+    monkeypatch.setattr(bias, "_signs", equal)
+    assert gap() > 4.0
 
 
 def test_many_layers_tend_to_continuous_depth():

@@ -137,7 +137,7 @@ def test_a_prediction_that_fails_its_check_saves_nothing(
 def test_what_takes_too_long_is_left_out_and_said(tiny_values):
     limits = tiny_limits(tiny_values)
     found = prediction.predict(limits, PLAN, most_seconds=0.0)
-    assert set(found.notes) == {"1/L", "sqrt(D/(LM))", "1/sqrt(D)", "1/sqrt(LM)"}
+    assert set(found.notes) == {"1/L", "sqrt(D/(LM))", "1/sqrt(D)", "1/sqrt(LM)", "D/(LM)"}
     assert all("minutes of one core" in note for note in found.notes.values())
     assert not any([*found.hidden.values(), *found.output.values()])
 
@@ -154,6 +154,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     monkeypatch.setattr(width, "width_variance", not_solved)
     monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
     monkeypatch.setattr(prediction.gram, "gram_amplitudes", not_solved)
+    monkeypatch.setattr(prediction.bias, "output_bias", not_solved)
     experiment = experiment_from_dict(tiny_values())
     monkeypatch.setattr(stage, "_scale", lambda *_: [1.0])
     monkeypatch.setattr(stage.Plan, "of_attributes", lambda _: PLAN)

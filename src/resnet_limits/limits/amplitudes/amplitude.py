@@ -45,6 +45,30 @@ class Amplitude:
         scatter = roots.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else 0.0 * value
         return cls(value, scatter)
 
+    @classmethod
+    def of_means(cls, fields: Array) -> Amplitude:
+        """Take it from a field that independent replicates scatter around.
+
+        The square of a mean exceeds that of the expectation by the mean's variance, which is taken
+        off.
+
+        Parameters
+        ----------
+        fields : ndarray, shape (replicates, K, ...)
+            Its RMS over the last axes is the amplitude.
+        """
+        count, axes = len(fields), tuple(range(1, fields.ndim - 1))
+        mean = fields.mean(axis=0)
+        square = np.square(mean).mean(axis=axes)
+        if count == 1:
+            return cls(np.sqrt(square), 0.0 * square)
+        square -= fields.var(axis=0, ddof=1).mean(axis=axes) / count
+        # The mean without one replicate, for each of them (the jackknife).
+        without = mean + (mean - fields) / (count - 1)
+        roots = np.sqrt(np.square(without).mean(axis=tuple(axis + 1 for axis in axes)))
+        error = np.sqrt((count - 1) * roots.var(axis=0))
+        return cls(np.sqrt(np.maximum(square, 0.0)), error)
+
     def with_error(self, error: Array) -> Amplitude:
         """Add another source of error, in quadrature."""
         return Amplitude(self.value, np.hypot(self.uncertainty, error))

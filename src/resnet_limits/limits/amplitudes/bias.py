@@ -9,17 +9,20 @@ give. The limit with these additions at a small kappa, on the same points, gives
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
+from scipy.linalg import hadamard
 from torch import Tensor
 
+from resnet_limits import randomness
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.limits.amplitudes.histories import (
+    NOTHING,
     Additions,
     Histories,
     Points,
@@ -40,7 +43,9 @@ KAPPA = 1e-4
 _DIFFERENCE, _DIFFERENCE_AT_KINKS = 1e-3, 3e-2
 # Of the trace of a covariance, what the directions that are left out may have.
 _LEFT_OUT = 1e-4
-_BYTES = 1 << 28
+# Units are replayed in chunks of so many bytes, in which so many arrays as large as their histories
+# are there at once.
+_BYTES, _ARRAYS = 1 << 25, 6
 
 
 @dataclass(frozen=True)
@@ -83,16 +88,6 @@ class Fluctuations:
     backward: Tensor
     to_hidden: Tensor
     to_backward: Tensor
-
-
-def _chunks(count: int, solved: Histories, per_direction: int) -> Iterator[range]:
-    """Deal directions out so that the units of some fit into memory."""
-    units = solved.unit
-    numbers = solved.g.shape[-1] * (units.in_vectors + units.out_vectors) * solved.points
-    each = 8 * numbers * len(solved.w) * per_direction * 3
-    together = max(1, int(_BYTES // each))
-    for first in range(0, count, together):
-        yield range(first, min(count, first + together))
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,46 +243,89 @@ class _Carrier:
 
 
 def _noise_drifts(
-    dynamics: Dynamics, solved: Histories, points: Points, seen: Fluctuations
+    dynamics: Dynamics,
+    solved: Histories,
+    points: Points,
+    seen: Fluctuations,
+    generator: np.random.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give what the noise that the initial weights see adds to the drifts, over kappa.
 
-    Half the trace of the second derivative times the covariance, from second differences along the
-    covariance's main directions.
+    Half the trace of the second derivative times the covariance, by second differences along sums
+    with signs of the covariance's main directions: the products of two directions cancel in the
+    mean over signs. These are all rows of a Hadamard matrix, for which they cancel for every unit,
+    or, with a generator, one random row of signs for each unit, whose scatter is that over units
+    for the most part.
     """
-    branch, size = solved.branch, solved.g.shape[-1]
-    plain = replay(dynamics, solved, points, Additions())[:2]
-    variance_of_move = _DIFFERENCE if branch.unit.is_smooth else _DIFFERENCE_AT_KINKS
-    totals = [torch.zeros_like(each) for each in plain]
-    phi = solved.factor
-    sides = (
-        (
-            "to_p",
-            branch.unit.in_vectors,
-            branch.input_std**2,
-            phi[:, :, None] * seen.hidden * phi[:, None],
-        ),
-        ("to_r", branch.unit.out_vectors, branch.output_std**2, seen.backward),
-    )
-    for side, vectors, variance, covariance in sides:
-        values, directions = _root(variance * covariance)
-        trace = values.sum(1)
-        left = 1.0 - values.cumsum(1).sum(0) / trace.sum() if float(trace.sum()) else values[0]
-        count = min(size, int((left > _LEFT_OUT).sum()) + 1)
-        kept = directions[..., :count] * values[:, None, :count].sqrt()
-        for vector in range(vectors):
-            for chosen in _chunks(count, solved, 2):
-                moves = variance_of_move**0.5 * kept[..., chosen.start : chosen.stop].mT
-                both = torch.stack([moves, -moves], 2).flatten(1, 2)
-                change = both.new_zeros(len(both), both.shape[1], solved.points, vectors, size)
-                change[:, :, :, vector] = both[:, :, None]
-                repeats = both.shape[1]
-                many = points[0].repeat(1, repeats, 1, 1), points[1].repeat(1, repeats, 1, 1)
-                more = Additions(**{side: change.flatten(1, 2)})
-                moved = replay(dynamics, solved, many, more)[:2]
+    branch, phi = solved.branch, solved.factor
+    variance = _DIFFERENCE if branch.unit.is_smooth else _DIFFERENCE_AT_KINKS
+    of_p = branch.input_std**2 * phi[:, :, None] * seen.hidden * phi[:, None]
+    of_r, dtype = branch.output_std**2 * seen.backward, points[0].dtype
+    sides = [
+        (vectors, (variance**0.5 * _main_directions(covariance)).to(dtype))
+        for vectors, covariance in ((branch.unit.in_vectors, of_p), (branch.unit.out_vectors, of_r))
+    ]
+    splits = [vectors * directions.shape[-1] for vectors, directions in sides]
+    vectors = sum(count for count, _ in sides)
+    numbers = len(solved.w) * vectors * solved.g.shape[-1]
+    together = max(1, _BYTES // (8 * _ARRAYS * numbers))
+    totals = [torch.zeros_like(each) for each in (solved.w, solved.z)]
+    count = points[0].shape[1]
+    for first in range(0, count, together):
+        units = (points[0][:, first : first + together], points[1][:, first : first + together])
+        plain = replay(dynamics, solved, units, NOTHING)[:2]
+        drawn = _signs(generator, (len(solved.w), units[0].shape[1]), sum(splits))
+        weight = units[0].shape[1] / count / variance / len(drawn) / 2
+        for signs in drawn:
+            moves = [
+                torch.einsum("npvx,nqx->npvq", part.unflatten(-1, (of, -1)), directions)
+                for part, (of, directions) in zip(
+                    signs.to(dtype).split(splits, -1), sides, strict=True
+                )
+            ]
+            for sign in (1.0, -1.0):
+                more = Additions(to_p=sign * moves[0], to_r=sign * moves[1])
+                moved = replay(dynamics, solved, units, more)[:2]
                 for i in (0, 1):
-                    totals[i] += len(chosen) * (moved[i] - plain[i]) / variance_of_move
+                    totals[i] += weight * (moved[i] - plain[i])
     return totals[0], totals[1]
+
+
+def _signs(generator: np.random.Generator | None, units: tuple[int, int], columns: int) -> Tensor:
+    """Give signs of each unit, (draws, nodes, points, columns), or of all of them at once."""
+    if generator is None:
+        rows = hadamard(1 << (columns - 1).bit_length(), dtype=np.int8)[:, :columns]
+        return torch.from_numpy(rows.copy())[:, None, None]
+    return torch.from_numpy(2 * generator.integers(0, 2, (1, *units, columns), np.int8) - 1)
+
+
+def _main_directions(covariance: Tensor) -> Tensor:
+    """Give the covariance's main directions by their standard deviations, (nodes, Q, count)."""
+    values, directions = _root(covariance)
+    trace = values.sum(1)
+    left = 1.0 - values.cumsum(1).sum(0) / trace.sum() if float(trace.sum()) else values[0]
+    count = min(values.shape[1], int((left > _LEFT_OUT).sum()) + 1)
+    return directions[..., :count] * values[:, None, :count].sqrt()
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How precisely the bias is found.
+
+    Attributes
+    ----------
+    cells : int
+        Cells in which noise and responses are carried on, where depth is continuous.
+    noise : sequence of UnitSample, optional
+        More units, by which the part of the noise is found, and along random directions. That part
+        scatters most by far.
+    root_seed : int
+        Root of the random directions' streams.
+    """
+
+    cells: int = CELLS
+    noise: Sequence[UnitSample] | None = None
+    root_seed: int = 0
 
 
 def output_bias(
@@ -297,8 +335,7 @@ def output_bias(
     samples: Sequence[UnitSample],
     *,
     parts: Parts = ALL,
-    cells: int = CELLS,
-    kernel_share: float = 1.0,
+    numerics: Numerics | None = None,
 ) -> Tensor:
     """Give the bias of the outputs of order D/(LM).
 
@@ -314,10 +351,8 @@ def output_bias(
         Units of every branch, to be dealt out to the nodes, as many to each.
     parts : Parts
         Which parts of it are taken.
-    cells : int
-        Cells in which noise and responses are carried on, where depth is continuous.
-    kernel_share : float
-        Share of the units by which the kernels are found, which need fewer than the noise does.
+    numerics : Numerics, optional
+        How precisely.
 
     Returns
     -------
@@ -331,10 +366,9 @@ def output_bias(
     LimitError
         If a fixed point over depth does not converge.
     """
+    how = numerics or Numerics()
     replicates = range(samples[0].replicates)
-    return torch.stack(
-        [_bias(dynamics, root, grid, samples, i, parts, cells, kernel_share) for i in replicates]
-    )
+    return torch.stack([_bias(dynamics, root, grid, samples, i, parts, how) for i in replicates])
 
 
 def _bias(
@@ -344,16 +378,15 @@ def _bias(
     samples: Sequence[UnitSample],
     replicate: int,
     parts: Parts,
-    cells: int,
-    kernel_share: float,
+    how: Numerics,
 ) -> Tensor:
-    points = [_points(sample, replicate, grid.nodes) for sample in samples]
+    points = [_double(_points(sample, replicate, grid.nodes)) for sample in samples]
     plain = solve(dynamics, root, grid, points)
     found = [
-        _kernels(dynamics, solved, of, sample.group, kernel_share)
+        _kernels(dynamics, solved, of, sample.group)
         for solved, of, sample in zip(plain.branches, points, samples, strict=True)
     ]
-    carrier = _Carrier(dynamics, grid, plain, found, cells)
+    carrier = _Carrier(dynamics, grid, plain, found, how.cells)
     edges = carrier.fluctuations()
     additions = []
     for number, solved in enumerate(plain.branches):
@@ -361,7 +394,12 @@ def _bias(
         seen = carrier.at(grid, number, len(points), edges)
         more = Additions()
         if parts.noise:
-            forward, backward = _noise_drifts(dynamics, solved, points[number], seen)
+            units, generator = points[number], None
+            if how.noise is not None:
+                units = _points(how.noise[number], replicate, grid.nodes)
+                stream = ("amplitudes: signs", replicate, number)
+                generator = randomness.generator(how.root_seed, *stream)
+            forward, backward = _noise_drifts(dynamics, solved, units, seen, generator)
             more = replace(more, drift_h=KAPPA * forward, drift_b=KAPPA * backward)
         if parts.overlap:
             more = replace(more, overlap_h=KAPPA * seen.hidden, overlap_b=KAPPA * seen.backward)
@@ -383,23 +421,24 @@ def _bias(
 
 
 def _points(sample: UnitSample, replicate: int, nodes: int) -> Points:
-    """Deal a scrambling out to the nodes, as many units to each."""
+    """Deal a scrambling out to the nodes, as many units to each, in its own arithmetic."""
     ins, outs = zip(*sample.at_nodes(np.full(nodes, 1.0 / nodes)), strict=True)
     fewest = min(each.shape[1] for each in ins)
 
     def dealt(vectors: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([each[replicate, :fewest] for each in vectors]).double()
+        return torch.stack([each[replicate, :fewest] for each in vectors])
 
     return dealt(ins), dealt(outs)
 
 
-def _kernels(
-    dynamics: Dynamics, solved: Histories, points: Points, group: int, share: float
-) -> BranchKernels:
-    """Find the kernels at the states of a solution, by the first of its units."""
-    nodes, count = points[0].shape[:2]
-    count = max(group, int(share * count) // group * group)
-    ins, outs = (each[None, :, :count].flatten(1, 2) for each in points)
+def _double(points: Points) -> Points:
+    return points[0].double(), points[1].double()
+
+
+def _kernels(dynamics: Dynamics, solved: Histories, points: Points, group: int) -> BranchKernels:
+    """Find the kernels at the states of a solution, by its units."""
+    nodes = len(points[0])
+    ins, outs = (each[None].flatten(1, 2) for each in points)
     sample = UnitSample(ins, outs, group)
     states = solved.u[None], solved.z[None]
     return branch_kernels(dynamics, solved.branch, sample, np.full(nodes, 1.0 / nodes), *states)

@@ -14,12 +14,15 @@ from resnet_limits.work import Branch, Work
 
 MOST_SECONDS = 900.0
 """What is thought to take longer is not begun, unless more is allowed."""
-REFINED_SECONDS = 15.0
+REFINED_SECONDS = 3.0
 """What is thought to take longer is not refined, however uncertain it is."""
 
 WIDTH_POINTS, GRAM_POINTS, LAYER_POINTS = 512, 1024, 256
 """Points of each scrambling with which the parts begin; those of A_L are at every node."""
-NOISE_POINTS, NOISE_SAMPLES, TOGETHER = 2048, 96, 32
+BIAS_POINTS, BIAS_NOISE, BIAS_CELLS = 1024, 16, 8
+"""Points of each scrambling that the bias begins with, how many times as many its noisiest part
+takes, and cells in depth."""
+NOISE_POINTS, NOISE_SAMPLES, TOGETHER = 1024, 192, 64
 """Independent units of a sample, samples to begin with, and those solved side by side."""
 DEPTHS = (16, 32, 64)
 """Depths that A_L is extrapolated from, each twice the one before."""
@@ -32,6 +35,8 @@ CHUNK_ELEMENTS = 1 << 19
 SMALLEST_CHUNK, _CHUNK_ARRAYS = 4, 8
 # Matrices of Q x Q at every node beside the kernels that are kept.
 _SQUARES = 16
+# Likewise of the bias: matrices at every edge, and arrays as large as all units' histories.
+_CARRIED_ARRAYS, _HISTORY_ARRAYS = 24, 8
 # Points that refining ends at, nearly always: those of a scrambling, at every node.
 _MOST_POINTS = 1 << 15
 
@@ -40,6 +45,9 @@ _MOST_POINTS = 1 << 15
 _PRODUCT, _TANGENT = 2.2e-10, 6e-9
 # Where units have kinks they are evaluated anew for every change, in both directions.
 _EVALUATION = 4e-8
+# Of the bias: seconds of a product of what is carried on, and of one number that a unit sees at one
+# step, in both solutions and in a replay.
+_CARRIED, _SOLVED, _REPLAYED = 8e-10, 3e-6, 6e-8
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,23 @@ def _unit_seconds(work: Work, branch: Branch, smooth: bool, tokens: int) -> floa
     return _PRODUCT * products + each * answered
 
 
+def bias_seconds(sizes: Sizes, points: int, replicates: int) -> float:
+    """Estimate the time of the bias of the outputs, with so many points of each branch."""
+    work, exact = sizes.work, not points
+    size, cells = work.steps * work.rows, BIAS_CELLS
+    total = width_seconds(sizes, points, replicates)
+    total += (4 * cells + 2) * cells * size**3 * _CARRIED * max(1, replicates)
+    for branch, tokens in zip(work.branches, sizes.tokens, strict=True):
+        vectors, units = branch.vectors, points * replicates
+        seen = _SOLVED + 3 * BIAS_NOISE * _REPLAYED
+        if exact:
+            units = 2 * sizes.quadrature.nodes * work.directions * vectors
+            # Along all directions, a power of two of them, in both senses.
+            seen = _SOLVED + 4 * size * vectors * _REPLAYED
+        total += units * vectors * size * tokens**0.5 * seen
+    return total
+
+
 def gram_solutions(entries: int) -> int:
     """Count the solutions that A_D takes, for a Gram matrix of so many entries."""
     return 2 * (entries if entries <= MOST_ENTRIES else RANDOM_DIRECTIONS)
@@ -121,6 +146,7 @@ def seconds(sizes: Sizes, replicates: int, most_seconds: float = MOST_SECONDS) -
         limit_seconds(sizes, gram, replicates, gram_solutions(r * (r + 1) // 2)),
         limit_seconds(sizes, layers, replicates, 1 + len(DEPTHS)),
         limit_seconds(sizes, NOISE_POINTS, NOISE_SAMPLES, 1),
+        bias_seconds(sizes, 0 if exact else BIAS_POINTS, replicates),
     )
     return sum(part for part in parts if part <= most_seconds)
 
@@ -132,6 +158,20 @@ def width_bytes(sizes: Sizes) -> int:
     kernels = 8 * square * nodes * (4 * len(work.branches) + _SQUARES)
     chunk = max(CHUNK_ELEMENTS, SMALLEST_CHUNK * _unit_numbers(sizes))
     return kernels + 8 * _CHUNK_ARRAYS * chunk
+
+
+def bias_bytes(sizes: Sizes) -> int:
+    """Estimate the memory of the bias: noise and responses at all edges, and units' histories."""
+    work = sizes.work
+    size = work.steps * work.rows
+    carried = 8 * size**2 * (BIAS_CELLS + 1) * _CARRIED_ARRAYS
+    histories = [
+        (BIAS_POINTS or 2 * sizes.quadrature.nodes * work.directions * branch.vectors)
+        * branch.vectors
+        * size
+        for branch in work.branches
+    ]
+    return carried + 8 * _HISTORY_ARRAYS * sum(histories)
 
 
 def _unit_numbers(sizes: Sizes) -> int:
@@ -153,5 +193,6 @@ def peak_bytes(sizes: Sizes) -> int:
     one = replace(sizes.quadrature, points=_MOST_POINTS if sizes.quadrature.points else 0)
     return max(
         width_bytes(sizes),
+        bias_bytes(sizes),
         *(limit_bytes(sizes.work, quadrature) for quadrature in (several, one)),
     )

@@ -97,8 +97,9 @@ class Histories:
     ) -> None:
         self.branch, self.unit, self.additions = branch, branch.unit, additions
         self.rows = len(dynamics.inputs)
-        self.learned_in = Steps.of(dynamics, branch.rate_in, branch.scale)
-        self.learned_out = Steps.of(dynamics, branch.rate_out, branch.scale)
+        dtype = points[0].dtype
+        self.learned_in = Steps.of(dynamics, branch.rate_in, branch.scale).to(dtype)
+        self.learned_out = Steps.of(dynamics, branch.rate_out, branch.scale).to(dtype)
         self.ins, self.outs = (
             (std * vectors).expand(nodes, -1, -1, -1)
             for std, vectors in zip((branch.input_std, branch.output_std), points, strict=True)
@@ -312,6 +313,8 @@ def replay(
 ) -> tuple[Tensor, Tensor, Histories]:
     """Take units with additions through all steps, at the states of a solution.
 
+    All is done in the arithmetic of the points.
+
     Returns
     -------
     forward, backward : Tensor, shape (nodes, Q, r)
@@ -320,10 +323,11 @@ def replay(
         What they have seen.
     """
     units = Histories(dynamics, solved.branch, points, len(solved.w), additions)
+    w, z = (states.to(points[0].dtype) for states in (solved.w, solved.z))
     forward, backward = [], []
     for step in range(dynamics.steps):
         now = units._steps(step)[0]
-        forward.append(units.forward(step, solved.w[:, now]))
-        backward.append(units.backward(step, solved.z[:, now]))
+        forward.append(units.forward(step, w[:, now]))
+        backward.append(units.backward(step, z[:, now]))
         units.remember()
     return torch.cat(forward, 1), torch.cat(backward, 1), units

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resnet_limits.laws import law_of
-from resnet_limits.limits import kernels
-from resnet_limits.limits.amplitudes import cost, gram, layers, noise, width
+from resnet_limits.limits import depth, kernels
+from resnet_limits.limits.amplitudes import bias, cost, gram, layers, noise, width
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.cost import Quadrature
 from resnet_limits.limits.models import Limits
@@ -22,7 +22,13 @@ from resnet_limits.work import INFINITE, MemoryRefusedError, Work
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {"1/L": 1e-2, "sqrt(D/(LM))": 5e-3, "1/sqrt(D)": 5e-3, "1/sqrt(LM)": 2e-2}
+TOLERANCE = {
+    "1/L": 1e-2,
+    "sqrt(D/(LM))": 5e-3,
+    "1/sqrt(D)": 5e-3,
+    "1/sqrt(LM)": 2e-2,
+    "D/(LM)": 3e-2,
+}
 """Uncertainty of an amplitude, relative to its largest over the steps, above which it is refined,
 where that is cheap."""
 # How many times as many points are tried next.
@@ -173,6 +179,28 @@ class _Predictor:
             seconds,
         )
 
+    def bias(self) -> Found:
+        """Find A of the outputs."""
+        trajectories = self.limits.trajectories
+
+        def find(plan: Plan) -> Found:
+            grid = depth.continuous(plan.nodes)
+            chosen = range(plan.replicates)
+            samples = trajectories.sample(plan, chosen, self.exact)
+            noise = None
+            if not self.exact:
+                many = replace(plan, points=cost.BIAS_NOISE * plan.points, precision="float32")
+                noise = trajectories.sample(many, chosen, shared=False)
+            how = bias.Numerics(cost.BIAS_CELLS, noise, plan.root_seed)
+            dynamics, root = self.limits.dynamics, self.limits.limit_root
+            found = bias.output_bias(dynamics, root, grid, samples, numerics=how)
+            return None, Amplitude.of_means(found.numpy())
+
+        def seconds(points: int) -> float:
+            return cost.bias_seconds(self.sizes, points, self.plan.replicates)
+
+        return self._refined("D/(LM)", cost.BIAS_POINTS, find, seconds)
+
     def noise(self) -> Found:
         """Find B."""
 
@@ -237,6 +265,7 @@ def predict(
         "1/L": predictor.layers(),
         "1/sqrt(D)": predictor.gram(),
         "1/sqrt(LM)": predictor.noise(),
+        "D/(LM)": predictor.bias(),
     }
     none: Found = (None, None)
     hidden, output = (

@@ -77,6 +77,10 @@ class Steps(NamedTuple):
         spread = past.repeat_interleave(rows, 0).repeat_interleave(rows, 1)
         return cls(initial.repeat_interleave(rows), spread)
 
+    def to(self, dtype: torch.dtype) -> Steps:
+        """Give them in another arithmetic."""
+        return Steps(self.initial.to(dtype), self.past.to(dtype))
+
 
 class _Answer(ABC):
     """How one step's g and dp answer to changes of that step's p and r.
