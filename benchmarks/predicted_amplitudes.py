@@ -6,7 +6,8 @@ For each problem the prediction of ``resnet-limits predict`` stands beside what 
   Its interval is that of the scramblings.
 - A_D: sqrt(D) times the RMS over seeds of Mean ODE less DMFT, with embeddings of D = 4096 drawn.
 - A_W: the RMS over seeds of the hidden states of trained networks less those of the limit of the
-  same depth and embedding, over sqrt(D/(L M)).
+  same depth and embedding, over sqrt(D/(L M)). It stands beside the amplitude of large L, and that
+  at the networks' own L.
 - B: the scatter about their mean over seeds of the outputs of these networks less those of that
   limit, times sqrt(L M). It has no part of the bias.
 
@@ -14,8 +15,8 @@ Every problem has data and seeds of its own, so that ratios of different problem
 Intervals of RMS values over seeds are from a jackknife with Student's t, of 95 %; that of a ratio
 holds the prediction's uncertainty too.
 
-Usage: ``python benchmarks/predicted_amplitudes.py [--problems NAMES] [--seeds 24]
-[--mean-odes 256] [--out FILE]``, which prints a Markdown table.
+Usage: ``python benchmarks/predicted_amplitudes.py [--problems NAMES] [--seeds 16]
+[--mean-odes 64] [--jobs 1] [--out FILE]``, which prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from __future__ import annotations
 import argparse
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,10 @@ from resnet_limits.config import experiment_from_dict
 from resnet_limits.dynamics import make_dynamics
 from resnet_limits.kinds import Shape
 from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes import gram, layers, noise, width
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.amplitudes.changes import Ends
-from resnet_limits.limits.amplitudes.prediction import predict
+from resnet_limits.limits.amplitudes.prediction import PredictionError
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import REPLICATES, Plan
 from resnet_limits.networks.train import choose_engine, train
@@ -47,16 +50,15 @@ from resnet_limits.problem import Problem, embedding_rows, gram_root, limit_gram
 
 Array = NDArray[np.float64]
 
-WIDTH, LAYERS, GRAM, NOISE = "sqrt(D/(LM))", "1/L", "1/sqrt(D)", "1/sqrt(LM)"
-LETTERS = {LAYERS: "A_L", GRAM: "A_D", WIDTH: "A_W", NOISE: "B"}
+A_L, A_D, A_W, A_W_AT_L, B = AMPLITUDES = ("A_L", "A_D", "A_W", "A_W at L", "B")
+QUANTITIES = ("hidden", "output")
 
 # Sizes at which the next orders are small.
 DEPTH, EMBED_DIM = 1024, 4096
-NETWORKS = Shape(32, 2048, 512)
+NETWORKS = Shape(16, 4096, 512)
 # Where the noise is alpha = 4 times as large, so is its next order, of alpha^2 D/(LM).
-SHAPES = {"alpha 4": Shape(32, 8192, 256)}
-MOST_SECONDS = 5.0
-"""No part of a prediction is refined if that is thought to take longer."""
+# A layer of two branches has no amplitude at its own depth, so that it gets more layers.
+SHAPES = {"alpha 4": Shape(16, 16384, 256), "transformer": Shape(64, 1024, 512)}
 # What has no error but that of the next order in 1/L may be off by so much.
 EXACT = 5e-3
 
@@ -205,7 +207,7 @@ def over_seeds(squares: Array, factor: float) -> Measured:
 
 def measured_layers(case: Case) -> tuple[Measured, Measured]:
     """Measure A_L of the hidden state and of the outputs."""
-    plan = case.plan(1024, REPLICATES, nodes=12, number=1)
+    plan = case.plan(512, REPLICATES, nodes=12, number=1)
     trajectories, root = case.limits.trajectories, case.limits.limit_root
     ends = [
         Ends.of(trajectories.solve(root, grid, plan, "benchmark", shared=True), root)
@@ -285,7 +287,7 @@ class Row:
     """One number of the table: what is predicted and measured of an amplitude at a step."""
 
     problem: str
-    term: str
+    amplitude: str
     quantity: str
     step: int
     predicted: tuple[float, float]
@@ -309,14 +311,14 @@ class Row:
         ends = (np.exp(self.log_ratio + sign * self.half) for sign in (0.0, -1.0, 1.0))
         ratio, low, high = (f"{end:.3f}" for end in ends)
         return (
-            f"| {self.problem} | {LETTERS[self.term]} | {self.quantity} | {self.step} "
+            f"| {self.problem} | {self.amplitude} | {self.quantity} | {self.step} "
             f"| {value:.4g} ± {uncertain:.1g} | {self.measured:.4g} "
             f"| {ratio} [{low}, {high}]{'' if self.inside else ' *'} |"
         )
 
 
 def rows_of(
-    problem: str, quantity: str, term: str, found: Amplitude | None, measured: Measured
+    problem: str, quantity: str, amplitude: str, found: Amplitude | None, measured: Measured
 ) -> Iterator[Row]:
     """Give the rows of one amplitude: one for each of three steps."""
     last = len(measured.value) - 1
@@ -325,7 +327,7 @@ def rows_of(
             (np.nan, np.nan) if found is None else (found.value[step], found.uncertainty[step])
         )
         yield Row(
-            *(problem, term, quantity, step),
+            *(problem, amplitude, quantity, step),
             predicted=(value, uncertain),
             measured=measured.value[step],
             log_ratio=float(np.log(measured.value[step] / value)),
@@ -334,22 +336,43 @@ def rows_of(
         )
 
 
-def compared(name: str, seeds: int, mean_odes: int) -> Iterator[Row]:
-    """Give the rows of one problem."""
-    case = Case.named(name)
-    prediction = predict(case.limits, case.plan(4096, REPLICATES), MOST_SECONDS)
-    layers, gram, networks = (
-        measured_layers(case),
-        measured_gram(case, mean_odes),
-        measured_networks(case, seeds, SHAPES.get(name, NETWORKS)),
-    )
-    for quantity, place, terms in (
-        ("hidden", 0, {LAYERS: layers, GRAM: gram, WIDTH: networks}),
-        ("output", 1, {LAYERS: layers, GRAM: gram, NOISE: networks}),
+def predicted(case: Case, shape: Shape) -> Iterator[tuple[str, str, Amplitude]]:
+    """Give predictions: name of the amplitude, quantity and what it is."""
+    trajectories, plan = case.limits.trajectories, case.plan(1024, REPLICATES)
+    # Of the limit of large L, and of the networks' own depth.
+    for name, own in ((A_W, None), (A_W_AT_L, shape.depth)):
+        if own and len(case.limits.dynamics.layer) > 1:
+            continue
+        variance, identity = width.width_variance(trajectories, plan, layers=own)
+        if not identity.holds:
+            raise PredictionError(f"the kernels do not make the drifts of the states: {identity}")
+        yield name, "hidden", Amplitude.of_fields(variance)
+    for name, pair in (
+        (A_L, layers.layer_amplitudes(trajectories, replace(plan, points=plan.points // 2))),
+        (A_D, gram.gram_amplitudes(trajectories, plan)),
     ):
-        for term, pair in terms.items():
-            found = getattr(prediction, quantity)[term]
-            yield from rows_of(name, quantity, term, found, pair[place])
+        yield from zip((name, name), QUANTITIES, pair, strict=True)
+    independent = replace(plan, points=2048, replicates=192)
+    yield B, "output", noise.output_noise(trajectories, independent)
+
+
+def compared(problem: str, seeds: int, mean_odes: int) -> list[Row]:
+    """Give the rows of one problem."""
+    case, shape = Case.named(problem), SHAPES.get(problem, NETWORKS)
+    found = list(predicted(case, shape))
+    of_width, of_noise = measured_networks(case, seeds, shape)
+    measured = {
+        A_L: measured_layers(case),
+        A_D: measured_gram(case, mean_odes),
+        A_W: (of_width, of_noise),
+        A_W_AT_L: (of_width, of_noise),
+        B: (of_width, of_noise),
+    }
+    rows: list[Row] = []
+    for name, quantity, amplitude in found:
+        mine = measured[name][QUANTITIES.index(quantity)]
+        rows += rows_of(problem, quantity, name, amplitude, mine)
+    return sorted(rows, key=lambda row: (row.quantity, AMPLITUDES.index(row.amplitude)))
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
@@ -357,9 +380,9 @@ def summary(rows: list[Row]) -> Iterator[str]:
     yield "\n| amplitude | | intervals that hold 1 | mean ratio, last step [95 %] |"
     yield "|" + " --- |" * 4
     last = max(row.step for row in rows)
-    for quantity in ("hidden", "output"):
-        for term, letter in LETTERS.items():
-            mine = [row for row in rows if (row.term, row.quantity) == (term, quantity)]
+    for quantity in QUANTITIES:
+        for name in AMPLITUDES:
+            mine = [row for row in rows if (row.amplitude, row.quantity) == (name, quantity)]
             if not mine:
                 continue
             ends = [row for row in mine if row.step == last and row.error > EXACT]
@@ -367,7 +390,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
             mean = float(weights @ [row.log_ratio for row in ends] / weights.sum())
             half = 1.96 * float(weights.sum()) ** -0.5
             yield (
-                f"| {letter} | {quantity} | {sum(row.inside for row in mine)} of {len(mine)} "
+                f"| {name} | {quantity} | {sum(row.inside for row in mine)} of {len(mine)} "
                 f"| {np.exp(mean):.3f} [{np.exp(mean - half):.3f}, {np.exp(mean + half):.3f}] |"
             )
 
@@ -378,16 +401,18 @@ HEAD = "| problem | amplitude | | step | predicted | measured | measured/predict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=24)
-    parser.add_argument("--mean-odes", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--mean-odes", type=int, default=64)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     print(HEAD, "|" + " --- |" * 7, sep="\n", flush=True)
     rows: list[Row] = []
-    for name in args.problems:
-        mine = list(compared(name, args.seeds, args.mean_odes))
-        print(*mine, sep="\n", flush=True)
-        rows += mine
+    one = partial(compared, seeds=args.seeds, mean_odes=args.mean_odes)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for mine in pool.map(one, args.problems):
+            print(*mine, sep="\n", flush=True)
+            rows += mine
     end = list(summary(rows))
     print(*end, sep="\n")
     if args.out:
