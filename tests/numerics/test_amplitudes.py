@@ -486,6 +486,11 @@ LAYERS = {5: (0.0417, 0.0128), 14: (0.098, 0.0425)}
 NOISE = {5: (0.259, 0.02), 14: (0.28, 0.025)}
 
 
+def gram_amplitudes(limits, plan=PLAN):
+    root = limits.limit_root
+    return gram.gram_amplitudes(gram.gram_slopes(limits.trajectories, plan), root @ root)
+
+
 def close(found, expected, relative=0.02):
     return abs(found / expected - 1) < relative
 
@@ -534,7 +539,7 @@ def test_noise_that_nothing_carries_on_is_told_apart(quickstart, monkeypatch):
 
 
 def test_the_gram_amplitudes_of_the_quickstart(quickstart):
-    hidden, output = gram.gram_amplitudes(quickstart.trajectories, PLAN)
+    hidden, output = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert close(hidden.value[step], values[0])
         assert close(output.value[step], values[1])
@@ -544,7 +549,7 @@ def test_the_gram_amplitudes_of_the_quickstart(quickstart):
 def test_a_wrong_covariance_of_the_gram_matrix_is_told_apart(quickstart, monkeypatch):
     """The negative control: a diagonal that fluctuates like the rest."""
     monkeypatch.setitem(gram._EXCESS, "gaussian", -1.0)
-    hidden, output = gram.gram_amplitudes(quickstart.trajectories, PLAN)
+    hidden, output = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert not close(hidden.value[step], values[0])
         assert not close(output.value[step], values[1])
@@ -558,7 +563,7 @@ def test_the_layer_amplitudes_of_the_quickstart(quickstart):
 
 
 def test_the_output_noise_of_the_quickstart(quickstart):
-    found = noise.output_noise(quickstart.trajectories, replace(PLAN, points=2048, replicates=192))
+    _, found = noise.unit_noise(quickstart.trajectories, replace(PLAN, points=2048, replicates=192))
     for step, (value, error) in NOISE.items():
         assert abs(found.value[step] - value) < error
 
@@ -583,6 +588,6 @@ def test_linear_units_are_exact():
     assert identity.deviation < 1e-10
     x = limits.dynamics.inputs
     assert close(variance[0, 0], np.square(x).sum(1).mean(), 1e-10)
-    found = noise.output_noise(limits.trajectories, replace(plan, points=1024, replicates=256))
+    _, found = noise.unit_noise(limits.trajectories, replace(plan, points=1024, replicates=256))
     # W_u^T O p / sqrt(L M), with E |p|^2 = |x|^2 for each target.
     assert close(found.value[0], np.square(x).sum(1).mean() ** 0.5, 0.06)

@@ -56,7 +56,12 @@ def config(tmp_path, tiny_values, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny_values()))
     monkeypatch.setattr(predicting, "dmft_for", lambda *_: None)
-    monkeypatch.setattr(stage, "prediction", lambda *_, **__: predicted({"1/L": "too long"}))
+
+    def prediction_of(*_, shape, **__):
+        found = predicted({"1/L": "too long"})
+        return stage.with_shape(found, shape) if shape else found
+
+    monkeypatch.setattr(stage, "prediction", prediction_of)
     return "tiny.yaml"
 
 
@@ -88,12 +93,15 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
     for name, amplitudes in (("hidden", HIDDEN), ("output", OUTPUT)):
         known = {term: value for term, value in amplitudes.items() if value}
         expected = float(in_quadrature(known, np.array([16, 64, 32])))
-        assert shape[name]["distance"][1] == pytest.approx(expected)
-        assert 0.001 * expected < shape[name]["uncertainty"][1] <= 0.01 * expected
-        assert sum(share[1] for share in shape[name]["share"].values()) == pytest.approx(1)
-    assert shape["hidden"]["without"] == []
-    assert shape["output"]["without"] == ["D/(LM)"]
-    assert "note: output: distance without D/(LM)" in lines
+        leading = shape[name]["leading"]
+        assert leading["distance"][1] == pytest.approx(expected)
+        assert 0.001 * expected < leading["uncertainty"][1] <= 0.01 * expected
+        assert sum(share[1] for share in leading["share"].values()) == pytest.approx(1)
+        assert shape[name]["distance"] == leading["distance"]
+        assert shape[name]["limit"] == [None] * 3
+    assert shape["hidden"]["leading"]["without"] == []
+    assert shape["output"]["leading"]["without"] == ["D/(LM)"]
+    assert "note: output: leading order without D/(LM)" in lines
     assert values["provenance"]["stage_key"]
     assert values["output"]["D/(LM)"]["amplitude"] == [None] * 3
 
@@ -148,12 +156,13 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     def diverging(trajectories, plan):
         steps = trajectories.dynamics.steps
         value = np.where(np.arange(steps) < steps - 1, 0.5, np.nan)
-        return Amplitude(value, 0.001 * value)
+        found = Amplitude(value, 0.001 * value)
+        return found, found
 
-    monkeypatch.setattr(prediction.noise, "output_noise", diverging)
+    monkeypatch.setattr(prediction.noise, "unit_noise", diverging)
     monkeypatch.setattr(width, "width_variance", not_solved)
     monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
-    monkeypatch.setattr(prediction.gram, "gram_amplitudes", not_solved)
+    monkeypatch.setattr(prediction.gram, "gram_slopes", not_solved)
     monkeypatch.setattr(prediction.bias, "output_bias", not_solved)
     experiment = experiment_from_dict(tiny_values())
     monkeypatch.setattr(stage, "_scale", lambda *_: [1.0])
@@ -164,7 +173,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     assert noise["amplitude"] == [*[0.5] * last, None]
     assert noise["uncertainty"] == [*[0.0005] * last, None]
     assert found["notes"]["1/sqrt(LM)"].startswith(f"not finite from step {last} on")
-    shape = stage.with_shape(found, Shape(4, 8, 16))["shape"]["output"]
+    shape = stage.with_shape(found, Shape(4, 8, 16))["shape"]["output"]["leading"]
     assert shape["distance"] == [pytest.approx(0.5 / 32**0.5)] * last + [None]
     assert shape["share"]["1/sqrt(LM)"] == [1.0] * last + [None]
     assert "1/sqrt(LM)" not in shape["without"]

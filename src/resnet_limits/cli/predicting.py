@@ -118,8 +118,7 @@ def _predicted(
 
     with naming(config):
         dmft = dmft_for(experiment, results)
-        found = stage.prediction(experiment, dmft, most_seconds=_SECONDS * minutes)
-    return found if shape is None else stage.with_shape(found, shape)
+        return stage.prediction(experiment, dmft, most_seconds=_SECONDS * minutes, shape=shape)
 
 
 def _lines(predicted: dict[str, Any]) -> Iterator[str]:
@@ -134,8 +133,8 @@ def _lines(predicted: dict[str, Any]) -> Iterator[str]:
     if "shape" in predicted:
         yield from columns(_shape_rows(predicted["shape"], steps))
         for name in ("hidden", "output"):
-            if without := predicted["shape"][name]["without"]:
-                yield f"note: {name}: distance without {', '.join(without)}"
+            if without := predicted["shape"][name]["leading"]["without"]:
+                yield f"note: {name}: leading order without {', '.join(without)}"
     for term, note in predicted["notes"].items():
         yield f"note: {term}: {note}"
 
@@ -144,10 +143,11 @@ def _shape_rows(shape: dict[str, Any], steps: Sequence[int]) -> list[list[str]]:
     sizes = " ".join(f"{letter}={shape[name]}" for name, letter in SYMBOLS.items())
     rows = [["of", sizes, *(f"step {step}" for step in steps)]]
     for name in ("hidden", "output"):
-        found = shape[name]
-        pairs = [(found["distance"][k], found["uncertainty"][k]) for k in steps]
-        rows.append([name, "distance", *(_with_error(*pair) for pair in pairs)])
-        for term, shares in found["share"].items():
+        found, leading = shape[name], shape[name]["leading"]
+        for label, values in (("distance", found), ("leading order", leading)):
+            pairs = [(values["distance"][k], values["uncertainty"][k]) for k in steps]
+            rows.append([name, label, *(_with_error(*pair) for pair in pairs)])
+        for term, shares in leading["share"].items():
             rows.append([name, f"share of {term}", *(_percent(shares[k]) for k in steps)])
     return rows
 

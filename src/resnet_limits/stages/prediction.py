@@ -15,10 +15,17 @@ from resnet_limits.kinds import Shape
 from resnet_limits.laws import PREDICTED, law_of, variable_values
 from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
-from resnet_limits.limits.amplitudes.prediction import predict
+from resnet_limits.limits.amplitudes.prediction import Shaped, predict
+from resnet_limits.limits.amplitudes.sizes import Distance
 from resnet_limits.limits.models import Arithmetic, Limits
 from resnet_limits.limits.plan import Plan
-from resnet_limits.problem import Problem, limit_gram_root, make_problem
+from resnet_limits.problem import (
+    Problem,
+    embedding_rows,
+    gram_root,
+    limit_gram_root,
+    make_problem,
+)
 
 
 def prediction(
@@ -26,8 +33,9 @@ def prediction(
     dmft: xr.Dataset,
     made: Problem | None = None,
     most_seconds: float = cost.MOST_SECONDS,
+    shape: Shape | None = None,
 ) -> dict[str, Any]:
-    """Predict the amplitudes of all terms, at all steps.
+    """Predict the amplitudes of all terms, at all steps, and the distances of a shape.
 
     Parameters
     ----------
@@ -39,6 +47,8 @@ def prediction(
         The problem, where it was made before; else it is made here.
     most_seconds : float
         Time on one core above which an amplitude is not computed.
+    shape : Shape, optional
+        A shape of which the distances are wanted, for the embeddings of its first seeds.
 
     Returns
     -------
@@ -46,7 +56,8 @@ def prediction(
         JSON values: ``step``; for ``hidden`` and ``output``, by term, ``amplitude`` and
         ``uncertainty``, one number a step, null where there is none; ``notes``, why an amplitude is
         null of which theory gives one; ``identity``, the check of the kernels; ``scale``, the RMS
-        of the limit's ``hidden`` states in the last layer, one number a step.
+        of the limit's ``hidden`` states in the last layer, one number a step. With a shape,
+        ``shape`` as `with_shape` gives it.
 
     Raises
     ------
@@ -59,16 +70,21 @@ def prediction(
     # Differences of many small solutions and products of small matrices: the work of a CPU.
     arithmetic = Arithmetic(devices.dtype(experiment.numerics.precision), "cpu")
     limits = Limits(make_dynamics(experiment, problem), limit_gram_root(problem), arithmetic)
+    # What limits of finite D stand for.
+    gaussian = experiment.model.initial_law == "gaussian"
     found = predict(
         limits,
         Plan.of_attributes(dmft.attrs),
         most_seconds,
         most_bytes=devices.MEMORY_SHARE * devices.memory("cpu"),
         rotated=problem.input_rotation is not None,
+        shaped=Shaped(shape, _roots(problem, experiment.seed, shape))
+        if shape and gaussian
+        else None,
     )
     steps = experiment.training.steps
     identity = found.identity
-    return {
+    values = {
         "step": list(range(steps)),
         **{name: _table(getattr(found, name), steps) for name in PREDICTED},
         "scale": {"hidden": _scale(limits, dmft)},
@@ -80,6 +96,15 @@ def prediction(
             "stderr": identity.stderr,
         },
     }
+    return with_shape(values, shape, found.distances) if shape else values
+
+
+def _roots(problem: Problem, root_seed: int, shape: Shape) -> list[np.ndarray]:
+    """Give the Gram roots of the embeddings of the first seeds."""
+    return [
+        gram_root(problem, embedding_rows(problem, root_seed, seed, shape.embed_dim))
+        for seed in range(cost.SHAPE_SEEDS)
+    ]
 
 
 def _scale(limits: Limits, dmft: xr.Dataset) -> list[float]:
@@ -101,57 +126,84 @@ def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, 
     }
 
 
-def _finite(values: np.ndarray, finite: np.ndarray) -> list[float | None]:
-    """Give numbers for JSON, null where they are not finite."""
-    return [float(value) if good else None for value, good in zip(values, finite, strict=True)]
+def _finite(values: np.ndarray, known: np.ndarray | None = None) -> list[float | None]:
+    """Give numbers for JSON, null where they are not known or not finite."""
+    kept = np.isfinite(values) if known is None else known
+    return [float(value) if good else None for value, good in zip(values, kept, strict=True)]
 
 
-def with_shape(predicted: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+def with_shape(
+    predicted: Mapping[str, Any], shape: Shape, found: Mapping[str, Distance] | None = None
+) -> dict[str, Any]:
     """Add the predicted distances of networks of a shape from the DMFT limit.
 
     Parameters
     ----------
     predicted : mapping
-        What `prediction` returned, or its JSON.
+        What `prediction` gives without a shape.
     shape : Shape
         L, M, D.
+    found : mapping of str to Distance, optional
+        The distances beyond the leading order.
 
     Returns
     -------
     dict
         The same with ``shape``: ``depth``, ``width``, ``embed_dim``; for ``hidden`` and ``output``
-        the RMS ``distance`` and its ``uncertainty`` at every step, ``share``, by term, of its
-        square, null at steps at which a term is not finite, and ``without``, the terms that are
-        known at no step and count as zero.
+        the RMS ``distance`` and its ``uncertainty`` at every step, and of what it is made in
+        quadrature, ``limit``, that of the limit of infinite width at this depth and embedding
+        dimension, and ``noise`` of the units; and ``leading``, what the amplitudes alone give:
+        ``distance``, ``uncertainty``, ``share``, by term, of the square, and ``without``, the terms
+        that are known at no step and count as zero. Numbers are null at steps at which they are not
+        known.
     """
-    sizes = np.array(shape)
     added: dict[str, Any] = dict(shape._asdict())
     for name in PREDICTED:
-        parts, errors, without = {}, [], []
-        for term in law_of("finite-dmft", name).terms:
-            value, error = (
-                np.array(predicted[name][term][part], dtype=float)
-                for part in ("amplitude", "uncertainty")
-            )
-            if not np.isfinite(value).any():
-                without.append(term)
-                continue
-            factor = float(variable_values(term, sizes))
-            parts[term] = np.square(factor * value)
-            errors.append(parts[term] ** 0.5 * factor * error)
-        zeros = np.zeros(len(predicted["step"]))
-        square = sum(parts.values(), zeros)
-        distance = np.sqrt(square)
-        spread = np.sqrt(sum((error**2 for error in errors), zeros))
-
-        def over(values: np.ndarray, by: np.ndarray) -> list[float | None]:
-            ratio = np.divide(values, by, out=np.zeros_like(by), where=by != 0)
-            return _finite(ratio, np.isfinite(ratio))
-
-        added[name] = {
-            "distance": _finite(distance, np.isfinite(distance)),
-            "uncertainty": over(spread, distance),
-            "share": {term: over(part, square) for term, part in parts.items()},
-            "without": without,
-        }
+        leading = _leading(predicted, name, shape)
+        best = {"distance": leading["distance"], "uncertainty": leading["uncertainty"]}
+        nothing: list[float | None] = [None] * len(leading["distance"])
+        parts = dict.fromkeys(("limit", "noise"), nothing)
+        if found and name in found:
+            distance = found[name]
+            best = _best(distance.whole)
+            parts = {part: _finite(getattr(distance, part)) for part in parts}
+        added[name] = {**best, **parts, "leading": leading}
     return {**predicted, "shape": added}
+
+
+def _best(whole: Amplitude) -> dict[str, list[float | None]]:
+    return {
+        "distance": _finite(whole.value, whole.finite),
+        "uncertainty": _finite(whole.uncertainty, whole.finite),
+    }
+
+
+def _leading(predicted: Mapping[str, Any], name: str, shape: Shape) -> dict[str, Any]:
+    """Add up the terms of the law, in quadrature."""
+    sizes = np.array(shape)
+    parts, errors, without = {}, [], []
+    for term in law_of("finite-dmft", name).terms:
+        value, error = (
+            np.array(predicted[name][term][part], dtype=float)
+            for part in ("amplitude", "uncertainty")
+        )
+        if not np.isfinite(value).any():
+            without.append(term)
+            continue
+        factor = float(variable_values(term, sizes))
+        parts[term] = np.square(factor * value)
+        errors.append(parts[term] ** 0.5 * factor * error)
+    zeros = np.zeros(len(predicted["step"]))
+    square = sum(parts.values(), zeros)
+    distance = np.sqrt(square)
+    spread = np.sqrt(sum((error**2 for error in errors), zeros))
+
+    def over(values: np.ndarray, by: np.ndarray) -> list[float | None]:
+        return _finite(np.divide(values, by, out=np.zeros_like(by), where=by != 0))
+
+    return {
+        "distance": _finite(distance),
+        "uncertainty": over(spread, distance),
+        "share": {term: over(part, square) for term, part in parts.items()},
+        "without": without,
+    }

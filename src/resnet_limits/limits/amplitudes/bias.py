@@ -33,6 +33,7 @@ from resnet_limits.limits.amplitudes.histories import (
 from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, branch_kernels
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.quadrature import UnitSample
+from resnet_limits.threads import workers
 
 CELLS = 16
 """Cells in which noise and responses are carried on, where depth is continuous."""
@@ -367,8 +368,13 @@ def output_bias(
         If a fixed point over depth does not converge.
     """
     how = numerics or Numerics()
-    replicates = range(samples[0].replicates)
-    return torch.stack([_bias(dynamics, root, grid, samples, i, parts, how) for i in replicates])
+
+    def one(replicate: int) -> Tensor:
+        return _bias(dynamics, root, grid, samples, replicate, parts, how)
+
+    # Arrays are too small to be shared by torch's own threads.
+    with workers() as pool:
+        return torch.stack(list((pool.map if pool else map)(one, range(samples[0].replicates))))
 
 
 def _bias(

@@ -24,6 +24,8 @@ BIAS_POINTS, BIAS_NOISE, BIAS_CELLS = 1024, 16, 8
 takes, and cells in depth."""
 NOISE_POINTS, NOISE_SAMPLES, TOGETHER = 1024, 192, 64
 """Independent units of a sample, samples to begin with, and those solved side by side."""
+SHAPE_SEEDS, SHAPE_REPLICATES = 16, 2
+"""Embeddings for the distances of a shape, and scramblings of the noise for each."""
 DEPTHS = (16, 32, 64)
 """Depths that A_L is extrapolated from, each twice the one before."""
 MOST_ENTRIES, RANDOM_DIRECTIONS = 80, 48
@@ -119,6 +121,14 @@ def bias_seconds(sizes: Sizes, points: int, replicates: int) -> float:
     return total
 
 
+def shape_seconds(sizes: Sizes, replicates: int, embeddings: int) -> float:
+    """Estimate the time of the distances of a shape, by so many embeddings."""
+    exact = not sizes.quadrature.points
+    width, gram = (0 if exact else points for points in (WIDTH_POINTS, GRAM_POINTS))
+    each = width_seconds(sizes, width, min(replicates, SHAPE_REPLICATES))
+    return embeddings * each + limit_seconds(sizes, gram, replicates, 1 + embeddings)
+
+
 def gram_solutions(entries: int) -> int:
     """Count the solutions that A_D takes, for a Gram matrix of so many entries."""
     return 2 * (entries if entries <= MOST_ENTRIES else RANDOM_DIRECTIONS)
@@ -161,7 +171,10 @@ def width_bytes(sizes: Sizes) -> int:
 
 
 def bias_bytes(sizes: Sizes) -> int:
-    """Estimate the memory of the bias: noise and responses at all edges, and units' histories."""
+    """Estimate the memory of the bias: noise and responses at all edges, and units' histories.
+
+    As many scramblings are solved side by side as there are threads, at most all of them.
+    """
     work = sizes.work
     size = work.steps * work.rows
     carried = 8 * size**2 * (BIAS_CELLS + 1) * _CARRIED_ARRAYS
@@ -171,7 +184,8 @@ def bias_bytes(sizes: Sizes) -> int:
         * size
         for branch in work.branches
     ]
-    return carried + 8 * _HISTORY_ARRAYS * sum(histories)
+    together = max(1, sizes.quadrature.replicates)
+    return together * (carried + 8 * _HISTORY_ARRAYS * sum(histories))
 
 
 def _unit_numbers(sizes: Sizes) -> int:

@@ -9,7 +9,8 @@ differences of solutions with the same points and so far more accurate than thes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,8 +79,23 @@ def _root(gram: Array) -> Array:
     return root
 
 
-def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, Amplitude]:
-    """Find A_D of the hidden state at the last layer, and of the outputs.
+class Slope(NamedTuple):
+    """The derivative of the limit along one change of its Gram matrix.
+
+    Attributes
+    ----------
+    change : ndarray, shape (r, r)
+        The change.
+    ends : Ends
+        The derivative, of each scrambling.
+    """
+
+    change: Array
+    ends: Ends
+
+
+def gram_slopes(trajectories: Trajectories, plan: Plan) -> list[Slope]:
+    """Find the derivatives of the limit along the `directions` of its Gram matrix.
 
     Parameters
     ----------
@@ -88,11 +104,6 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
     plan : Plan
         Points, nodes and scramblings.
 
-    Returns
-    -------
-    hidden, output : Amplitude
-        Their uncertainty is that over scramblings and over random directions.
-
     Raises
     ------
     LimitError
@@ -100,7 +111,7 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
     """
     limit_root = trajectories.limit_root
     gram = limit_root @ limit_root
-    squares, mean_squares = [], []
+    slopes = []
     for change in directions(gram, plan.root_seed, trajectories.dynamics.initial_law):
         step = _STEP / _largest(change, limit_root)
         both = []
@@ -108,10 +119,28 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
             root = _root(gram + sign * step * change)
             solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: mean_ode")
             both.append(Ends.of(solved, root))
-        slope = both[0].combined(both[1], 0.5 / step, -0.5 / step)
-        squares.append(slope.squares(gram))
-        mean_squares.append(slope.mean().squares(gram)[:, 0])
-    each, mean = np.array(squares).sum(axis=0), np.array(mean_squares).sum(axis=0)
+        slopes.append(Slope(change, both[0].combined(both[1], 0.5 / step, -0.5 / step)))
+    return slopes
+
+
+def gram_amplitudes(slopes: Sequence[Slope], gram: Array) -> tuple[Amplitude, Amplitude]:
+    """Find A_D of the hidden state at the last layer, and of the outputs.
+
+    Parameters
+    ----------
+    slopes : sequence of Slope
+        From `gram_slopes`.
+    gram : ndarray, shape (r, r)
+        The limit's Gram matrix.
+
+    Returns
+    -------
+    hidden, output : Amplitude
+        Their uncertainty is that over scramblings and over random directions.
+    """
+    squares = np.array([slope.ends.squares(gram) for slope in slopes])
+    mean_squares = np.array([slope.ends.mean().squares(gram)[:, 0] for slope in slopes])
+    each, mean = squares.sum(axis=0), mean_squares.sum(axis=0)
     found = [Amplitude.of_fields(*parts) for parts in zip(each, mean, strict=True)]
     if entries(gram) > cost.MOST_ENTRIES:
         # The error of a sum over independent draws, as one of the amplitude.
@@ -122,6 +151,24 @@ def gram_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, 
             for part, error in zip(found, scatter, strict=True)
         ]
     return found[0], found[1]
+
+
+def to_first_order(slopes: Sequence[Slope], change: Array) -> Ends:
+    """Give what a change of the Gram matrix makes of the limit to first order, one replicate.
+
+    Parameters
+    ----------
+    slopes : sequence of Slope
+        Along each entry alone.
+    change : ndarray, shape (r, r)
+        Symmetric.
+    """
+    total = Ends(*(0.0 * part for part in slopes[0].ends.mean()))
+    for slope in slopes:
+        # The entry is where the direction is not zero.
+        place = np.unravel_index(np.argmax(np.abs(slope.change)), change.shape)
+        total = total.combined(slope.ends.mean(), 1.0, float(change[place] / slope.change[place]))
+    return total
 
 
 def _largest(change: Array, limit_root: Array) -> float:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from resnet_limits.kinds import Shape
 from resnet_limits.laws import law_of
 from resnet_limits.limits import depth, kernels
 from resnet_limits.limits.amplitudes import bias, cost, gram, layers, noise, width
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.amplitudes.sizes import Distance, UnitNoise, shape_distances
 from resnet_limits.limits.cost import Quadrature
+from resnet_limits.limits.depth import Array
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import REPLICATES, Plan
 from resnet_limits.limits.quadrature import CUBATURE
@@ -54,13 +57,33 @@ class Prediction:
     identity : Identity or None
         The check of the kernels, where there are any.
     notes : dict of str to str
-        Why an amplitude of which theory gives one is None or not finite, by its term.
+        Why an amplitude of which theory gives one is None or not finite, by its term; and why there
+        are no distances, by ``shape``.
+    distances : dict of str to Distance
+        Of the hidden state and of the outputs of networks of a shape, if one is asked for.
     """
 
     hidden: dict[str, Amplitude | None]
     output: dict[str, Amplitude | None]
     identity: width.Identity | None
     notes: dict[str, str]
+    distances: dict[str, Distance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A shape of which distances are wanted.
+
+    Attributes
+    ----------
+    shape : Shape
+        L, M, D.
+    roots : sequence of ndarray, shape (r, r)
+        Roots of the Gram matrices of embeddings of D rows.
+    """
+
+    shape: Shape
+    roots: Sequence[Array]
 
 
 def _relative(found: Found) -> float:
@@ -98,6 +121,17 @@ class _Predictor:
         )
         self.notes: dict[str, str] = {}
         self.identity: width.Identity | None = None
+        # What the distances of a shape take over from the parts.
+        self._inside: Array | None = None
+        self._output: Array | None = None
+        self._bias: Array | None = None
+        self._slopes: list[gram.Slope] = []
+
+    def _too_long(self, expected: float) -> str:
+        return (
+            f"thought to take {expected / 60:.0f} minutes of one core, and "
+            f"{self.most_seconds / 60:.0f} are allowed"
+        )
 
     def _refined(
         self,
@@ -111,10 +145,7 @@ class _Predictor:
         exact = self.exact if exact is None else exact
         plan = self.plan if exact else replace(self.plan, points=points)
         if (expected := seconds(plan.points)) > self.most_seconds:
-            self.notes[term] = (
-                f"thought to take {expected / 60:.0f} minutes of one core, and "
-                f"{self.most_seconds / 60:.0f} are allowed"
-            )
+            self.notes[term] = self._too_long(expected)
             return None, None
         while True:
             try:
@@ -155,13 +186,17 @@ class _Predictor:
             return None, None
         solutions = cost.gram_solutions(gram.entries(root @ root))
 
+        def find(plan: Plan) -> Found:
+            self._slopes = gram.gram_slopes(self.limits.trajectories, plan)
+            return gram.gram_amplitudes(self._slopes, root @ root)
+
         def seconds(points: int) -> float:
             return cost.limit_seconds(self.sizes, points, self.plan.replicates, solutions)
 
         return self._refined(
             "1/sqrt(D)",
             cost.GRAM_POINTS,
-            lambda plan: gram.gram_amplitudes(self.limits.trajectories, plan),
+            find,
             seconds,
         )
 
@@ -194,6 +229,7 @@ class _Predictor:
             how = bias.Numerics(cost.BIAS_CELLS, noise, plan.root_seed)
             dynamics, root = self.limits.dynamics, self.limits.limit_root
             found = bias.output_bias(dynamics, root, grid, samples, numerics=how)
+            self._bias = found.mean(0).numpy()
             return None, Amplitude.of_means(found.numpy())
 
         def seconds(points: int) -> float:
@@ -206,12 +242,38 @@ class _Predictor:
 
         def find(plan: Plan) -> Found:
             sampled = replace(plan, points=cost.NOISE_POINTS, replicates=plan.points)
-            return None, noise.output_noise(self.limits.trajectories, sampled)
+            inside, output = noise.unit_noise(self.limits.trajectories, sampled)
+            self._inside, self._output = inside.value**2, output.value**2
+            return None, output
 
         def seconds(samples: int) -> float:
             return cost.limit_seconds(self.sizes, cost.NOISE_POINTS, samples, 1)
 
         return self._refined("1/sqrt(LM)", cost.NOISE_SAMPLES, find, seconds, exact=False)
+
+    def distances(self, shaped: Shaped) -> dict[str, Distance]:
+        """Find the distances of networks of a shape, if all is known that they take."""
+        if self._inside is None or self._output is None or self._bias is None:
+            self.notes["shape"] = "to leading order only: a part of it is not known"
+            return {}
+        expected = cost.shape_seconds(self.sizes, self.plan.replicates, len(shaped.roots))
+        if expected > self.most_seconds:
+            self.notes["shape"] = f"to leading order only: {self._too_long(expected)}"
+            return {}
+        units = UnitNoise(self._inside, self._output, self._bias)
+        try:
+            hidden, output = shape_distances(
+                self.limits.trajectories,
+                self.plan,
+                shaped.shape,
+                shaped.roots,
+                units,
+                self._slopes,
+            )
+        except LimitError as error:
+            self.notes["shape"] = f"to leading order only: {error}"
+            return {}
+        return {"hidden": hidden, "output": output}
 
 
 def predict(
@@ -221,6 +283,7 @@ def predict(
     *,
     most_bytes: float = math.inf,
     rotated: bool = False,
+    shaped: Shaped | None = None,
 ) -> Prediction:
     """Find every amplitude that theory gives, at every step, training no network.
 
@@ -237,6 +300,8 @@ def predict(
         Memory that is there.
     rotated : bool
         Whether the inputs are those in a basis of their span.
+    shaped : Shaped, optional
+        A shape, of whose networks the distances are wanted.
 
     Raises
     ------
@@ -272,4 +337,5 @@ def predict(
         {term: parts.get(term, none)[place] for term in law_of("finite-dmft", name).terms}
         for place, name in enumerate(("hidden", "output"))
     )
-    return Prediction(hidden, output, identity, predictor.notes)
+    distances = predictor.distances(shaped) if shaped else {}
+    return Prediction(hidden, output, identity, predictor.notes, distances)
