@@ -6,8 +6,10 @@ For each problem the prediction of ``resnet-limits predict`` stands beside what 
   Its interval is that of the scramblings.
 - A_D: sqrt(D) times the RMS over seeds of Mean ODE less DMFT, with embeddings of D = 4096 drawn.
 - A_W: the RMS over seeds of the hidden states of trained networks less those of the limit of the
-  same depth and embedding, over sqrt(D/(L M)). It stands beside the amplitude of large L, and that
-  at the networks' own L.
+  same depth and embedding, over sqrt(D/(L M)). The embeddings are drawn and made orthogonal, so
+  that all have the Gram matrix, and the limit, of large D. It stands beside the amplitude of large
+  L and D, and beside that of the networks' own L and D, which has the noise of independent units
+  in the r directions of the embedding.
 - B: the scatter about their mean over seeds of the outputs of these networks less those of that
   limit, times sqrt(L M). It has no part of the bias.
 
@@ -50,7 +52,7 @@ from resnet_limits.problem import Problem, embedding_rows, gram_root, limit_gram
 
 Array = NDArray[np.float64]
 
-A_L, A_D, A_W, A_W_AT_L, B = AMPLITUDES = ("A_L", "A_D", "A_W", "A_W at L", "B")
+A_L, A_D, A_W, A_W_AT_L, B = AMPLITUDES = ("A_L", "A_D", "A_W", "A_W at L, D", "B")
 QUANTITIES = ("hidden", "output")
 
 # Sizes at which the next orders are small.
@@ -185,6 +187,12 @@ class Case:
         """Draw an embedding."""
         return embedding_rows(self.problem, self.seed, seed, embed_dim)
 
+    def orthogonal(self, seed: int, embed_dim: int) -> Array:
+        """Draw an embedding, turned and stretched so that its Gram matrix is the DMFT limit's."""
+        rows = self.rows(seed, embed_dim)
+        turned: Array = rows @ np.linalg.inv(self.root(rows)) @ self.limits.limit_root
+        return turned
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -257,20 +265,24 @@ def measured_networks(case: Case, seeds: int, shape: Shape = NETWORKS) -> tuple[
         dynamics,
         shape,
         draws,
-        lambda seed: case.rows(seed, shape.embed_dim),
+        lambda seed: case.orthogonal(seed, shape.embed_dim),
         case.seed,
         steps=steps,
         layers=[shape.depth],
         engine=engine,
         saved_dtype=np.float64,
     )
-    plan = case.plan(4096, 1, number=3)
+    root = case.limits.limit_root
+    wide = trajectories.solve(
+        root,
+        partial(depth.layered, shape.depth),
+        case.plan(8192, REPLICATES, number=3),
+        "benchmark",
+    )
+    limit = Ends.of(wide, root).mean()
     squares, gaps = [], []
     for seed, hidden, output in zip(draws, networks.hidden, networks.output, strict=True):
-        rows = case.rows(seed, shape.embed_dim)
-        root = case.root(rows)
-        wide = trajectories.solve(root, partial(depth.layered, shape.depth), plan, "benchmark")
-        limit = Ends.of(wide, root).mean()
+        rows = case.orthogonal(seed, shape.embed_dim)
         squares.append(np.square(hidden[:, 0] - limit.hidden[0] @ rows.T).mean(axis=(-2, -1)))
         gaps.append(output - limit.output[0])
     units = shape.depth * shape.width
@@ -318,14 +330,14 @@ class Row:
 
 
 def rows_of(
-    problem: str, quantity: str, amplitude: str, found: Amplitude | None, measured: Measured
+    problem: str, quantity: str, amplitude: str, found: Amplitude, measured: Measured
 ) -> Iterator[Row]:
     """Give the rows of one amplitude: one for each of three steps."""
     last = len(measured.value) - 1
-    for step in (1, (last + 1) // 2, last):
-        value, uncertain = (
-            (np.nan, np.nan) if found is None else (found.value[step], found.uncertainty[step])
-        )
+    # The first step is the first at which it is not zero.
+    first = int(np.argmax(found.value > 1e-6 * found.value.max()))
+    for step in (first, (first + last) // 2, last):
+        value, uncertain = found.value[step], found.uncertainty[step]
         yield Row(
             *(problem, amplitude, quantity, step),
             predicted=(value, uncertain),
@@ -339,21 +351,29 @@ def rows_of(
 def predicted(case: Case, shape: Shape) -> Iterator[tuple[str, str, Amplitude]]:
     """Give predictions: name of the amplitude, quantity and what it is."""
     trajectories, plan = case.limits.trajectories, case.plan(1024, REPLICATES)
-    # Of the limit of large L, and of the networks' own depth.
-    for name, own in ((A_W, None), (A_W_AT_L, shape.depth)):
-        if own and len(case.limits.dynamics.layer) > 1:
-            continue
-        variance, identity = width.width_variance(trajectories, plan, layers=own)
-        if not identity.holds:
-            raise PredictionError(f"the kernels do not make the drifts of the states: {identity}")
-        yield name, "hidden", Amplitude.of_fields(variance)
-    for name, pair in (
-        (A_L, layers.layer_amplitudes(trajectories, replace(plan, points=plan.points // 2))),
-        (A_D, gram.gram_amplitudes(trajectories, plan)),
-    ):
+    inside, output = noise.unit_noise(trajectories, replace(plan, points=2048, replicates=192))
+    yield B, "output", output
+    # Of the limit of large L and D, and of the networks' own.
+    variance = _width(case, plan, None)
+    yield A_W, "hidden", Amplitude.of_fields(variance)
+    if len(case.limits.dynamics.layer) == 1:
+        variance = _width(case, plan, shape.depth)
+        share = len(case.limits.limit_root) / shape.embed_dim
+        own = (1.0 - share) * variance + inside.value**2 / shape.embed_dim
+        yield A_W_AT_L, "hidden", Amplitude.of_fields(own)
+    fewer = replace(plan, points=plan.points // 2)
+    of_layers = layers.layer_amplitudes(trajectories, fewer)
+    root = case.limits.limit_root
+    of_gram = gram.gram_amplitudes(gram.gram_slopes(trajectories, plan), root @ root)
+    for name, pair in ((A_L, of_layers), (A_D, of_gram)):
         yield from zip((name, name), QUANTITIES, pair, strict=True)
-    independent = replace(plan, points=2048, replicates=192)
-    yield B, "output", noise.output_noise(trajectories, independent)
+
+
+def _width(case: Case, plan: Plan, depth_of: int | None) -> Array:
+    variance, identity = width.width_variance(case.limits.trajectories, plan, layers=depth_of)
+    if not identity.holds:
+        raise PredictionError(f"the kernels do not make the drifts of the states: {identity}")
+    return variance
 
 
 def compared(problem: str, seeds: int, mean_odes: int) -> list[Row]:
