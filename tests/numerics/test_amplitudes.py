@@ -315,6 +315,40 @@ def test_the_adjoint_is_the_limit_of_dense_layers():
         assert np.abs(end_variance(forgotten, grid) / expected - 1).max() > 0.05
 
 
+def test_layers_are_summed_exactly():
+    """As many nodes as layers: one dense system of units that read h before and b after a layer."""
+    layers, steps, rows = 5, 3, 2
+    carrier, _ = random_carrier(layers, steps, rows)
+    grid = depth.layered(layers, layers)
+    size = len(carrier.start)
+
+    def h(edge):
+        return slice(edge * size, (edge + 1) * size)
+
+    def b(edge):
+        return slice((layers + 1 + edge) * size, (layers + 2 + edge) * size)
+
+    def variance(of_b, of_h):
+        matrix = np.eye(2 * (layers + 1) * size)
+        matrix[h(0), b(0)] -= carrier.start
+        matrix[b(layers), h(layers)] -= carrier.end
+        for k in range(layers):
+            matrix[h(k + 1), h(k)] -= np.eye(size)
+            matrix[b(k), b(k + 1)] -= np.eye(size)
+            matrix[h(k + 1), b(k + of_b)] -= carrier.forward[k] / layers
+            matrix[b(k), h(k + of_h)] -= carrier.backward[k] / layers
+        inverse = np.linalg.inv(matrix)[h(layers)]
+        parts = [(inverse[:, h(k + 1)], carrier.forward_noise[k]) for k in range(layers)] + [
+            (inverse[:, b(k)], carrier.backward_noise[k]) for k in range(layers)
+        ]
+        return sum(np.einsum("ij,jk,ik->i", x, noise, x) for x, noise in parts) / layers
+
+    found = end_variance(carrier, grid)
+    assert np.abs(found / variance(1, 0) - 1).max() < 1e-10
+    # Units that read the other side of their layer.
+    assert np.abs(found / variance(0, 1) - 1).max() > 1e-2
+
+
 @pytest.mark.parametrize("norm", [RMS(), Saturating(), Identity()])
 def test_norms_do_to_the_noise_of_a_coordinate_what_they_do_to_states(norm):
     """Many coordinates, whose noise is independent of the states."""
@@ -444,6 +478,26 @@ def test_the_width_amplitude_of_the_quickstart(quickstart):
     assert identity.holds
     found = np.sqrt(variance.mean(axis=0))
     assert all(close(found[step], value) for step, value in WIDTH.items())
+
+
+# Networks of eight layers, whose ratio to these is 0.998 to 1.009.
+WIDTH_AT_8 = {0: 0.599, 1: 0.628, 3: 0.661, 5: 0.683, 8: 0.714, 11: 0.752, 14: 0.805}
+
+
+def test_the_width_amplitude_of_few_layers(quickstart):
+    variance, identity = width.width_variance(quickstart.trajectories, PLAN, layers=8)
+    assert identity.holds
+    found = np.sqrt(variance.mean(axis=0))
+    assert all(close(found[step], value, 0.01) for step, value in WIDTH_AT_8.items())
+    # That of many layers is another.
+    assert not close(WIDTH[14], WIDTH_AT_8[14], 0.01)
+
+
+def test_layers_of_several_branches_have_no_amplitude_at_their_depth():
+    perceptron = {"unit": {"kind": "perceptron", "activation": "tanh"}}
+    limits = limits_of(quickstart_values(model={"layer": [perceptron, perceptron]}))
+    with pytest.raises(ValueError, match="2 branches in a layer: need 1"):
+        width.width_variance(limits.trajectories, PLAN, layers=8)
 
 
 def test_noise_that_nothing_carries_on_is_told_apart(quickstart, monkeypatch):

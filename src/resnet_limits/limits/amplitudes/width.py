@@ -7,6 +7,7 @@ trained embeddings do to a coordinate, and carried to the last layer (:mod:`.tra
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class States:
     Attributes
     ----------
     w, z : Tensor, shape (replicates, nodes, Q, r)
-        Hidden and backward states; Q pairs (step, row).
+        Hidden and backward states as units see them; Q pairs (step, row).
     w_end : Tensor, shape (replicates, Q, r)
         The hidden state at s = 1.
     drift, drift_back : Tensor, shape (replicates, nodes, Q, r)
@@ -82,31 +83,46 @@ class States:
         return States(**{field.name: getattr(self, field.name)[one] for field in fields(States)})
 
 
-def limit_states(trajectories: Trajectories, plan: Plan, root: Array) -> tuple[States, DepthGrid]:
+def limit_states(
+    trajectories: Trajectories, plan: Plan, root: Array, layers: int | None = None
+) -> tuple[States, DepthGrid]:
     """Solve the limit of a Gram root with a plan's points, and take its states at the nodes.
+
+    Parameters
+    ----------
+    trajectories : Trajectories
+        The problem.
+    plan : Plan
+        Points, nodes and scramblings.
+    root : ndarray, shape (r, r)
+        Root of the Gram matrix.
+    layers : int, optional
+        L of the limit of infinite width; continuous depth if left out.
 
     Raises
     ------
     LimitError
         If it cannot be solved.
     """
-    dynamics, grid = trajectories.dynamics, depth.continuous(plan.nodes)
-    solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: width")
+    dynamics = trajectories.dynamics
+    make = depth.continuous if layers is None else partial(depth.layered, layers)
+    grid = make(plan.nodes)
+    solved = trajectories.solve(root, make, plan, "amplitudes: width")
 
-    def at(states: Array, knots: slice | int) -> Tensor:
-        # (replicates, steps, knots, rows, r) -> (replicates, [knots,] Q, r)
-        chosen = torch.from_numpy(states[:, :, knots])
-        if isinstance(knots, int):
-            return chosen.flatten(1, 2)
-        return chosen.transpose(1, 2).flatten(2, 3)
+    def at_end(states: Array, knot: int) -> Tensor:
+        # (replicates, steps, knots, rows, r) -> (replicates, Q, r)
+        return torch.from_numpy(states[:, :, knot]).flatten(1, 2)
 
-    inside = slice(1, -1)
-    w, z = at(solved.hidden, inside), at(solved.backward, inside)
-    w_start, z_end = at(solved.hidden, 0), at(solved.backward, -1)
-    slopes = []
-    for matrix, inner, end in ((grid.forward, w, w_start), (grid.backward, z, z_end)):
-        change = (inner - end[:, None]).flatten(2)
-        slopes.append(torch.linalg.solve(torch.from_numpy(matrix), change).view_as(inner))
+    def at_nodes(states: Array, first: int, to_knots: Array, to_nodes: Array) -> list[Tensor]:
+        """Give the states that units see, from where they are known, and their slopes."""
+        start = states[:, :, first, None]
+        slopes = np.einsum("nm,bkmia->bknia", np.linalg.pinv(to_knots), states - start)
+        seen = start + np.einsum("nm,bkmia->bknia", to_nodes, slopes)
+        # (replicates, steps, nodes, rows, r) -> (replicates, nodes, Q, r)
+        return [torch.from_numpy(x).transpose(1, 2).flatten(2, 3) for x in (seen, slopes)]
+
+    w, drift = at_nodes(solved.hidden, 0, grid.forward_knots, grid.forward)
+    z, drift_back = at_nodes(solved.backward, -1, grid.backward_knots, grid.backward)
     targets = torch.from_numpy(dynamics.targets)
     output = torch.from_numpy(solved.output)
     cotangents = [
@@ -115,16 +131,16 @@ def limit_states(trajectories: Trajectories, plan: Plan, root: Array) -> tuple[S
     states = States(
         w=w,
         z=z,
-        w_end=at(solved.hidden, -1),
-        drift=slopes[0],
-        drift_back=slopes[1],
+        w_end=at_end(solved.hidden, -1),
+        drift=drift,
+        drift_back=drift_back,
         cotangent=torch.stack(cotangents, dim=1).flatten(1, 2),
     )
     return states, grid
 
 
 def width_variance(
-    trajectories: Trajectories, plan: Plan, root: Array | None = None
+    trajectories: Trajectories, plan: Plan, root: Array | None = None, layers: int | None = None
 ) -> tuple[Array, Identity]:
     """Find A_W^2 of the hidden state at the last layer.
 
@@ -137,6 +153,9 @@ def width_variance(
     root : ndarray, shape (r, r), optional
         Root of the embedding's Gram matrix; that of the DMFT limit if left out. With one of finite
         D the amplitude is that of networks with this embedding, to the next order in 1/D.
+    layers : int, optional
+        L of the networks; their limit of large L if left out. Only where a layer is one branch, as
+        what the branches of one layer do to each other is of order 1/L and left out here.
 
     Returns
     -------
@@ -149,10 +168,14 @@ def width_variance(
     ------
     LimitError
         If the limit cannot be solved.
+    ValueError
+        If a layer has several branches, and `layers` is given.
     """
     dynamics = trajectories.dynamics
+    if layers is not None and len(dynamics.layer) > 1:
+        raise ValueError(f"{len(dynamics.layer)} branches in a layer: need 1 where layers is given")
     root = trajectories.limit_root if root is None else root
-    states, grid = limit_states(trajectories, plan, root)
+    states, grid = limit_states(trajectories, plan, root, layers)
     samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == CUBATURE)
     rows, variances, found = len(dynamics.inputs), [], []
     # One scrambling after the other: kernels are large.
