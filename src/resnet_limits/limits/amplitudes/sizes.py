@@ -2,9 +2,10 @@
 
 A network differs from the DMFT limit as its infinite-width limit W(L, D) does, which is solved here
 for the Gram matrices of embeddings of D rows at the network's own depth, and by the noise of its
-units, whose amplitude is that at these Gram matrices, and smaller in the span of the embedding.
-Biases add before anything is squared. What the fluctuation of a Gram matrix makes to first order
-has a known mean square, A_D^2/D, so that only what is beyond it is left to a few embeddings.
+units, whose amplitude is that at these Gram matrices and this depth, and smaller in the span of the
+embedding. Biases add before anything is squared. What the fluctuation of a Gram matrix makes to
+first order has a known mean square, A_D^2/D, so that only what is beyond it is left to a few
+embeddings.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ def shape_distances(
     layers, width, embed_dim = shape
     spanned = min(len(limit_root), embed_dim)
     bias = (embed_dim - spanned) / (layers * width) * units.bias
+    # With several branches in a layer the noise is known for many layers alone.
+    own = layers if len(trajectories.dynamics.layer) == 1 else None
     centre = limit_root @ limit_root
     # Random directions do not give the change for one Gram matrix.
     by_entry = slopes if gram.entries(centre) <= cost.MOST_ENTRIES else ()
@@ -147,7 +150,7 @@ def shape_distances(
         solved = trajectories.solve(root, partial(depth.layered, layers), some, "amplitudes: wide")
         gap = Ends.of(solved, root).combined(limit, 1.0, -1.0).mean()
         gap = gap._replace(output=gap.output + bias)
-        amplitude = width_variance(trajectories, few, root)[0].mean(axis=0)
+        amplitude = width_variance(trajectories, few, root, own)[0].mean(axis=0)
         noise = (embed_dim - spanned) * amplitude + units.inside
         squares[0].append(gap.squares(root @ root)[:, 0])
         squares[1].append(np.stack([noise, units.output]) / (layers * width))
