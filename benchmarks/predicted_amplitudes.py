@@ -17,8 +17,8 @@ Every problem has data and seeds of its own, so that ratios of different problem
 Intervals of RMS values over seeds are from a jackknife with Student's t, of 95 %; that of a ratio
 holds the prediction's uncertainty too.
 
-Usage: ``python benchmarks/predicted_amplitudes.py [--problems NAMES] [--seeds 16]
-[--mean-odes 64] [--jobs 1] [--out FILE]``, which prints a Markdown table.
+Usage: ``python benchmarks/predicted_amplitudes.py [--problems NAMES] [--seeds 24]
+[--mean-odes 128] [--jobs 1] [--out FILE]``, which prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ QUANTITIES = ("hidden", "output")
 DEPTH, EMBED_DIM = 1024, 4096
 NETWORKS = Shape(16, 4096, 512)
 # Where the noise is alpha = 4 times as large, so is its next order, of alpha^2 D/(LM).
-# A layer of two branches has no amplitude at its own depth, so that it gets more layers.
-SHAPES = {"alpha 4": Shape(16, 16384, 256), "transformer": Shape(64, 1024, 512)}
+# Attention heads cost more. A layer of two branches has no amplitude at its own depth.
+SHAPES = {
+    "alpha 4": Shape(16, 16384, 256),
+    "attention heads": Shape(16, 1024, 128),
+    "transformer": Shape(32, 512, 128),
+}
 # What has no error but that of the next order in 1/L may be off by so much.
 EXACT = 5e-3
 
@@ -421,8 +425,8 @@ HEAD = "| problem | amplitude | | step | predicted | measured | measured/predict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=16)
-    parser.add_argument("--mean-odes", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=24)
+    parser.add_argument("--mean-odes", type=int, default=128)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -39,7 +39,7 @@ def case(tiny_values):
         limits.dynamics, limits.limit_root, depth.continuous(PLAN.nodes), samples
     )
     plan = replace(PLAN, points=1024, replicates=128)
-    inside, output = noise.unit_noise(limits.trajectories, plan)
+    inside, output = noise.unit_noise(limits.trajectories, plan, SHAPE.depth)
     units = sizes.UnitNoise(inside.value**2, output.value**2, of_bias.mean(0).numpy())
     return limits, rows, [gram_root(problem, each) for each in rows], units
 

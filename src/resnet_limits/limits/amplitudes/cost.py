@@ -141,7 +141,8 @@ def shape_seconds(sizes: Sizes, replicates: int, embeddings: int) -> float:
     exact = not sizes.quadrature.points
     width, gram = (0 if exact else points for points in (WIDTH_POINTS, GRAM_POINTS))
     each = width_seconds(sizes, width, min(replicates, SHAPE_REPLICATES))
-    return embeddings * each + limit_seconds(sizes, gram, replicates, 1 + embeddings)
+    of_units = limit_seconds(sizes, NOISE_POINTS, NOISE_SAMPLES, 1)
+    return of_units + embeddings * each + limit_seconds(sizes, gram, replicates, 1 + embeddings)
 
 
 def _chunk_seconds(steps: int) -> float:

@@ -9,6 +9,7 @@ of the state is the noise inside of the span of the embedding, which networks of
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.trajectories import Trajectories
 
 
-def unit_noise(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, Amplitude]:
+def unit_noise(
+    trajectories: Trajectories, plan: Plan, layers: int | None = None
+) -> tuple[Amplitude, Amplitude]:
     """Find the noise of the state at the last layer in the span of the embedding, and B.
 
     Parameters
@@ -48,7 +51,7 @@ def unit_noise(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude, Ampli
     solved = [
         trajectories.solve(
             root,
-            depth.continuous,
+            depth.continuous if layers is None else partial(depth.layered, layers),
             plain,
             "amplitudes: independent",
             replicates=range(first, min(first + cost.TOGETHER, plan.replicates)),

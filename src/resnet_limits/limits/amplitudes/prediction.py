@@ -122,8 +122,6 @@ class _Predictor:
         self.notes: dict[str, str] = {}
         self.identity: width.Identity | None = None
         # What the distances of a shape take over from the parts.
-        self._inside: Array | None = None
-        self._output: Array | None = None
         self._bias: Array | None = None
         self._slopes: list[gram.Slope] = []
 
@@ -242,9 +240,7 @@ class _Predictor:
 
         def find(plan: Plan) -> Found:
             sampled = replace(plan, points=cost.NOISE_POINTS, replicates=plan.points)
-            inside, output = noise.unit_noise(self.limits.trajectories, sampled)
-            self._inside, self._output = inside.value**2, output.value**2
-            return None, output
+            return None, noise.unit_noise(self.limits.trajectories, sampled)[1]
 
         def seconds(samples: int) -> float:
             return cost.limit_seconds(self.sizes, cost.NOISE_POINTS, samples, 1)
@@ -253,17 +249,20 @@ class _Predictor:
 
     def distances(self, shaped: Shaped) -> dict[str, Distance]:
         """Find the distances of networks of a shape, if all is known that they take."""
-        if self._inside is None or self._output is None or self._bias is None:
-            self.notes["shape"] = "to leading order only: a part of it is not known"
+        if self._bias is None:
+            self.notes["shape"] = "to leading order only: D/(LM) is not known"
             return {}
         expected = cost.shape_seconds(self.sizes, self.plan.replicates, len(shaped.roots))
         if expected > self.most_seconds:
             self.notes["shape"] = f"to leading order only: {self._too_long(expected)}"
             return {}
-        units = UnitNoise(self._inside, self._output, self._bias)
+        trajectories, layers = self.limits.trajectories, shaped.shape.depth
+        sampled = replace(self.plan, points=cost.NOISE_POINTS, replicates=cost.NOISE_SAMPLES)
         try:
+            inside, output_noise = noise.unit_noise(trajectories, sampled, layers)
+            units = UnitNoise(inside.value**2, output_noise.value**2, self._bias)
             hidden, output = shape_distances(
-                self.limits.trajectories,
+                trajectories,
                 self.plan,
                 shaped.shape,
                 shaped.roots,
