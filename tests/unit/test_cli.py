@@ -732,3 +732,12 @@ def test_the_program_exits_with_the_code(arguments, code):
             "status", "inspect", "check",
         ):  # fmt: skip
             assert command in done.stdout
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(given, found, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == found

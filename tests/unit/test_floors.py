@@ -15,7 +15,8 @@ PACKAGE = Path(resnet_limits.__file__).parent
 
 FLOOR = {
     "config": 1, "units": 1, "norms": 1, "rules": 1, "randomness": 1, "fields": 1, "integrity": 1,
-    "signals": 1, "onechunk": 1, "kinds": 1, "jit": 1, "tiles": 1, "interpolation": 1, "speeds": 1,
+    "signals": 1, "openmp": 1, "onechunk": 1, "kinds": 1, "jit": 1, "tiles": 1, "interpolation": 1,
+    "speeds": 1,
     "problem": 2, "datafile": 2, "store": 2, "provenance": 2, "lock": 2, "devices": 2, "laws": 2,
     "threads": 2, "cells": 2, "fitted": 2, "kept": 2, "datashape": 2,
     "optimum": 2, "predicted": 2,

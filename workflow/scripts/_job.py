@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "src"))
 
 from resnet_limits import integrity, lock, provenance
 from resnet_limits.config import Experiment, InputError, experiment_from_dict
+from resnet_limits.openmp import wait_asleep
 from resnet_limits.signals import STOPPED, Stopped, StopSignals, stop_signals
 from resnet_limits.stages.paths import Cell, Paths, cell_name, cells
 from resnet_limits.stages.plan import EDITED
@@ -209,6 +210,7 @@ def running(snakemake: Any, stage: str) -> Iterator[Job]:
     stage : str
         The stage that the script computes.
     """
+    wait_asleep()
     _log_to(Path(snakemake.log[0]))
     started = time.monotonic()
     job = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resnet_limits.cli.session import BAD_INPUT, DONE, FAILED, STOPPED, Session, stopped
+from resnet_limits.openmp import wait_asleep
 from resnet_limits.signals import Stopped, stop_signals
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "STOPPED", "main"]
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1, 2 or 75.
     """
     Session.verbose = Session.saved = False
+    wait_asleep()
     try:
         with stop_signals() as signals:
             # Late, so that Ctrl-C during the import is one line too.

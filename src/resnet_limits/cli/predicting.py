@@ -13,7 +13,6 @@ from resnet_limits.cli.computing import Plan, dmft_for
 from resnet_limits.cli.session import LOG
 from resnet_limits.config import Experiment, InputError, Shape
 from resnet_limits.kinds import SYMBOLS
-from resnet_limits.predicted import amplitudes
 
 AnyDepth = Annotated[
     int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
@@ -123,6 +122,8 @@ def _predicted(
 
 def _lines(predicted: dict[str, Any]) -> Iterator[str]:
     """Amplitudes at some steps, a line for each term; distances of a shape; notes."""
+    from resnet_limits.predicted import amplitudes
+
     steps = _shown(predicted["step"])
     rows = [["of", "term", *(f"step {step}" for step in steps)]]
     for name in ("hidden", "output"):
