@@ -65,7 +65,7 @@ def fake(monkeypatch, make_dataset):
         assert [set(part.data_vars) for part in opened] == [{"output"}, {"hidden", "status"}]
         return {pair: make_dataset("errors") for pair in experiment.pairs}
 
-    def prediction(experiment, dmft, most_seconds):
+    def prediction(experiment, dmft, most_seconds, shape):
         assert "output" in dmft
         return {"step": [0], "hidden": {}, "output": {}, "notes": {}}
 

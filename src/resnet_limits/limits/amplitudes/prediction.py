@@ -33,7 +33,8 @@ TOLERANCE = {
     "D/(LM)": 3e-2,
 }
 """Uncertainty of an amplitude, relative to its largest over the steps, above which it is refined,
-where that is cheap."""
+where that is cheap; where limits may be off by more than `OWN_TOLERANCE`, as many times as much."""
+OWN_TOLERANCE = 1e-3
 # How many times as many points are tried next.
 _MORE = 4
 
@@ -110,6 +111,7 @@ class _Predictor:
         self.limits, self.most_seconds, self.rotated = limits, most_seconds, rotated
         self.exact = plan.quadrature == CUBATURE
         self.plan = plan if self.exact else replace(plan, replicates=REPLICATES)
+        self.loose = max(1.0, plan.tolerance / OWN_TOLERANCE)
         dynamics, arithmetic = limits.dynamics, limits.arithmetic
         single = plan.precision == "float32"
         compiled = single and all(kernels.code_of(b.unit) is not None for b in dynamics.layer)
@@ -155,7 +157,7 @@ class _Predictor:
             logger.info("%s: %d points: uncertain by %.1e", term, plan.points, uncertain)
             more = replace(plan, points=_MORE * plan.points)
             allowed = min(self.most_seconds, cost.REFINED_SECONDS)
-            if exact or uncertain <= TOLERANCE[term] or seconds(more.points) > allowed:
+            if exact or uncertain <= self.loose * TOLERANCE[term] or seconds(more.points) > allowed:
                 if why := _not_finite(found):
                     self.notes[term] = why
                 return found
