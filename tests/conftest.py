@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from resnet_limits.openmp import wait_asleep
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What several threads do together is tested too. Those that wait for others would spin, on cores
 # that the other process needs: ten times the time of the work itself.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+wait_asleep()
 
 
 @pytest.fixture(autouse=True)

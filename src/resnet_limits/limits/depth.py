@@ -11,7 +11,9 @@ second tends to the first as L grows, and with n = L it is the plain sum over la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +138,11 @@ def layered(depth: int, nodes: int) -> DepthGrid:
         backward_knots=total - forward_knots,
         step=1.0 / depth,
     )
+
+
+def of_layers(layers: int | None) -> Callable[[int], DepthGrid]:
+    """Give the grids of a number of layers, by their number of nodes; continuous ones for None."""
+    return continuous if layers is None else partial(layered, layers)
 
 
 def _distinct_integers(wanted: Array, largest: int) -> NDArray[np.int64]:

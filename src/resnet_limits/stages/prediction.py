@@ -116,14 +116,21 @@ def _scale(limits: Limits, dmft: xr.Dataset) -> list[float]:
 
 def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, Any]:
     """Lay amplitudes out by term."""
-    nothing = [None] * steps
-    return {
-        term: {
-            "amplitude": nothing if found is None else _finite(found.value, found.finite),
-            "uncertainty": nothing if found is None else _finite(found.uncertainty, found.finite),
-        }
+    nothing: list[float | None] = [None] * steps
+    rows = {
+        term: (nothing, nothing) if found is None else _columns(found)
         for term, found in amplitudes.items()
     }
+    return {
+        term: dict(zip(("amplitude", "uncertainty"), row, strict=True))
+        for term, row in rows.items()
+    }
+
+
+def _columns(amplitude: Amplitude) -> tuple[list[float | None], list[float | None]]:
+    """Give values and uncertainties for JSON, both null where one of them is not finite."""
+    known = amplitude.finite
+    return _finite(amplitude.value, known), _finite(amplitude.uncertainty, known)
 
 
 def _finite(values: np.ndarray, known: np.ndarray | None = None) -> list[float | None]:
@@ -165,17 +172,10 @@ def with_shape(
         parts = dict.fromkeys(("limit", "noise"), nothing)
         if found and name in found:
             distance = found[name]
-            best = _best(distance.whole)
+            best = dict(zip(best, _columns(distance.whole), strict=True))
             parts = {part: _finite(getattr(distance, part)) for part in parts}
         added[name] = {**best, **parts, "leading": leading}
     return {**predicted, "shape": added}
-
-
-def _best(whole: Amplitude) -> dict[str, list[float | None]]:
-    return {
-        "distance": _finite(whole.value, whole.finite),
-        "uncertainty": _finite(whole.uncertainty, whole.finite),
-    }
 
 
 def _leading(predicted: Mapping[str, Any], name: str, shape: Shape) -> dict[str, Any]:

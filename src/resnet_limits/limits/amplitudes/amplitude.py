@@ -69,6 +69,12 @@ class Amplitude:
         error = np.sqrt((count - 1) * roots.var(axis=0))
         return cls(np.sqrt(np.maximum(square, 0.0)), error)
 
+    @classmethod
+    def of_square(cls, square: Array, error: Array) -> Amplitude:
+        """Take it from its square and the standard error of that, both (K,); not negative."""
+        value = np.sqrt(square)
+        return cls(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
+
     def with_error(self, error: Array) -> Amplitude:
         """Add another source of error, in quadrature."""
         return Amplitude(self.value, np.hypot(self.uncertainty, error))

@@ -81,12 +81,14 @@ class Sizes:
     quadrature: Quadrature
 
 
+def _exact_units(sizes: Sizes, branch: Branch) -> int:
+    """Count the units of a branch, all nodes together, that are exact for linear ones."""
+    return 2 * sizes.quadrature.nodes * sizes.work.directions * branch.vectors
+
+
 def limit_seconds(sizes: Sizes, points: int, replicates: int, solutions: int) -> float:
     """Estimate the time of so many solutions, each with so many points of each branch."""
-    counts = [
-        points * replicates or 2 * sizes.quadrature.nodes * sizes.work.directions * branch.vectors
-        for branch in sizes.work.branches
-    ]
+    counts = [points * replicates or _exact_units(sizes, branch) for branch in sizes.work.branches]
     return solutions * solve_seconds(sizes.work, sizes.quadrature, counts)
 
 
@@ -94,9 +96,7 @@ def width_seconds(sizes: Sizes, points: int, replicates: int) -> float:
     """Estimate the time of A_W, with so many points of each branch."""
     total = 0.0
     for branch, smooth, tokens in zip(sizes.work.branches, sizes.smooth, sizes.tokens, strict=True):
-        units = points * replicates
-        if not points:
-            units = 2 * sizes.quadrature.nodes * sizes.work.directions * branch.vectors
+        units = points * replicates or _exact_units(sizes, branch)
         total += units * _unit_seconds(sizes.work, branch, smooth, tokens)
         # Those of each node and scrambling are worked on by themselves.
         places = sizes.quadrature.nodes * (replicates if points else 1)
@@ -129,7 +129,7 @@ def bias_seconds(sizes: Sizes, points: int, replicates: int) -> float:
         vectors, units = branch.vectors, points * replicates
         seen = _SOLVED + 3 * BIAS_NOISE * _REPLAYED
         if exact:
-            units = 2 * sizes.quadrature.nodes * work.directions * vectors
+            units = _exact_units(sizes, branch)
             # Along all directions, a power of two of them, in both senses.
             seen = _SOLVED + 4 * size * vectors * _REPLAYED
         total += units * vectors * size * tokens**0.5 * seen
@@ -211,11 +211,7 @@ def bias_bytes(sizes: Sizes) -> int:
     size = work.steps * work.rows
     carried = 8 * size**2 * (BIAS_CELLS + 1) * _CARRIED_ARRAYS
     histories = [
-        (
-            BIAS_POINTS
-            if sizes.quadrature.points
-            else 2 * sizes.quadrature.nodes * work.directions * branch.vectors
-        )
+        (BIAS_POINTS if sizes.quadrature.points else _exact_units(sizes, branch))
         * branch.vectors
         * size
         for branch in work.branches

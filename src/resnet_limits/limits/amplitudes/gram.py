@@ -147,14 +147,14 @@ def gram_amplitudes(slopes: Sequence[Slope], gram: Array) -> tuple[Amplitude, Am
         count = len(mean_squares)
         scatter = np.std(mean_squares, axis=0, ddof=1) * np.sqrt(count)
         found = [
-            part.with_error(np.divide(error, 2 * part.value, where=part.value > 0, out=0 * error))
-            for part, error in zip(found, scatter, strict=True)
+            part.with_error(Amplitude.of_square(square, error).uncertainty)
+            for part, square, error in zip(found, mean, scatter, strict=True)
         ]
     return found[0], found[1]
 
 
 def to_first_order(slopes: Sequence[Slope], change: Array) -> Ends:
-    """Give what a change of the Gram matrix makes of the limit to first order, one replicate.
+    """Give what a change of the Gram matrix makes of the limit to first order.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def to_first_order(slopes: Sequence[Slope], change: Array) -> Ends:
     change : ndarray, shape (r, r)
         Symmetric.
     """
-    total = Ends(*(0.0 * part for part in slopes[0].ends.mean()))
+    total = Ends(*(0.0 * part for part in slopes[0].ends))
     for slope in slopes:
         # The entry is where the direction is not zero.
         place = np.unravel_index(np.argmax(np.abs(slope.change)), change.shape)
-        total = total.combined(slope.ends.mean(), 1.0, float(change[place] / slope.change[place]))
+        total = total.combined(slope.ends, 1.0, float(change[place] / slope.change[place]))
     return total
 
 

@@ -7,8 +7,6 @@ order in 1/L. Two depths L and 2L give the constant without that order, three ho
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from resnet_limits.limits import depth
@@ -42,7 +40,7 @@ def layer_amplitudes(trajectories: Trajectories, plan: Plan) -> tuple[Amplitude,
     root = trajectories.limit_root
 
     def ends(layers: int | None) -> Ends:
-        grid = depth.continuous if layers is None else partial(depth.layered, layers)
+        grid = depth.of_layers(layers)
         solved = trajectories.solve(root, grid, plan, "amplitudes: wide", shared=True)
         return Ends.of(solved, root)
 

@@ -9,7 +9,6 @@ of the state is the noise inside of the span of the embedding, which networks of
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -51,7 +50,7 @@ def unit_noise(
     solved = [
         trajectories.solve(
             root,
-            depth.continuous if layers is None else partial(depth.layered, layers),
+            depth.of_layers(layers),
             plain,
             "amplitudes: independent",
             replicates=range(first, min(first + cost.TOGETHER, plan.replicates)),
@@ -71,6 +70,4 @@ def _spread(values: Array, factor: int) -> Amplitude:
     squares = factor * np.square(values - values.mean(axis=0)).mean(axis=(-2, -1))
     count = len(squares)
     squares *= count / (count - 1)
-    value = np.sqrt(squares.mean(axis=0))
-    error = squares.std(axis=0, ddof=1) / np.sqrt(count)
-    return Amplitude(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
+    return Amplitude.of_square(squares.mean(axis=0), squares.std(axis=0, ddof=1) / np.sqrt(count))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -79,9 +78,8 @@ class Distance:
         """
         without = limit - first
         squares = known + without + noise
-        value = np.sqrt(np.maximum(squares.mean(axis=0), 0.0))
         error = squares.std(axis=0, ddof=1) / np.sqrt(len(squares))
-        whole = Amplitude(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
+        whole = Amplitude.of_square(np.maximum(squares.mean(axis=0), 0.0), error)
         of_limit = np.maximum(known + without.mean(axis=0), 0.0)
         return cls(whole, np.sqrt(of_limit), np.sqrt(np.mean(noise, axis=0)))
 
@@ -137,17 +135,18 @@ def shape_distances(
     own = layers if len(trajectories.dynamics.layer) == 1 else None
     centre = limit_root @ limit_root
     # Random directions do not give the change for one Gram matrix.
-    by_entry = slopes if gram.entries(centre) <= cost.MOST_ENTRIES else ()
+    by_entry = []
+    if gram.entries(centre) <= cost.MOST_ENTRIES:
+        by_entry = [slope._replace(ends=slope.ends.mean()) for slope in slopes]
     nothing = np.zeros((2, trajectories.dynamics.steps))
     known = nothing
     if by_entry:
         known = (
-            sum((slope.ends.mean().squares(centre)[:, 0] for slope in by_entry), start=nothing)
-            / embed_dim
+            sum((slope.ends.squares(centre)[:, 0] for slope in by_entry), start=nothing) / embed_dim
         )
     squares: tuple[list[Array], ...] = ([], [], [])
     for root in roots:
-        solved = trajectories.solve(root, partial(depth.layered, layers), some, "amplitudes: wide")
+        solved = trajectories.solve(root, depth.of_layers(layers), some, "amplitudes: wide")
         gap = Ends.of(solved, root).combined(limit, 1.0, -1.0).mean()
         gap = gap._replace(output=gap.output + bias)
         amplitude = width_variance(trajectories, few, root, own)[0].mean(axis=0)

@@ -7,7 +7,6 @@ trained embeddings do to a coordinate, and carried to the last layer (:mod:`.tra
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -105,7 +104,7 @@ def limit_states(
         If it cannot be solved.
     """
     dynamics = trajectories.dynamics
-    make = depth.continuous if layers is None else partial(depth.layered, layers)
+    make = depth.of_layers(layers)
     grid = make(plan.nodes)
     solved = trajectories.solve(root, make, plan, "amplitudes: width")
 
