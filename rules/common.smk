@@ -212,7 +212,7 @@ def look_at_results():
         again = plan.prepare(
             EXPERIMENT,
             PATHS,
-            [*FIGURE_FILES, PATHS.report],
+            [*FIGURE_FILES, PATHS.report, *PATHS.lineage.values()],
             is_dry=SNAKEMAKE.is_dry,
             replace=REPLACE,
             replaceable={

@@ -42,6 +42,8 @@ rule write_report:
         figures=FIGURE_FILES,
     output:
         report=PATHS.report,
+        # Where all of it comes from, the report included.
+        **PATHS.lineage,
     log:
         log_file("report"),
     benchmark:
@@ -56,6 +58,6 @@ rule write_report:
         key=stage_key("figures"),
         captions=captions_digest(),
     message:
-        "Report"
+        "Report and provenance"
     script:
         "../workflow/scripts/report.py"

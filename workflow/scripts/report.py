@@ -1,4 +1,7 @@
-"""Put figures, captions and the record of all jobs into one page, with Snakemake itself."""
+"""Put figures, captions and the record of all jobs into one page, with Snakemake itself.
+
+Beside it, where all results come from.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from _job import LOG, running
 
 with running(snakemake, "figures") as job:
     from resnet_limits import integrity
+    from resnet_limits.stages import lineage
 
     page = Path(snakemake.output.report)
     with integrity.temporary(page) as folder:
@@ -40,3 +44,6 @@ with running(snakemake, "figures") as job:
             raise RuntimeError(f"snakemake --report: exit code {done.returncode}: {reason}")
         unfinished.replace(page)
     job.vouch_for(page)
+    pages = [*map(Path, snakemake.input.figures), page]
+    for written in lineage.write(job.experiment, job.paths, pages):
+        job.vouch_for(written)

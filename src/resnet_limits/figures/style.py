@@ -11,7 +11,7 @@ import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -133,7 +133,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path | str) -> Path:
+def save(figure: Figure, path: Path | str, metadata: Mapping[str, Any] | None = None) -> Path:
     """Write a figure so that the same figure always gives the same bytes.
 
     Parameters
@@ -142,6 +142,9 @@ def save(figure: Figure, path: Path | str) -> Path:
         What to write.
     path : path
         Where to; the ending decides on the format (``.svg`` with text as text, ``.png``, ``.pdf``).
+    metadata : mapping, optional
+        What the file says of its making, in the words of its format: what
+        ``provenance.picture_metadata`` gives for it. A date in it would change with every run.
 
     Returns
     -------
@@ -150,14 +153,14 @@ def save(figure: Figure, path: Path | str) -> Path:
     """
     path = Path(path)
     form = path.suffix.removeprefix(".").lower()
-    metadata: dict[str, Any] = {
+    unsaid: dict[str, Any] = {
         "svg": {"Date": None, "Creator": None},
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }.get(form, {})
     buffer = io.BytesIO()
     with mpl.rc_context(RC):
-        figure.savefig(buffer, format=form, metadata=metadata)
+        figure.savefig(buffer, format=form, metadata={**unsaid, **(metadata or {})})
     with temporary(path) as unfinished:
         unfinished.write_bytes(buffer.getvalue())
         unfinished.replace(path)

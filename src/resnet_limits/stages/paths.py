@@ -173,7 +173,19 @@ class Paths:
         """The HTML report."""
         return self.folder / "report.html"
 
+    @property
+    def lineage(self) -> dict[str, Path]:
+        """What says of all results where they come from, by form.
+
+        ``experiment``: the validated experiment file; ``prov``: W3C PROV; ``crate``: RO-Crate.
+        """
+        return {
+            "experiment": self.folder / "experiment.yaml",
+            "prov": self.folder / "provenance.json",
+            "crate": self.folder / "ro-crate-metadata.json",
+        }
+
     def page_manifest(self, page: Path) -> Path:
-        """Path of the manifest of a figure or the report, by which damage to it is found."""
+        """Path of the manifest of a figure, the report or the like, which tells of damage."""
         name = page.relative_to(self.folder)
         return self.folder / "manifests" / name.with_name(f"{name.name}.json")
