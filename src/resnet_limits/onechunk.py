@@ -24,10 +24,12 @@ import xarray as xr
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
+from resnet_limits.integrity import ZARR_METADATA
+
 Document = dict[str, Any]
 Documents = dict[str, Document]
 
-METADATA = "zarr.json"
+METADATA = ZARR_METADATA
 """Name of the file that holds the metadata of a group or an array."""
 
 _COPIES = "consolidated_metadata"
