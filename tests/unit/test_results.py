@@ -299,7 +299,8 @@ def test_networks_of_shapes_that_are_no_grid(shapes):
         one = one.squeeze().transpose("seed", "step")
         np.testing.assert_array_equal(one.sel(seed=own.seed), own.loss)
         assert np.isnan(one.drop_sel(seed=own.seed)).all()
-    XX
+    wanted = [shape.parameters for shape in shapes.experiment.shapes]
+    assert shapes.networks.parameters.values.tolist() == wanted
 
 
 def test_limits_are_aligned_with_networks(grid, shapes):

@@ -211,7 +211,7 @@ class Results:
                 )
                 if STATUS[status] == "diverged"
             ]
-        return pd.DataFrame(rows, columns=[*SIZES, "seed", "step"])
+        return pd.DataFrame(rows, columns=[*SIZES, "seed", "step"]).astype(int)
 
     # --- fields and kernels -----------------------------------------------------------------------
 
