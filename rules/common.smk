@@ -14,7 +14,7 @@ from resnet_limits.stages import plan
 from resnet_limits.stages import bundles as sharing
 from resnet_limits.stages import estimates
 from resnet_limits.stages import resources as costs
-from resnet_limits.stages.paths import Paths, cells, figure_names
+from resnet_limits.stages.paths import TEMPLATES, Paths, cells, figure_names
 from resnet_limits.stages.resources import doubling
 from resnet_limits.stages.snakemake_api import Snakemake
 
@@ -104,18 +104,15 @@ def results_folder():
 
 
 def share_with_scripts(file, root):
-    """Put the validated experiment into ``config``, from where jobs and captions read it.
+    """Put the validated experiment into ``config``, from where jobs read it.
 
     Jobs must not read the file itself: it may have been edited since.
     """
-    counts = sorted({len(EXPERIMENT.seeds_of(shape)) for shape in EXPERIMENT.shapes})
     config.clear()
     config.update(
         EXPERIMENT.model_dump(mode="json"),
         experiment_file=str(file.resolve()),
         results=root,
-        # In words, for captions.
-        seeds=" to ".join(map(str, sorted({counts[0], counts[-1]}))),
     )
 
 
@@ -150,12 +147,22 @@ def benchmark_file(job):
     return PATHS.folder / "benchmarks" / f"{job}.tsv"
 
 
-def captions_digest():
-    """Digest of the report's texts: as inputs they would be named by the place of this checkout."""
-    folder = SNAKEMAKE.folder / "workflow" / "report"
-    texts = ("workflow.rst", *(f"{name}.rst" for name in FIGURES), "style.css")
+def templates_digest():
+    """Digest of what the report is written with: as inputs these would be named by their place."""
+    files = sorted(TEMPLATES.iterdir())
     return integrity.combined_digest(
-        {name: integrity.file_digest(folder / name) for name in texts}
+        {file.name: integrity.file_digest(file) for file in files}
+    )
+
+
+def workflow_texts_digest():
+    """Digest of the texts of the page of the jobs."""
+    folder = SNAKEMAKE.folder / "workflow" / "report"
+    return integrity.combined_digest(
+        {
+            name: integrity.file_digest(folder / name)
+            for name in ("workflow.rst", "style.css")
+        }
     )
 
 
@@ -212,7 +219,7 @@ def look_at_results():
         again = plan.prepare(
             EXPERIMENT,
             PATHS,
-            [*FIGURE_FILES, PATHS.report],
+            [*FIGURE_FILES, PATHS.report, PATHS.workflow_page],
             is_dry=SNAKEMAKE.is_dry,
             replace=REPLACE,
             replaceable={

@@ -11,7 +11,7 @@ from resnet_limits.fitted import Row, rates_table_rows
 
 QUANTITIES = {
     "hidden": "hidden states, RMS",
-    "hidden_max_mean_abs": "hidden states, maximum over depth of the mean absolute value",
+    "hidden_max_mean_abs": "hidden states, maximum",
     "output": "outputs, RMS",
 }
 

@@ -27,6 +27,9 @@ FIGURES = (
 )
 """Names of the figures."""
 
+TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
+"""What the report is written with."""
+
 
 class _Shape(Protocol):
     @property
@@ -178,7 +181,11 @@ class Paths:
         """The page of the pipeline's jobs, beside the report."""
         return self.folder / "workflow.html"
 
+    def page_stage(self, page: Path) -> str:
+        """Name the stage whose key a page carries; the page of the jobs follows the figures."""
+        return "figures" if page.parent == self.figures or page == self.workflow_page else "report"
+
     def page_manifest(self, page: Path) -> Path:
-        """Path of the manifest of a figure or the report, by which damage to it is found."""
+        """Path of the manifest of a figure or a page, by which damage to it is found."""
         name = page.relative_to(self.folder)
         return self.folder / "manifests" / name.with_name(f"{name.name}.json")

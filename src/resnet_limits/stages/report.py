@@ -185,7 +185,8 @@ def _reached(experiment: Experiment, paths: Paths) -> Iterator[Reached]:
 def _drawing(name: str, paths: Paths) -> Drawing:
     """Read one figure: its picture, words and numbers."""
     folder = paths.figures
-    told = _json(folder / f"{name}.json")
+    text = folder / f"{name}.json"
+    told = _json(text) if text.exists() else {}
     picture, kind = _picture(name, folder)
     table = folder / f"{name}.csv"
     content = table.read_bytes() if table.exists() else b""
@@ -197,7 +198,7 @@ def _drawing(name: str, paths: Paths) -> Drawing:
     ]
     return Drawing(
         name=name,
-        title=str(told.get("title") or name),
+        title=str(told.get("title") or name.replace("_", " ").capitalize()),
         message=str(told.get("message") or ""),
         caption=str(told.get("caption") or ""),
         notes=[str(note) for note in told.get("notes") or ()],
