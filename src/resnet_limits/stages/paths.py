@@ -183,6 +183,11 @@ class Paths:
         """The HTML report."""
         return self.folder / "report.html"
 
+    @property
+    def workflow_page(self) -> Path:
+        """The page of the pipeline's jobs, beside the report."""
+        return self.folder / "workflow.html"
+
     def page_manifest(self, page: Path) -> Path:
         """Path of the manifest of a figure or the report, by which damage to it is found."""
         name = page.relative_to(self.folder)
