@@ -18,6 +18,7 @@ rule draw_figures:
         runtime=doubling(30),
     params:
         key=stage_key("figures"),
+        style=style_digest(),
     message:
         "Figures"
     script:

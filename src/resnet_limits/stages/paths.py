@@ -15,17 +15,23 @@ from resnet_limits.kinds import CELL_KEYS, JSON_KINDS, KINDS, SYMBOLS
 Cell = dict[str, int]
 
 FIGURES = (
-    "error_vs_shape",
-    "error_vs_parameters",
-    "three_terms",
-    "frontier",
-    "loss_curves",
     "trajectories",
     "histograms",
+    "loss_curves",
+    "three_terms",
+    "error_vs_shape",
+    "error_vs_parameters",
+    "frontier",
     "rates_table",
     "verdicts",
 )
-"""Names of the figures."""
+"""Names of the figures, in the order of the argument."""
+
+FIGURE_FORMS = ("png", "svg", "pdf", "csv", "json")
+"""Endings of a figure's files: pictures, the table that is its twin, and what is said of it."""
+
+FIGURE_STYLE = Path(__file__).parents[1] / "figures" / "default.mplstyle"
+"""The style sheet of all figures, over which a user's own may be laid."""
 
 TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
 """What the report is written with."""
@@ -170,6 +176,10 @@ class Paths:
     def figures(self) -> Path:
         """The folder of the figures."""
         return self.folder / "figures"
+
+    def figure(self, name: str, form: str) -> Path:
+        """Path of one file of a figure."""
+        return self.figures / f"{name}.{form}"
 
     @property
     def report(self) -> Path:
