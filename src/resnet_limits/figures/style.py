@@ -75,7 +75,7 @@ def read_sheet(path: Path | str) -> dict[str, Any]:
             raise StyleError(f"{where}: {name} is fixed, so that files are the same every time")
         try:
             # Its values are checked as they come in.
-            settings |= dict(mpl.RcParams(cast("Any", {name: value.strip('"')})))
+            settings |= dict(cast("Any", mpl.RcParams(cast("Any", {name: value.strip('"')}))))
         except ValueError as error:
             raise StyleError(f"{where}: {' '.join(str(error).split())}") from None
     return settings
