@@ -189,6 +189,11 @@ class Paths:
         """Path of the manifest that makes the result count as finished."""
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
+    def groups(self, experiment: _Experiment) -> list[Path]:
+        """Give the folders that are Zarr groups, the outer one first."""
+        inner = (kind for kind, sizes in CELL_KEYS.items() if sizes and cells(kind, experiment))
+        return [self.folder, *(self.folder / kind for kind in inner)]
+
     @property
     def plan(self) -> Path:
         """What the last run has planned, for its jobs."""
