@@ -8,9 +8,9 @@ following in a process of its own, from a cold page cache where this process may
 - decoded: the same through zarr and Dask, with checksums compared and chunks decompressed;
 - errors: the stage, networks against three limits.
 
-Three kinds of study: few large networks, of which each is larger than what may be in memory at
-once; networks of several chunks; and many small ones of one chunk each. Sizes are those of the
-hidden states, which is what is read.
+Three kinds of study: few large networks, of 1 GB each; networks of several chunks; and many small
+ones of one chunk each. Sizes are those of the hidden states, which is what is read. All networks of
+a study are copies of one, in files of their own.
 
 Usage: ``python benchmarks/errors_at_scale.py [--sizes 5 10 20] [--small 5] [--folder /tmp]``.
 """
@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ import xarray as xr
 from resnet_limits import store
 from resnet_limits.config import Experiment, experiment_from_dict
 from resnet_limits.kept import depth_layers
-from resnet_limits.kinds import CELL_KEYS, OK
+from resnet_limits.kinds import OK
 from resnet_limits.problem import make_problem
 from resnet_limits.stages.paths import Paths, cells
 
@@ -44,16 +45,13 @@ SAMPLES, INPUTS, TARGETS, STEPS, POINTS, NODES, REPLICATES = 64, 32, 4, 15, 17, 
 SEEDS = 4
 KINDS = {"large": 4096, "middle": 64, "small": 16}
 """Embedding dimension of each kind of study."""
-LARGE_CELLS = 5
 
 
 def experiment_of(kind: str, gigabytes: float) -> Experiment:
-    """An experiment of so many bytes of hidden states."""
+    """Build an experiment of so many bytes of hidden states."""
     embed_dim = KINDS[kind]
     network = STEPS * POINTS * SAMPLES * embed_dim * 4
-    seeds, shapes = SEEDS, max(1, round(gigabytes * 1e9 / (network * SEEDS)))
-    if kind == "large":
-        seeds, shapes = max(1, round(gigabytes * 1e9 / (network * LARGE_CELLS))), LARGE_CELLS
+    shapes = max(1, round(gigabytes * 1e9 / (network * SEEDS)))
     values = {
         "experiment": f"{kind}-{gigabytes:g}",
         "problem": {
@@ -68,7 +66,7 @@ def experiment_of(kind: str, gigabytes: float) -> Experiment:
             "grid": {
                 "depth": [64], "width": [8 + k for k in range(shapes)], "embed_dim": [embed_dim],
             },
-            "seeds": seeds,
+            "seeds": SEEDS,
             "pairs": ["finite-wide", "finite-mean_ode", "finite-dmft"],
         },
         "save": {"depth_points": POINTS, "steps": "all", "dtype": "float32"},
@@ -159,9 +157,11 @@ def make_results(experiment: Experiment, paths: Paths) -> None:
     for kind in ("dmft", "mean_ode", "wide"):
         for cell in cells(kind, experiment):
             store.write(limit(experiment, kind, rng), paths.store(kind, **cell))
-    for shape in experiment.shapes:
-        made = network(experiment, shape.depth, shape.embed_dim, block)
-        store.write(made, paths.store("finite", **shape._asdict()))
+    first, *others = (paths.store("finite", **shape._asdict()) for shape in experiment.shapes)
+    shape = experiment.shapes[0]
+    store.write(network(experiment, shape.depth, shape.embed_dim, block), first)
+    for other in others:
+        shutil.copytree(first, other)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -296,8 +296,8 @@ def extrapolated(rows: list[dict[str, Any]]) -> str:
         power = np.polyfit(np.log(sizes), np.log(times), 1)[0]
         off = np.abs(slope * sizes + start - times).max() / times.max()
         lines.append(
-            f"{name}: {slope:.2f} s/GB and {start:.1f} s, off the line by at most {100 * off:.0f} % "
-            f"of the longest; exponent {power:.2f}; 100 GB: {(slope * 100 + start) / 60:.0f} min"
+            f"{name}: {slope:.2f} s/GB and {start:.1f} s, off the line by {100 * off:.0f} % of the "
+            f"longest at most; exponent {power:.2f}; 100 GB: {(slope * 100 + start) / 60:.0f} min"
         )
     return "\n".join(f"- {line}" for line in lines)
 
