@@ -14,6 +14,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import find_pending_xref_condition
+from sphinx.util.osutil import relative_uri
 
 PACKAGE = "resnet_limits."
 _CLASSES = ("class", "exception")
@@ -35,7 +36,7 @@ class CodeLinks(SphinxPostTransform):
             entry = known.get(PACKAGE + name) if "." in name else None
             if entry is None or self.env.docname == entry.docname:
                 continue
-            uri = self.app.builder.get_relative_uri(self.env.docname, entry.docname)
+            uri = relative_uri(f"{self.env.docname}.html", f"{entry.docname}.html")
             link = nodes.reference("", "", internal=True, refuri=f"{uri}#{entry.node_id}")
             literal.replace_self(link)
             link += literal

@@ -1,4 +1,4 @@
-"""Settings of the site; `build.py` gathers its pages."""
+"""Settings of the site; `build_site.py` gathers its pages."""
 
 import sys
 from importlib.metadata import version as version_of
