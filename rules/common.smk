@@ -14,7 +14,7 @@ from resnet_limits.stages import plan
 from resnet_limits.stages import bundles as sharing
 from resnet_limits.stages import estimates
 from resnet_limits.stages import resources as costs
-from resnet_limits.stages.paths import Paths, cells, figure_names
+from resnet_limits.stages.paths import FIGURE_FORMS, FIGURE_STYLE, Paths, cells, figure_names
 from resnet_limits.stages.resources import doubling
 from resnet_limits.stages.snakemake_api import Snakemake
 
@@ -23,7 +23,7 @@ from resnet_limits.stages.snakemake_api import Snakemake
 SNAKEMAKE = Snakemake(workflow)
 OPTIONS = SNAKEMAKE.options
 # What may be given with --config.
-ALLOWED = ("experiment_file", "results", "replace", "verify")
+ALLOWED = ("experiment_file", "results", "replace", "verify", "figure_style")
 # Values in YAML, which nobody means as a name.
 WORDS = ("", "~", "null", "true", "false", "yes", "no", "on", "off")
 
@@ -103,6 +103,16 @@ def results_folder():
     return folder
 
 
+def figure_style():
+    """Find the style sheet that is laid over that of the figures; None without."""
+    if "figure_style" not in OPTIONS:
+        return None
+    path = Path(option("figure_style")).resolve()
+    if not path.is_file():
+        stop(f"--config: figure_style: {path}: no such file; allowed: a matplotlib style sheet")
+    return str(path)
+
+
 def share_with_scripts(file, root):
     """Put the validated experiment into ``config``, from where jobs and captions read it.
 
@@ -114,6 +124,7 @@ def share_with_scripts(file, root):
         EXPERIMENT.model_dump(mode="json"),
         experiment_file=str(file.resolve()),
         results=root,
+        figure_style=figure_style(),
         # In words, for captions.
         seeds=" to ".join(map(str, sorted({counts[0], counts[-1]}))),
     )
@@ -127,7 +138,7 @@ share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
 
 FIGURES = figure_names(EXPERIMENT)
 FIGURE_FILES = [
-    PATHS.figures / f"{name}.{form}" for name in FIGURES for form in ("png", "svg")
+    PATHS.figure(name, form) for name in FIGURES for form in FIGURE_FORMS
 ]
 
 # --- what rules say -------------------------------------------------------------------------------
@@ -153,9 +164,21 @@ def benchmark_file(job):
 def captions_digest():
     """Digest of the report's texts: as inputs they would be named by the place of this checkout."""
     folder = SNAKEMAKE.folder / "workflow" / "report"
-    texts = ("workflow.rst", *(f"{name}.rst" for name in FIGURES), "style.css")
     return integrity.combined_digest(
-        {name: integrity.file_digest(folder / name) for name in texts}
+        {
+            name: integrity.file_digest(folder / name)
+            for name in ("workflow.rst", "style.css")
+        }
+    )
+
+
+def style_digest():
+    """Digest of what figures look like: a changed style redraws them, and nothing else."""
+    sheets = {"default": FIGURE_STYLE}
+    if config["figure_style"]:
+        sheets["own"] = Path(config["figure_style"])
+    return integrity.combined_digest(
+        {name: integrity.file_digest(sheet) for name, sheet in sheets.items()}
     )
 
 

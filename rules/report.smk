@@ -5,20 +5,7 @@ rule draw_figures:
         rates=PATHS.store("rates"),
         prediction=PATHS.store("prediction"),
     output:
-        # The order is that of FIGURE_FILES: a picture for the report, and one for a paper.
-        [
-            (
-                report(
-                    file,
-                    caption=f"../workflow/report/{file.stem}.rst",
-                    category=EXPERIMENT.experiment,
-                    labels={"figure": file.stem.replace("_", " ")},
-                )
-                if file.suffix == ".png"
-                else file
-            )
-            for file in FIGURE_FILES
-        ],
+        FIGURE_FILES,
     log:
         log_file("figures"),
     benchmark:
@@ -31,6 +18,7 @@ rule draw_figures:
         runtime=doubling(30),
     params:
         key=stage_key("figures"),
+        style=style_digest(),
     message:
         "Figures"
     script:

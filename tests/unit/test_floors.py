@@ -23,7 +23,7 @@ FLOOR = {
     "dynamics": 3, "errors": 3, "figures": 3, "work": 3,
     "limits": 4, "networks": 4,
     "stages": 5,
-    "cli": 6,
+    "results": 6, "cli": 6,
     "__main__": 7,
 }  # fmt: skip
 # Stages and what is above them may use these; they know places and costs, and no other stage.

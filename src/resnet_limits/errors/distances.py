@@ -40,6 +40,12 @@ VARIABLES = (
 )
 """Distances and their standard errors, each with dimensions (seed, step)."""
 
+BY_DEPTH = "hidden_rms_at"
+"""RMS of the difference of h at each depth, with dimensions (seed, step, depth_point)."""
+
+MOST_DEPTHS = 65
+"""Most depths of each cell at which `BY_DEPTH` is given, evenly spread over those compared."""
+
 COMPARED = (
     *("output", "output_replicate", "hidden_coef", "hidden_coef_replicate"),
     *("output_depth_change", "hidden_coef_depth_change", "rounding"),
@@ -121,9 +127,10 @@ def finite_distances(
     Returns
     -------
     dict of str to Dataset
-        For each limit the `VARIABLES` with dimensions (seed, step), and ``status(seed)``, over the
-        seeds and steps that all stores have. From the step at which a seed diverged on, and for
-        a seed that was not run, distances are NaN. Standard errors are the limit's.
+        For each limit the `VARIABLES` with dimensions (seed, step), `BY_DEPTH` at the depths
+        ``s(depth_point)``, and ``status(seed)``, over the seeds and steps that all stores have.
+        From the step at which a seed diverged on, and for a seed that was not run, distances are
+        NaN. Standard errors are the limit's.
 
     Raises
     ------
@@ -148,6 +155,7 @@ def finite_distances(
     before = (status == DIVERGED)[:, None] & (steps < first[:, None])
     valid = (status == OK)[:, None] | before
     last = int(np.argmax(points))
+    shown = _spread(len(points))
     tables = {}
     for k, (name, limit) in enumerate(limits.items()):
         reference = {v: np.asarray(_array(limit, v, places[k])) for v in ("output", *_STDERR)}
@@ -159,7 +167,8 @@ def finite_distances(
         }
         ending = np.where(status == OK, _status(limit, places[k], len(seeds)), status)
         sound = {v: np.where(valid, values, np.nan) for v, values in distances.items()}
-        tables[name] = _table(sound, ending, seeds, steps)
+        at = np.where(valid[..., None], np.sqrt(means[2 * k + 1][..., shown]), np.nan)
+        tables[name] = _table({**sound, BY_DEPTH: at}, ending, seeds, steps, points[shown])
     return tables
 
 
@@ -175,14 +184,16 @@ def limit_distances(
     embedding : ndarray, shape (seeds, D, r)
         Embedding rows of each of the seeds of the store that has seeds (the first, if both have).
     s : array_like, shape (points,)
-        Depths over which ``hidden_max_mean_abs`` is maximal.
+        Depths that are compared, the last of them 1: ``hidden_max_mean_abs`` is the maximum over
+        them.
 
     Returns
     -------
     Dataset
-        The `VARIABLES` with dimensions (seed, step), and ``status(seed)``, over the seeds and steps
-        that both stores have. The standard errors are those of the difference: scramblings are
-        paired, as both limits were solved with the same quadrature points.
+        The `VARIABLES` with dimensions (seed, step), `BY_DEPTH` at the depths ``s(depth_point)``,
+        and ``status(seed)``, over the seeds and steps that both stores have. The standard errors
+        are those of the difference: scramblings are paired, as both limits were solved with the
+        same quadrature points.
 
     Raises
     ------
@@ -209,7 +220,7 @@ def limit_distances(
     ]
     endings = [_status(limit, at, len(seeds)) for limit, at in ((first, one), (second, two))]
     ending = np.where(endings[0] == OK, endings[1], endings[0])
-    return _table(_joined(parts), ending, seeds, steps)
+    return _table(_joined(parts), ending, seeds, steps, depths[_spread(len(depths))])
 
 
 def _differences(
@@ -232,9 +243,15 @@ def _differences(
         first, second = (fields.interpolation_matrix(known, at) for known in nodes)
         return np.asarray(first @ one[2] - second @ two[2])
 
+    last = np.sqrt(_mean_square(difference(np.ones(1)), gram))
+    absolute, at = _mean_by_depth(np.moveaxis(difference(depths), -2, 2), rows)
+    at = np.sqrt(at[..., _spread(len(depths))])
+    # The same number as hidden_rms, and not one that differs from it by rounding.
+    at[..., -1] = last
     return {
-        "hidden_rms": np.sqrt(_mean_square(difference(np.ones(1)), gram)),
-        "hidden_max_mean_abs": _max_mean_abs(np.moveaxis(difference(depths), -2, 2), rows),
+        "hidden_rms": last,
+        "hidden_max_mean_abs": absolute.max(axis=-1),
+        BY_DEPTH: at,
         "output_rms": _for_seeds(_rms(one[0] - two[0]), gram),
         **_standard_errors(
             gram,
@@ -328,18 +345,25 @@ def _status(limit: xr.Dataset, place: _Place, seeds: int) -> NDArray[np.int8]:
     return np.asarray(limit.variables["status"].values[place.seeds])
 
 
+def _spread(points: int) -> NDArray[np.int64]:
+    """Choose which of some depths are shown: all, or `MOST_DEPTHS` of them with both ends."""
+    return np.round(np.linspace(0, points - 1, min(points, MOST_DEPTHS))).astype(int)
+
+
 def _table(
     variables: Mapping[str, Array],
     status: NDArray[np.integer],
     seeds: NDArray[np.int64],
     steps: NDArray[np.int64],
+    s: Array,
 ) -> xr.Dataset:
     return xr.Dataset(
         {
             **{name: (("seed", "step"), variables[name]) for name in VARIABLES},
+            BY_DEPTH: (("seed", "step", "depth_point"), variables[BY_DEPTH]),
             "status": ("seed", status.astype(np.int8)),
         },
-        {"seed": seeds, "step": steps},
+        {"seed": seeds, "step": steps, "s": ("depth_point", s)},
     )
 
 
@@ -394,16 +418,16 @@ def _standard_errors(
     }
 
 
-def _max_mean_abs(coefs: Array, embedding: Array) -> Array:
-    """Maximum over depths (axis 2) of the mean of |Phi c|, for each seed and step."""
+def _mean_by_depth(coefs: Array, embedding: Array) -> tuple[Array, Array]:
+    """Mean of |Phi c| and of (Phi c)^2 for each seed, step and depth (axis 2)."""
     seeds, (steps, points) = len(embedding), coefs.shape[1:3]
     coefs = np.broadcast_to(coefs, (seeds, *coefs.shape[1:]))
-    result = np.empty((seeds, steps))
+    means = np.empty((2, seeds, steps, points))
     for seed in range(seeds):
-        sums, _ = _line_sums(coefs[seed].reshape(-1, coefs.shape[-1]), embedding[seed])
-        means = sums.reshape(steps, points, -1).mean(axis=-1) / embedding.shape[1]
-        result[seed] = means.max(axis=-1)
-    return result
+        sums = _line_sums(coefs[seed].reshape(-1, coefs.shape[-1]), embedding[seed])
+        for mean, values in zip(means, sums, strict=True):
+            mean[seed] = values.reshape(steps, points, -1).mean(axis=-1) / embedding.shape[1]
+    return means[0], means[1]
 
 
 def _line_sums(

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, reduce
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_limits.config import Experiment
 from resnet_limits.errors.distances import (
+    BY_DEPTH,
     COMPARED,
     VARIABLES,
     finite_distances,
@@ -173,40 +173,54 @@ Compared = tuple[Mapping[str, int], Sequence[int], xr.Dataset]
 def _table(found: Sequence[Compared]) -> xr.Dataset:
     """Turn comparisons into cells over their common steps, sorted by size and seed.
 
-    Seeds that a comparison lacks were not run.
+    Seeds that a comparison lacks were not run; depths that it lacks are NaN, in ``s`` too.
     """
     steps = reduce(np.intersect1d, (distances["step"].values for _, _, distances in found))
-    columns: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in (*VARIABLES, "status", *SIZES, "seed")
+    points = max(distances.sizes["depth_point"] for _, _, distances in found)
+    cells = {
+        name: np.concatenate([np.full(len(seeds), sizes[name]) for sizes, seeds, _ in found])
+        for name in SIZES
     }
-    for sizes, seeds, distances in found:
+    cells["seed"] = np.concatenate([np.array(seeds) for _, seeds, _ in found])
+    order = np.lexsort([cells[name] for name in ("seed", *reversed(SIZES))])
+    rank = np.argsort(order)
+    dims = {
+        **dict.fromkeys(VARIABLES, ("cell", "step")),
+        BY_DEPTH: ("cell", "step", "depth_point"),
+        "s": ("cell", "depth_point"),
+    }
+    length = {"cell": len(order), "step": len(steps), "depth_point": points}
+    table = {
+        name: np.full([length[dim] for dim in of_name], np.nan) for name, of_name in dims.items()
+    }
+    status = np.full(len(order), NOT_RUN, np.int8)
+    start = 0
+    for _, seeds, distances in found:
         place = {int(seed): k for k, seed in enumerate(distances.variables["seed"].values)}
         here = [k for k, seed in enumerate(seeds) if seed in place]
         there = [place[seeds[k]] for k in here]
         kept = np.isin(distances.variables["step"].values, steps)
+        rows = rank[start : start + len(seeds)]
+        start += len(seeds)
+        depths = distances.sizes["depth_point"]
         for name in VARIABLES:
-            values = np.full((len(seeds), len(steps)), np.nan)
-            values[here] = distances.variables[name].values[there][:, kept]
-            columns[name].append(values)
-        status = np.full(len(seeds), NOT_RUN, np.int8)
-        status[here] = distances.variables["status"].values[there]
-        columns["status"].append(status)
-        for name in SIZES:
-            columns[name].append(np.full(len(seeds), sizes[name]))
-        columns["seed"].append(np.array(seeds))
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    order = np.lexsort([joined[name] for name in ("seed", *reversed(SIZES))])
-    table = {name: values[order] for name, values in joined.items()}
-    parameters = np.prod([table[name] for name in SIZES], axis=0, dtype=float)
+            table[name][rows[here]] = distances.variables[name].values[there][:, kept]
+        table[BY_DEPTH][rows[here], :, :depths] = distances.variables[BY_DEPTH].values[there][
+            :, kept
+        ]
+        table["s"][rows, :depths] = distances.variables["s"].values
+        status[rows[here]] = distances.variables["status"].values[there]
+    parameters = np.prod([cells[name] for name in SIZES], axis=0, dtype=float)
     return xr.Dataset(
         {
-            **{name: (("cell", "step"), table[name]) for name in VARIABLES},
-            "status": ("cell", table["status"]),
+            **{name: (dims[name], table[name]) for name in (*VARIABLES, BY_DEPTH)},
+            "status": ("cell", status),
         },
         {
             "step": steps,
-            **{name: ("cell", table[name]) for name in (*SIZES, "seed")},
-            "parameters": ("cell", parameters),
+            **{name: ("cell", values[order]) for name, values in cells.items()},
+            "parameters": ("cell", parameters[order]),
+            "s": (dims["s"], table["s"]),
         },
     )
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from resnet_limits import fields
 from resnet_limits.config import Experiment
-from resnet_limits.figures import scaling, tables, training
+from resnet_limits.figures import learning, states, tables
+from resnet_limits.figures.against_parameters import error_vs_parameters
+from resnet_limits.figures.against_shape import error_vs_shape
 from resnet_limits.figures.frontier import frontier
-from resnet_limits.figures.style import save
+from resnet_limits.figures.picture import Picture
+from resnet_limits.figures.style import sheet
+from resnet_limits.figures.terms import three_terms
 from resnet_limits.kept import saved_steps
 from resnet_limits.kinds import OK, Shape
 from resnet_limits.problem import embedding_rows, problem_from
 from resnet_limits.stages.paths import FIGURES
 from resnet_limits.store import StoreError
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["figure", "save"]
+__all__ = ["figure", "sheet"]
 
 OpenStore = Callable[[str, dict[str, int]], xr.Dataset]
 
@@ -41,7 +42,7 @@ def figure(
     errors: Mapping[str, xr.Dataset],
     rates: Mapping[str, Any],
     prediction: Mapping[str, Any] | None = None,
-) -> Figure:
+) -> Picture:
     """Draw one figure.
 
     Parameters
@@ -62,8 +63,9 @@ def figure(
 
     Returns
     -------
-    Figure
-        To be written with `save`. Where the experiment has no data for it, it says so in words.
+    Picture
+        To be written with its ``save``. Where the experiment has no data for it, it says so in
+        words.
 
     Raises
     ------
@@ -72,11 +74,11 @@ def figure(
     """
     match name:
         case "error_vs_shape":
-            return scaling.error_vs_shape(errors, rates, prediction)
+            return error_vs_shape(errors, rates, prediction)
         case "error_vs_parameters":
-            return scaling.error_vs_parameters(errors, rates, prediction)
+            return error_vs_parameters(errors, rates, prediction)
         case "three_terms":
-            return scaling.three_terms(errors, rates, prediction)
+            return three_terms(errors, rates, prediction)
         case "frontier":
             return frontier(rates, prediction)
         case "rates_table":
@@ -207,16 +209,16 @@ _NO_LIMIT = "The DMFT limit of this experiment was not solved."
 # --- figures from networks and the limit ----------------------------------------------------------
 
 
-def _loss_curves(experiment: Experiment, open_store: OpenStore) -> Figure:
+def _loss_curves(experiment: Experiment, open_store: OpenStore) -> Picture:
     networks = _Networks(experiment, open_store)
     curves = [
-        training.LossCurve(shape, dataset["step"].values, dataset["loss"].values)
+        learning.LossCurve(shape, dataset["step"].values, dataset["loss"].values)
         for shape, dataset in networks.pick(_LOSS_CURVES)
     ]
     limit = _open_limit(experiment, open_store)
     if limit is not None:
         limit = limit[["loss", "loss_stderr"]].load()
-    return training.loss_curves(curves, limit, networks.notes)
+    return learning.loss_curves(curves, limit, networks.notes)
 
 
 def _last_token(dataset: xr.Dataset) -> xr.Dataset:
@@ -228,19 +230,19 @@ def _token_shown(dataset: xr.Dataset) -> int | None:
     return dataset.sizes["token"] - 1 if "token" in dataset.dims else None
 
 
-def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
+def _trajectories(experiment: Experiment, open_store: OpenStore) -> Picture:
     networks = _Networks(experiment, open_store)
     limit = _open_limit(experiment, open_store)
     if limit is None:
-        return training.trajectories([], _NO_LIMIT)
+        return states.trajectories([], _NO_LIMIT)
     chosen = networks.pick(_NETWORKS, _COORDINATES)
     if not chosen:
-        return training.trajectories([], networks.why_empty)
+        return states.trajectories([], networks.why_empty)
     try:
         # From its store, since a data file may be gone or changed by now.
         problem = problem_from(experiment, open_store("problem", {}))
     except (StoreError, OSError, KeyError):
-        return training.trajectories([], "The data of this experiment could not be opened.")
+        return states.trajectories([], "The data of this experiment could not be opened.")
     step, token = saved_steps(experiment)[-1], _token_shown(limit)
     limit = _last_token(limit[["hidden_coef"]].sel(step=step)).isel(sample=[0]).load()
     s = np.linspace(0, 1, _LIMIT_POINTS)
@@ -261,7 +263,7 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
         coordinates = coordinates[coordinates < shape.embed_dim]
         field = _last_token(dataset[["hidden"]].sel(seed=seed, step=step))["hidden"]
         panels.append(
-            training.Trajectory(
+            states.Trajectory(
                 shape,
                 seed,
                 step,
@@ -275,7 +277,7 @@ def _trajectories(experiment: Experiment, open_store: OpenStore) -> Figure:
                 token,
             )
         )
-    return training.trajectories(panels, "", networks.notes)
+    return states.trajectories(panels, "", networks.notes)
 
 
 def _values(field: xr.DataArray) -> np.ndarray:
@@ -283,14 +285,14 @@ def _values(field: xr.DataArray) -> np.ndarray:
     return field.isel(sample=0).transpose("s", "coordinate").values
 
 
-def _histograms(experiment: Experiment, open_store: OpenStore) -> Figure:
+def _histograms(experiment: Experiment, open_store: OpenStore) -> Picture:
     networks = _Networks(experiment, open_store)
     limit = _open_limit(experiment, open_store)
     if limit is None:
-        return training.histograms([], _NO_LIMIT)
+        return states.histograms([], _NO_LIMIT)
     chosen = networks.pick(_NETWORKS, _COORDINATES)
     if not chosen:
-        return training.histograms([], networks.why_empty)
+        return states.histograms([], networks.why_empty)
     step = saved_steps(experiment)[-1]
     samples, token = slice(0, _SAMPLES), _token_shown(limit)
     gaussian = experiment.model.initial_law == "gaussian"
@@ -301,8 +303,8 @@ def _histograms(experiment: Experiment, open_store: OpenStore) -> Figure:
         last = last.isel(depth_point=-1, sample=samples).transpose("sample", "seed", "coordinate")
         values = last.values.astype(float)
         values = values.reshape(values.shape[0], -1)
-        rows.append(training.LastLayer(shape, step, values, std, token, gaussian))
-    return training.histograms(rows, "", networks.notes)
+        rows.append(states.LastLayer(shape, step, values, std, token, gaussian))
+    return states.histograms(rows, "", networks.notes)
 
 
 def _limit_std(experiment: Experiment, limit: xr.Dataset, step: int) -> np.ndarray:

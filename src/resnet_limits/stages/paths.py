@@ -15,17 +15,23 @@ from resnet_limits.kinds import CELL_KEYS, JSON_KINDS, KINDS, SYMBOLS
 Cell = dict[str, int]
 
 FIGURES = (
-    "error_vs_shape",
-    "error_vs_parameters",
-    "three_terms",
-    "frontier",
-    "loss_curves",
     "trajectories",
     "histograms",
+    "loss_curves",
+    "three_terms",
+    "error_vs_shape",
+    "error_vs_parameters",
+    "frontier",
     "rates_table",
     "verdicts",
 )
-"""Names of the figures."""
+"""Names of the figures, in the order of the argument."""
+
+FIGURE_FORMS = ("png", "svg", "pdf", "csv", "json")
+"""Endings of a figure's files: pictures, the table that is its twin, and what is said of it."""
+
+FIGURE_STYLE = Path(__file__).parents[1] / "figures" / "default.mplstyle"
+"""The style sheet of all figures, over which a user's own may be laid."""
 
 
 class _Shape(Protocol):
@@ -168,10 +174,19 @@ class Paths:
         """The folder of the figures."""
         return self.folder / "figures"
 
+    def figure(self, name: str, form: str) -> Path:
+        """Path of one file of a figure."""
+        return self.figures / f"{name}.{form}"
+
     @property
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def workflow_page(self) -> Path:
+        """The page of the pipeline's jobs, beside the report."""
+        return self.folder / "workflow.html"
 
     def page_manifest(self, page: Path) -> Path:
         """Path of the manifest of a figure or the report, by which damage to it is found."""
