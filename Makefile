@@ -34,7 +34,7 @@ $(STUDIES): $(VENV)/installed
 	done
 
 docs: $(VENV)/installed-docs ## Build the site of the documentation: build/docs/index.html.
-	@$(BIN)/python docs/site/build.py
+	@$(BIN)/python docs/site/build_site.py
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@echo "Running all tests in two processes, which takes about 25 minutes on two cores."
