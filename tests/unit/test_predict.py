@@ -21,7 +21,7 @@ from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.solver import LimitError
-from resnet_limits.predicted import known
+from resnet_limits.predicted import distance_at, known
 from resnet_limits.problem import limit_gram_root, make_problem
 from resnet_limits.stages import prediction as stage
 from resnet_limits.work import MemoryRefusedError
@@ -100,6 +100,57 @@ def test_what_is_rounding_beside_other_steps_is_zero(config, monkeypatch, capsys
     # What is not known that well is not called zero.
     values["hidden"]["1/sqrt(D)"]["uncertainty"][0] = 0.1
     assert known(values, "mean_ode-dmft", "hidden", 0).amplitudes == {"1/sqrt(D)": 1e-14}
+
+
+def predicted_at():
+    """The same with depths: squares that are polynomials of low degree."""
+    s = np.arange(17) / 16
+    shapes = {"1/L": s, "sqrt(D/(LM))": np.sqrt(s), "1/sqrt(D)": np.sqrt(s**3)}
+    table = {
+        term: {
+            "amplitude": (np.array([[1e-14], [HIDDEN[term]], [HIDDEN[term]]]) * shape).tolist(),
+            "uncertainty": (0.01 * np.array([[0], [1], [1]]) * shape).tolist(),
+        }
+        for term, shape in shapes.items()
+    }
+    return {**predicted(), "hidden_at": {"s": s.tolist(), **table}}
+
+
+def test_distances_over_the_depth_add_in_quadrature():
+    values, shapes = predicted_at(), np.array([[16, 64, 32], [64, 16, 512]])
+    s, found = distance_at(values, "finite-dmft", 2, shapes)
+    assert s.tolist() == values["hidden_at"]["s"]
+    assert found.shape == (2, 17)
+    for row, (layers, width_, embed_dim) in zip(found, shapes, strict=True):
+        np.testing.assert_allclose(
+            row**2,
+            (0.1 * s / layers) ** 2
+            + 0.64 * s * embed_dim / (layers * width_)
+            + 4 * s**3 / embed_dim,
+            rtol=1e-12,
+        )
+    # The end is what the amplitudes of the last layer give.
+    np.testing.assert_allclose(found[:, -1], in_quadrature(HIDDEN, shapes), rtol=1e-12)
+    # At the depths of a network's own layers, for pairs of one term alone too.
+    own = np.array([0.0, 0.1, 0.2, 0.9, 1.0])
+    s, found = distance_at(values, "mean_ode-dmft", 1, [0, 0, 25], own)
+    assert s.tolist() == own.tolist()
+    np.testing.assert_allclose(found, 0.4 * own**1.5, rtol=1e-10, atol=1e-14)
+    _, found = distance_at(values, "finite-wide", 1, [4, 25, 1], own)
+    np.testing.assert_allclose(found, 0.08 * own**0.5, rtol=1e-10, atol=1e-14)
+    # What is rounding beside later steps is zero.
+    assert not distance_at(values, "mean_ode-dmft", 0, [0, 0, 25])[1].any()
+
+
+def test_what_is_not_predicted_over_the_depth_is_none():
+    values, shape = predicted_at(), [16, 64, 32]
+    values["hidden_at"]["1/L"]["amplitude"][1] = [None] * 17
+    assert distance_at(values, "finite-dmft", 1, shape) is None
+    assert distance_at(values, "finite-dmft", 2, shape) is not None
+    assert distance_at(values, "finite-wide", 1, shape) is not None
+    assert distance_at(values, "finite-wide", 3, shape) is None
+    assert distance_at(predicted(), "finite-wide", 1, shape) is None
+    assert distance_at(None, "finite-wide", 1, shape) is None
 
 
 def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
