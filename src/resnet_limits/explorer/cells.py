@@ -185,7 +185,7 @@ def pair_cells(
 
 
 def state_of_loss(cells: PairCells) -> NDArray[np.uint8]:
-    """What became of the losses of the first of a pair, as places in `STATES`."""
+    """Tell what became of the losses of the first of a pair, as places in `STATES`."""
     assert cells.losses is not None
     ended = cells.distances["hidden"].state
     bad = (ended == _DIVERGED) | (ended == _NOT_RUN)

@@ -45,4 +45,4 @@ def codes(numbers: NDArray[np.uint8]) -> str:
 def _packed(array: NDArray[np.generic]) -> str:
     plain = np.ascontiguousarray(array)
     shuffled = Shuffle(plain.itemsize).encode(plain) if plain.itemsize > 1 else plain
-    return base64.b64encode(zlib.compress(bytes(memoryview(shuffled)), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(np.asarray(shuffled).tobytes(), 9)).decode("ascii")
