@@ -188,13 +188,13 @@ def _manifest(path: Path, tracked: Path, there: There) -> dict[str, Any] | None:
 def _look_at_pages(
     experiment: Experiment, paths: Paths, pages: Sequence[Path], there: There
 ) -> dict[Path, tuple[Path, Mapping[str, Any]]]:
-    """Read the manifests of figures and the report; those of today's key, each with its page."""
-    key = provenance.stage_key("figures", experiment)
+    """Read the manifests of figures and pages; those of today's key, each with its page."""
+    keys = {stage: provenance.stage_key(stage, experiment) for stage in ("figures", "report")}
     found: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     for page in pages:
         path = paths.page_manifest(page)
         manifest = _manifest(path, page, there) if page.exists() else None
-        if manifest and manifest["stage_key"] == key:
+        if manifest and manifest["stage_key"] == keys[paths.page_stage(page)]:
             found[path] = (page, manifest)
         elif manifest:
             there.again.append(page)
@@ -221,7 +221,7 @@ def prepare(
     paths : Paths
         Places of its results, which are locked for this process unless it only looks.
     pages : sequence of Path
-        Figures and report.
+        Figures, the report and the page of the jobs.
     is_dry : bool
         Whether nothing may be changed.
     replace : bool
