@@ -574,6 +574,16 @@ def test_predicted_distances(grid):
     assert grid.predicted("mean_ode-dmft", "output").dims == ("embed_dim", "step")
 
 
+def test_predicted_distances_over_depth(grid):
+    """They end in those at s = 1, and bear the depths of the file."""
+    over = grid.predicted("finite-wide", by="s")
+    assert over.dims == ("depth", "width", "embed_dim", "step", "s")
+    assert over.s.values.tolist() == grid.prediction["hidden_at"]["s"]
+    np.testing.assert_allclose(over.sel(s=1.0), grid.predicted("finite-wide"), rtol=1e-9)
+    with pytest.raises(InputError, match="by: got s of output; allowed: s of hidden"):
+        grid.predicted("finite-wide", "output", by="s")
+
+
 def test_claims_are_those_of_the_file(grid):
     claims = json.loads((grid.path / "rates.json").read_text())["claims"]
     frame = grid.claims
