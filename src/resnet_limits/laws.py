@@ -159,13 +159,13 @@ def variable_values(name: str, sizes: NDArray[Any]) -> Array:
     return values
 
 
-def in_quadrature(amplitudes: Mapping[str, float], sizes: NDArray[Any]) -> Array:
+def in_quadrature(amplitudes: Mapping[str, float | Array], sizes: NDArray[Any]) -> Array:
     """Evaluate a sum of terms.
 
     Parameters
     ----------
-    amplitudes : mapping of str to float
-        Amplitude of each term, a key of `POWERS`.
+    amplitudes : mapping of str to float or ndarray
+        Amplitude of each term, a key of `POWERS`; several of each if sizes broadcast with them.
     sizes : ndarray, shape (..., 3)
         As for `variable_values`.
 

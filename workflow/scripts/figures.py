@@ -1,4 +1,4 @@
-"""Draw all figures, each as PNG and SVG."""
+"""Draw all figures: pictures, the tables that are their twins, and what is said of them."""
 
 from pathlib import Path
 
@@ -10,8 +10,13 @@ with running(snakemake, "figures") as job:
 
     distances = store.open_groups(job.path_of("errors"))
     rates, prediction = (integrity.read_json(job.path_of(kind)) for kind in ("rates", "prediction"))
-    for name in dict.fromkeys(Path(file).stem for file in snakemake.output):
-        LOG.info("%s", name)
-        drawn = figures.figure(name, job.experiment, job.open_store, distances, rates, prediction)
-        for form in ("png", "svg"):
-            job.vouch_for(figures.save(drawn, job.paths.figures / f"{name}.{form}"))
+    files = [Path(file) for file in snakemake.output]
+    with figures.sheet(snakemake.config["figure_style"]):
+        for name in dict.fromkeys(file.stem for file in files):
+            LOG.info("%s", name)
+            picture = figures.figure(
+                name, job.experiment, job.open_store, distances, rates, prediction
+            )
+            for file in files:
+                if file.stem == name:
+                    job.vouch_for(picture.save(file))
