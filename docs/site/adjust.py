@@ -66,6 +66,15 @@ def _skip(_app: Sphinx, _what: str, _name: str, member: object, skip: bool, _: A
     return skip or type(member).__name__ == "_tuplegetter"
 
 
+def _signature(*event: Any) -> tuple[str, str] | None:
+    """Let unions with an alias of a type show its name."""
+    arguments, returned = event[-2:]
+    plain = [
+        re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", s or "") for s in (arguments, returned)
+    ]
+    return (plain[0], plain[1]) if arguments else None
+
+
 def _accessible(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _: Any) -> None:
     """Put right in a page what screen readers and keyboards stumble over."""
     body = context.get("body", "")
@@ -83,6 +92,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the transforms."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("html-page-context", _accessible)
     app.add_post_transform(CodeLinks)
     app.add_post_transform(PlainTypes)
