@@ -147,9 +147,14 @@ def sentence(rates: Mapping[str, Any]) -> list[tuple[str, str]]:
     if total == agree:
         every = f"All {total} claims agree" if total > 1 else "The one claim agrees"
         return [(every, "agrees"), (".", "")]
-    claims = f"{_none(agree)} of {total} claims" if total > 1 else f"{_none(agree)} claim"
+    first = "None" if not agree else str(agree)
+    claims = f"{first} of {total} claims" if total > 1 else "The one claim"
+    if total == 1:
+        return [(claims, ""), *((f" {word}", word) for word in ("disagrees",) if disagree)] + (
+            [(" is undecided", "undecided")] if undecided else []
+        ) + [(".", "")]
     return [
-        (f"{claims} {'agrees' if agree == 1 else 'agree'}", "agrees"),
+        (f"{claims} {'agree' if agree > 1 else 'agrees'}", "agrees" if agree else ""),
         (", ", ""),
         (
             f"{_none(disagree)} {'disagree' if disagree > 1 else 'disagrees'}",

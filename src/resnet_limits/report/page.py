@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resnet_limits.config import Experiment
-from resnet_limits.fitted import verdict_counts, warnings
+from resnet_limits.fitted import verdict_counts
 from resnet_limits.report import claims, methods, rates, run
 from resnet_limits.report.markup import (
     csv_bytes,
@@ -140,7 +140,6 @@ def render(contents: Contents) -> str:
             ),
             unwell=run.unwell(contents.made),
             cells=run.cell_rows(contents.rates),
-            warnings=list(warnings(contents.rates)),
             kinds=run.KIND_NAMES,
             methods=methods.paragraphs(contents.experiment),
             pairs=methods.pairs(contents.experiment),

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_limits.figures import style
+from resnet_limits.figures import style, tables
 from resnet_limits.fitted import Row, rates_table_rows
 
 QUANTITIES = {
     "hidden": "hidden states, RMS",
-    "hidden_max_mean_abs": "hidden states, maximum over depth of the mean absolute value",
+    "hidden_max_mean_abs": "hidden states, maximum",
     "output": "outputs, RMS",
 }
 
@@ -47,38 +47,17 @@ def table(rates: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
 
 
 def _line(row: Row) -> Line:
-    # Exponents in P are there to tell those apart that differ by a few hundredths.
-    places = 3 if row["kind"] in ("family", "budget") else 2
     return Line(
         pair=style.pair_name(row["pair"]),
         quantity=QUANTITIES.get(row["quantity"], row["quantity"]),
         step=str(row["step"]),
-        variable=_variable(row),
-        exponent=style.with_interval(
-            row["exponent"],
-            (row["exponent_low"], row["exponent_high"]),
-            lambda value: style.fixed(value, places),
-        ),
+        variable=tables.variable_words(row),
+        exponent=tables.exponent_words(row),
         theory=style.fraction(row["theory"]),
-        amplitude=style.with_interval(
-            row["amplitude"], (row["amplitude_low"], row["amplitude_high"])
-        ),
-        used=f"{_count(row, 'used')} of {_count(row, 'total')}",
-        diverged=_count(row, "diverged"),
-        below=_count(row, "below_resolution"),
-        missing=_count(row, "missing"),
+        amplitude=tables.amplitude_words(row),
+        used=f"{tables.count_words(row, 'used')} of {tables.count_words(row, 'total')}",
+        diverged=tables.count_words(row, "diverged"),
+        below=tables.count_words(row, "below_resolution"),
+        missing=tables.count_words(row, "missing"),
         reason=row["reason"],
     )
-
-
-def _variable(row: Row) -> str:
-    name = style.variable_name(row["variable"])
-    return {
-        "term": f"{name}, term",
-        "alone": f"{name} alone",
-        "budget": "P, best shapes",
-    }.get(row["kind"], name)
-
-
-def _count(row: Row, name: str) -> str:
-    return style.number(None) if row[name] is None else str(row[name])

@@ -151,19 +151,18 @@ def _limits(experiment: Experiment, limits: Sequence[Made], reached: Sequence[Re
     count = sum(one.count for one in limits)
     if not count:
         return ""
-    asked = style.number(experiment.numerics.limit_tolerance, 2)
     said = (
         f"{grouped(count)} {'limit is' if count == 1 else 'limits are'} solved, asked for a "
-        f"standard error of {asked} in the outputs"
+        f"standard error of {small(experiment.numerics.limit_tolerance)} in the outputs"
     )
     if reached:
         worst = max(reached, key=lambda one: one.error)
         first = next((one for one in reached if one.name == "dmft"), worst)
-        said += f", which is {style.number(first.error, 2)} in the DMFT limit"
+        said += f" and reaching {small(first.error)} ({KIND_NAMES.get(first.name, first.name)})"
         if worst.name != first.name:
-            said += f" and at most {style.number(worst.error, 2)} ({worst.name})"
+            said += f", at worst {small(worst.error)} ({worst.name})"
         depth = max(one.depth_error for one in reached)
-        said += f", with at most {style.number(depth, 2)} more from the depth grid"
+        said += f", of which the depth grid makes at most {small(depth)}"
     missing = sum(len(one.missing) for one in limits)
     diverged = sum(one.diverged for one in limits)
     if missing:
@@ -212,9 +211,12 @@ def cell_rows(rates: Mapping[str, Any]) -> list[dict[str, Any]]:
             if not steps:
                 continue
             step = max(steps, key=int)
-            cells = (steps[step] or {}).get("cells")
-            if cells:
-                rows.append({"pair": pair, "observable": observable, "step": int(step), **cells})
+            fit = steps[step] or {}
+            if fit.get("cells"):
+                needed = fit.get("limit_tolerance_needed")
+                head = {"pair": pair, "observable": observable, "step": int(step)}
+                resolving = "\N{EN DASH}" if needed is None else small(needed)
+                rows.append({**head, **fit["cells"], "resolving": resolving})
     return rows
 
 
@@ -249,6 +251,11 @@ def grouped(count: int) -> str:
     return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
+def small(value: float) -> str:
+    """Write a small number with two digits, and no more of them than it has."""
+    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
 def span(values: Sequence[int]) -> str:
     """Write the smallest and the largest of some values."""
     low, high = min(values), max(values)
@@ -265,7 +272,7 @@ def duration(seconds: float) -> str:
     """Write a time as people say it."""
     for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * size:
-            return f"{style.number(seconds / size)} {unit}"
+            return f"{style.number(seconds / size, 2)} {unit}"
     return f"{style.number(seconds, 2)} seconds"
 
 

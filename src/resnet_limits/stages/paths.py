@@ -17,7 +17,11 @@ Cell = dict[str, int]
 FIGURES = (
     "trajectories",
     "histograms",
+    "kernels",
     "loss_curves",
+    "accuracy",
+    "distance_over_depth",
+    "distance_over_steps",
     "three_terms",
     "error_vs_shape",
     "error_vs_parameters",
@@ -33,6 +37,9 @@ FIGURE_FORMS = ("png", "svg", "pdf", "csv", "json")
 FIGURE_STYLE = Path(__file__).parents[1] / "figures" / "default.mplstyle"
 """The style sheet of all figures, over which a user's own may be laid."""
 
+TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
+"""What the report is written with."""
+
 
 class _Shape(Protocol):
     @property
@@ -43,9 +50,23 @@ class _Shape(Protocol):
     def embed_dim(self) -> int: ...
 
 
+class _Data(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+class _Problem(Protocol):
+    @property
+    def loss(self) -> str: ...
+    @property
+    def data(self) -> _Data: ...
+
+
 class _Experiment(Protocol):
     """What of ``config.Experiment`` decides which results exist."""
 
+    @property
+    def problem(self) -> _Problem: ...
     @property
     def shapes(self) -> Sequence[_Shape]: ...
     @property
@@ -126,8 +147,17 @@ def cells(kind: str, experiment: _Experiment) -> list[Cell]:
 
 
 def figure_names(experiment: _Experiment) -> tuple[str, ...]:
-    """Names of the figures of an experiment: ``frontier`` is for families of shapes only."""
-    return tuple(name for name in FIGURES if name != "frontier" or experiment.families)
+    """Names of the figures of an experiment.
+
+    ``frontier`` is for families of shapes only, and ``accuracy`` for data that may have classes.
+    """
+    without = set()
+    if not experiment.families:
+        without.add("frontier")
+    problem = experiment.problem
+    if problem.loss != "cross_entropy" and problem.data.kind not in ("digits", "file"):
+        without.add("accuracy")
+    return tuple(name for name in FIGURES if name not in without)
 
 
 class Paths:
@@ -159,6 +189,11 @@ class Paths:
         """Path of the manifest that makes the result count as finished."""
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
+    def groups(self, experiment: _Experiment) -> list[Path]:
+        """Give the folders that are Zarr groups, the outer one first."""
+        inner = (kind for kind, sizes in CELL_KEYS.items() if sizes and cells(kind, experiment))
+        return [self.folder, *(self.folder / kind for kind in inner)]
+
     @property
     def plan(self) -> Path:
         """What the last run has planned, for its jobs."""
@@ -188,7 +223,11 @@ class Paths:
         """The page of the pipeline's jobs, beside the report."""
         return self.folder / "workflow.html"
 
+    def page_stage(self, page: Path) -> str:
+        """Name the stage whose key a page carries; the page of the jobs follows the figures."""
+        return "figures" if page.parent == self.figures or page == self.workflow_page else "report"
+
     def page_manifest(self, page: Path) -> Path:
-        """Path of the manifest of a figure or the report, by which damage to it is found."""
+        """Path of the manifest of a figure or a page, by which damage to it is found."""
         name = page.relative_to(self.folder)
         return self.folder / "manifests" / name.with_name(f"{name.name}.json")

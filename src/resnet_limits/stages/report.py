@@ -16,7 +16,7 @@ from resnet_limits.config import Experiment
 from resnet_limits.kinds import JSON_KINDS, KINDS
 from resnet_limits.report.page import Contents, Drawing, render
 from resnet_limits.report.run import LIMITS, Made, Reached
-from resnet_limits.stages.paths import Paths, cell_name, cells, figure_names
+from resnet_limits.stages.paths import FIGURE_FORMS, Paths, cell_name, cells, figure_names
 
 _MOST_ROWS = 10
 # A picture of many points is smaller as pixels.
@@ -184,16 +184,15 @@ def _reached(experiment: Experiment, paths: Paths) -> Iterator[Reached]:
 
 def _drawing(name: str, paths: Paths) -> Drawing:
     """Read one figure: its picture, words and numbers."""
-    folder = paths.figures
-    told = _json(folder / f"{name}.json")
-    picture, kind = _picture(name, folder)
-    table = folder / f"{name}.csv"
+    told = _json(paths.figure(name, "json"))
+    picture, kind = _picture(name, paths)
+    table = paths.figure(name, "csv")
     content = table.read_bytes() if table.exists() else b""
     header, rows, count = _first_rows(content)
     files = [
-        f"{folder.name}/{name}.{form}"
-        for form in ("png", "svg", "pdf", "csv")
-        if (folder / f"{name}.{form}").exists()
+        f"{paths.figures.name}/{file.name}"
+        for form in FIGURE_FORMS
+        if form != "json" and (file := paths.figure(name, form)).exists()
     ]
     return Drawing(
         name=name,
@@ -212,12 +211,12 @@ def _drawing(name: str, paths: Paths) -> Drawing:
     )
 
 
-def _picture(name: str, folder: Path) -> tuple[bytes, str]:
+def _picture(name: str, paths: Paths) -> tuple[bytes, str]:
     for form, kind, most in (
         ("svg", "image/svg+xml", _MOST_SVG_BYTES),
         ("png", "image/png", None),
     ):
-        file = folder / f"{name}.{form}"
+        file = paths.figure(name, form)
         if file.exists() and (most is None or file.stat().st_size <= most):
             return file.read_bytes(), kind
     return b"", "image/png"

@@ -32,6 +32,7 @@
   document.querySelectorAll("table.sortable").forEach(function (table) {
     var headings = Array.from(table.tHead.rows[0].cells);
     headings.forEach(function (heading, column) {
+      if (heading.className === "unsorted") return;
       var sorter = document.createElement("button");
       sorter.type = "button";
       sorter.className = "sort";
