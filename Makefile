@@ -17,7 +17,7 @@ SHELL := /bin/bash
 STUDIES := paper-linear paper-tanh frontier
 # Results of other values are replaced if REPLACE is anything but nothing, 0, no or false.
 REPLACING := $(if $(filter-out 0 no false,$(REPLACE)),replace=true)
-.PHONY: help run $(STUDIES) test test-slurm torture gpu-check lint format clean
+.PHONY: help run $(STUDIES) docs test test-slurm torture gpu-check lint format clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ $(STUDIES): $(VENV)/installed
 	@for config in $(wildcard config/$@.yaml config/$@-*.yaml); do \
 	    $(BIN)/snakemake --config experiment_file="$$config" $(REPLACING) || exit 1; \
 	done
+
+docs: $(VENV)/installed-docs ## Build the site of the documentation: build/docs/index.html.
+	@$(BIN)/python docs/site/build_site.py
 
 test: $(VENV)/installed-dev ## Run all tests.
 	@echo "Running all tests in two processes, which takes about 25 minutes on two cores."
@@ -88,6 +91,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@$(call install,.)
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "Installing what the site of the documentation needs besides."
+	@$(call install,.[docs])
+	@touch $@
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing what tests and checks need besides."
 	@$(call install,.[dev])

@@ -5,20 +5,7 @@ rule draw_figures:
         rates=PATHS.store("rates"),
         prediction=PATHS.store("prediction"),
     output:
-        # The order is that of FIGURE_FILES: a picture for the report, and one for a paper.
-        [
-            (
-                report(
-                    file,
-                    caption=f"../workflow/report/{file.stem}.rst",
-                    category=EXPERIMENT.experiment,
-                    labels={"figure": file.stem.replace("_", " ")},
-                )
-                if file.suffix == ".png"
-                else file
-            )
-            for file in FIGURE_FILES
-        ],
+        FIGURE_FILES,
     log:
         log_file("figures"),
     benchmark:
@@ -31,6 +18,7 @@ rule draw_figures:
         runtime=doubling(30),
     params:
         key=stage_key("figures"),
+        style=style_digest(),
     message:
         "Figures"
     script:
@@ -55,9 +43,33 @@ rule write_report:
         mem_mb=doubling(2000),
         runtime=doubling(10),
     params:
-        key=stage_key("figures"),
-        captions=captions_digest(),
+        key=stage_key("report"),
+        templates=templates_digest(),
     message:
         "Report and provenance"
     script:
         "../workflow/scripts/report.py"
+
+
+rule write_workflow_page:
+    input:
+        figures=FIGURE_FILES,
+    output:
+        page=PATHS.workflow_page,
+    log:
+        log_file("workflow_page"),
+    benchmark:
+        benchmark_file("workflow_page")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=doubling(2000),
+        runtime=doubling(10),
+    params:
+        key=stage_key("figures"),
+        texts=workflow_texts_digest(),
+    message:
+        "Page of the jobs"
+    script:
+        "../workflow/scripts/workflow_page.py"

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from resnet_limits.laws import in_quadrature, terms_of
 
+Array = NDArray[np.float64]
 Prediction = Mapping[str, Any]
 
 
@@ -90,6 +92,77 @@ def known(prediction: Prediction | None, pair: str, quantity: str, step: int | N
 def distance(found: Known, sizes: np.ndarray) -> np.ndarray | None:
     """Evaluate the predicted law at sizes (..., 3); None unless all of its terms are known."""
     return in_quadrature(found.amplitudes, sizes) if found.is_complete else None
+
+
+def distance_at(
+    prediction: Prediction | None,
+    pair: str,
+    step: int,
+    sizes: ArrayLike,
+    s: ArrayLike | None = None,
+) -> tuple[Array, Array] | None:
+    """Evaluate the predicted RMS distance of the hidden states over the depth.
+
+    Parameters
+    ----------
+    prediction : mapping or None
+        The contents of prediction.json.
+    pair : str
+        A key of `laws.LAWS`; its terms add as root-sum-square.
+    step : int
+        Number of gradient steps.
+    sizes : array_like, shape (..., 3)
+        Depth, width and embedding dimension of each shape; those that the pair does not depend on
+        may be anything.
+    s : array_like, shape (m,), optional
+        Depths in [0, 1], where layer l of L layers is at l/L; those of the table if left out.
+        Between these the square is interpolated, which is smooth in the depth.
+
+    Returns
+    -------
+    s : ndarray, shape (m,)
+        The depths.
+    distance : ndarray, shape (..., m)
+        The distance at each of them. In place of both None, where the prediction has no such step
+        or depths, or lacks one of the terms there; `why_missing` of `known` says why.
+    """
+    table = (prediction or {}).get("hidden_at") or {}
+    steps = list((prediction or {}).get("step") or [])
+    if step not in steps or "s" not in table:
+        return None
+    depths = np.array(table["s"], dtype=float)
+    found = {}
+    for term in terms_of(pair, "hidden"):
+        values = _amplitudes_at(table.get(term) or {}, steps.index(step))
+        if values is None:
+            return None
+        found[term] = values
+    at = depths if s is None else np.atleast_1d(np.asarray(s, dtype=float))
+    if s is not None:
+        found = {term: _interpolated(depths, values, at) for term, values in found.items()}
+    return at, in_quadrature(found, np.asarray(sizes)[..., None, :])
+
+
+def _amplitudes_at(found: Mapping[str, Any], place: int) -> Array | None:
+    """Give the amplitudes of a term at all depths of one step, (n,); None unless all are known.
+
+    What is rounding is zero, as in `amplitudes`.
+    """
+    table = np.array(found.get("amplitude") or [[]], dtype=float)
+    if not table.size or not np.isfinite(table[place]).all():
+        return None
+    errors = np.array(found["uncertainty"], dtype=float)[place]
+    least = _ROUNDING * np.nanmax(table)
+    return np.where((table[place] < least) & (errors < least), 0.0, table[place])
+
+
+def _interpolated(depths: Array, values: Array, at: Array) -> Array:
+    """Interpolate the squares of amplitudes, (n,), by a cubic spline."""
+    from scipy.interpolate import CubicSpline
+
+    squares = CubicSpline(depths, np.square(values))(at)
+    amplitudes: Array = np.sqrt(np.maximum(squares, 0.0))
+    return amplitudes
 
 
 def why_missing(prediction: Prediction | None, found: Known) -> str:

@@ -182,7 +182,7 @@ def test_networks_against_brute_force(tokens: int | None, chunks: dict[str, int]
     found = compare(lazy, sources, phi)
     assert set(found) == set(limits)
     for name, ds in limits.items():
-        assert found[name].sizes == {"seed": S, "step": K}
+        assert found[name].sizes == {"seed": S, "step": K, "depth_point": P}
         assert found[name]["status"].dtype == np.int8
         for k in range(S):
             for step in range(K):
@@ -229,6 +229,106 @@ def test_limits_against_brute_force(tokens: int | None, chunks: dict[str, int] |
 
 def _fitting(ds: xr.Dataset, chunks: dict[str, int]) -> dict[str, int]:
     return {d: size for d, size in chunks.items() if d in ds.dims}
+
+
+def by_depth(
+    fields: xr.DataArray, coef: xr.DataArray, phi: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+    """RMS of h - Phi c at each depth, by plain xarray: (seed, step, depth_point)."""
+    basis = np.vander(points, len(NODES)) @ np.linalg.inv(np.vander(NODES))
+    through = xr.DataArray(basis, dims=("depth_point", "node"))
+    rows = xr.DataArray(phi, dims=("seed", "coordinate", "embedding_direction"))
+    gap = fields - (rows * coef.drop_vars("node")).sum("embedding_direction").dot(through)
+    rest = [dim for dim in gap.dims if dim not in ("seed", "step", "depth_point")]
+    return np.sqrt((gap**2).mean(rest)).transpose("seed", "step", "depth_point").values
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_distances_at_each_depth(tokens: int | None, lazy: bool) -> None:
+    rng = np.random.default_rng(21)
+    phi = rng.normal(size=(S, D, R))
+    finite = network(rng, tokens=tokens, dtype="float64")
+    limits = {"wide": limit(rng, tokens=tokens), "dmft": limit(rng, seeds=None, tokens=tokens)}
+    found = compare(finite.chunk(step=1, depth_point=2) if lazy else finite, limits, phi)
+    hidden = finite["hidden"].drop_vars("s")
+    for name, ds in limits.items():
+        at = found[name]["hidden_rms_at"]
+        assert at.dims == ("seed", "step", "depth_point")
+        np.testing.assert_array_equal(found[name]["s"], POINTS)
+        expected = by_depth(hidden, ds["hidden_coef"], phi, POINTS)
+        np.testing.assert_allclose(at, expected, rtol=1e-12)
+        np.testing.assert_array_equal(at.isel(depth_point=-1), found[name]["hidden_rms"])
+        # Depths in another order are other numbers.
+        assert (abs(at.values[..., ::-1] / expected - 1) > 1e-6).any()
+    between = distances.limit_distances(limits["wide"], limits["dmft"], phi, POINTS)
+    gap = limits["wide"]["hidden_coef"] - limits["dmft"]["hidden_coef"]
+    expected = by_depth(xr.zeros_like(hidden), gap, phi, POINTS)
+    np.testing.assert_allclose(between["hidden_rms_at"], expected, rtol=1e-12)
+    last = between["hidden_rms_at"].isel(depth_point=-1)
+    np.testing.assert_array_equal(last, between["hidden_rms"])
+
+
+@pytest.mark.parametrize(("points", "shown"), [(2, 2), (65, 65), (66, 65), (4001, 65)])
+def test_many_depths_are_thinned(points: int, shown: int) -> None:
+    rng = np.random.default_rng(22)
+    one, two, phi = limit(rng), limit(rng, seeds=None), rng.normal(size=(S, D, R))
+    s = np.linspace(0, 1, points)
+    found = distances.limit_distances(one, two, phi, s)
+    kept = found["s"].values
+    assert (len(kept), kept[0], kept[-1]) == (shown, 0.0, 1.0)
+    assert np.isin(kept, s).all()
+    assert (np.diff(kept) > 0).all()
+    assert np.diff(kept).max() <= 1 / (shown - 1) + 1 / (points - 1)
+    whole = distances.limit_distances(one, two, phi, kept)
+    np.testing.assert_allclose(found["hidden_rms_at"], whole["hidden_rms_at"], rtol=1e-12)
+
+
+def test_cells_of_few_depths_are_padded(
+    tiny_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = tiny_experiment(sweep={"grid": {"depth": [2, 4]}}, save={"depth_points": 5})
+    tables = stage.errors(experiment, Results(experiment))
+    for pair in ("finite-wide", "finite-mean_ode", "finite-dmft", "wide-mean_ode"):
+        table = tables[pair]
+        shallow = (table["depth"] == 2).values
+        assert set(table["depth"].values) == {2, 4}
+        np.testing.assert_array_equal(np.isnan(table["s"]).sum(axis=1), 2 * shallow)
+        np.testing.assert_array_equal(table["s"][~shallow], [POINTS] * (~shallow).sum())
+        np.testing.assert_array_equal(table["s"][shallow, :3], [[0, 0.5, 1]] * shallow.sum())
+        at, ends = table["hidden_rms_at"].values, np.where(shallow, 2, 4)
+        assert np.isnan(at[shallow][:, :, 3:]).all()
+        last = at[np.arange(len(ends)), :, ends]
+        np.testing.assert_array_equal(last, table["hidden_rms"])
+    path = store.write(tables, tmp_path / "errors.zarr", "errors")
+    assert [line for line in store.check(path) if "attribute" not in line] == []
+    part = store.open_groups(path)["finite-dmft"]
+    assert part["s"].dims == ("cell", "depth_point")
+    assert "65" in part["hidden_rms_at"].attrs["comment"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "depth", "value", "said"),
+    [
+        (0, 4, 1.0, "values at depths that a cell does not have"),
+        (0, 1, np.nan, "NaN or infinite values where the status is ok"),
+        (-1, 4, np.nan, "NaN or infinite values where the status is ok"),
+    ],
+)
+def test_what_is_at_no_depth_and_what_is_missing_at_one_is_found(
+    tiny_experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    cell: int,
+    depth: int,
+    value: float,
+    said: str,
+) -> None:
+    experiment = tiny_experiment(sweep={"grid": {"depth": [2, 4]}}, save={"depth_points": 5})
+    tables = stage.errors(experiment, Results(experiment))
+    tables["wide-mean_ode"]["hidden_rms_at"].values[cell, 0, depth] = value
+    with pytest.raises(store.StoreError, match=f"wide-mean_ode/hidden_rms_at: {said}"):
+        store.write(tables, tmp_path / "errors.zarr", "errors")
+    assert not (tmp_path / "errors.zarr").exists()
 
 
 def test_a_wrong_embedding_gives_another_distance() -> None:
@@ -326,7 +426,7 @@ def test_common_seeds_and_steps_are_compared() -> None:
     xr.testing.assert_allclose(part, whole.sel(seed=[0, 2], step=[1, 3]))
     other = ds.isel(seed=[1, 2], step=[0, 3])
     between = distances.limit_distances(ds, other, phi, POINTS)
-    assert between.sizes == {"seed": 2, "step": 2}
+    assert between.sizes == {"seed": 2, "step": 2, "depth_point": P}
     assert float(between["hidden_rms"].max()) == 0
 
 

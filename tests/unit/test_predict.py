@@ -21,7 +21,7 @@ from resnet_limits.limits.amplitudes.amplitude import Amplitude
 from resnet_limits.limits.models import Limits
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.solver import LimitError
-from resnet_limits.predicted import known
+from resnet_limits.predicted import distance_at, known
 from resnet_limits.problem import limit_gram_root, make_problem
 from resnet_limits.stages import prediction as stage
 from resnet_limits.work import MemoryRefusedError
@@ -29,6 +29,20 @@ from resnet_limits.work import MemoryRefusedError
 PLAN = Plan("sobol", 256, 8, 4, 0, "float32", 1e-6, 1e-2)
 HIDDEN = {"1/L": 0.1, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 2.0}
 OUTPUT = {"1/L": 0.05, "D/(LM)": None, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.4}
+
+
+def over_depth():
+    """Amplitudes over the depth, squares of which are polynomials of low degree."""
+    s = np.arange(17) / 16
+    shapes = {"1/L": s, "sqrt(D/(LM))": np.sqrt(s), "1/sqrt(D)": np.sqrt(s**3)}
+    table = {
+        term: {
+            "amplitude": (np.array([[1e-14], [HIDDEN[term]], [HIDDEN[term]]]) * shape).tolist(),
+            "uncertainty": (0.01 * np.array([[0], [1], [1]]) * shape).tolist(),
+        }
+        for term, shape in shapes.items()
+    }
+    return {"s": s.tolist(), **table}
 
 
 def predicted(notes=None):
@@ -47,6 +61,7 @@ def predicted(notes=None):
         "step": [0, 1, 2],
         "hidden": table(HIDDEN),
         "output": table(OUTPUT),
+        "hidden_at": over_depth(),
         "notes": notes or {},
         "identity": None,
     }
@@ -102,6 +117,44 @@ def test_what_is_rounding_beside_other_steps_is_zero(config, monkeypatch, capsys
     assert known(values, "mean_ode-dmft", "hidden", 0).amplitudes == {"1/sqrt(D)": 1e-14}
 
 
+def test_distances_over_the_depth_add_in_quadrature():
+    values, shapes = predicted(), np.array([[16, 64, 32], [64, 16, 512]])
+    s, found = distance_at(values, "finite-dmft", 2, shapes)
+    assert s.tolist() == values["hidden_at"]["s"]
+    assert found.shape == (2, 17)
+    for row, (layers, width_, embed_dim) in zip(found, shapes, strict=True):
+        np.testing.assert_allclose(
+            row**2,
+            (0.1 * s / layers) ** 2
+            + 0.64 * s * embed_dim / (layers * width_)
+            + 4 * s**3 / embed_dim,
+            rtol=1e-12,
+        )
+    # The end is what the amplitudes of the last layer give.
+    np.testing.assert_allclose(found[:, -1], in_quadrature(HIDDEN, shapes), rtol=1e-12)
+    # At the depths of a network's own layers, for pairs of one term alone too.
+    own = np.array([0.0, 0.1, 0.2, 0.9, 1.0])
+    s, found = distance_at(values, "mean_ode-dmft", 1, [0, 0, 25], own)
+    assert s.tolist() == own.tolist()
+    np.testing.assert_allclose(found, 0.4 * own**1.5, rtol=1e-10, atol=1e-14)
+    _, found = distance_at(values, "finite-wide", 1, [4, 25, 1], own)
+    np.testing.assert_allclose(found, 0.08 * own**0.5, rtol=1e-10, atol=1e-14)
+    # What is rounding beside later steps is zero.
+    assert not distance_at(values, "mean_ode-dmft", 0, [0, 0, 25])[1].any()
+
+
+def test_what_is_not_predicted_over_the_depth_is_none():
+    values, shape = predicted(), [16, 64, 32]
+    values["hidden_at"]["1/L"]["amplitude"][1] = [None] * 17
+    assert distance_at(values, "finite-dmft", 1, shape) is None
+    assert distance_at(values, "finite-dmft", 2, shape) is not None
+    assert distance_at(values, "finite-wide", 1, shape) is not None
+    assert distance_at(values, "finite-wide", 3, shape) is None
+    del values["hidden_at"]
+    assert distance_at(values, "finite-wide", 1, shape) is None
+    assert distance_at(None, "finite-wide", 1, shape) is None
+
+
 def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
     line = f"--quiet predict {config} --depth 16 --width 64 --embed-dim 32 --out p.json"
     code, lines, _ = run(line, capsys)
@@ -119,6 +172,12 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
         assert shape[name]["distance"] == leading["distance"]
         assert shape[name]["limit"] == [None] * 3
     assert shape["hidden"]["leading"]["without"] == []
+    along = shape["hidden_at"]["leading"]
+    at = distance_at(values, "finite-dmft", 1, [16, 64, 32])
+    assert shape["hidden_at"]["s"] == at[0].tolist()
+    np.testing.assert_allclose(along["distance"][1], at[1], rtol=1e-12)
+    assert along["distance"][1][-1] == pytest.approx(shape["hidden"]["leading"]["distance"][1])
+    assert along["without"] == []
     assert shape["output"]["leading"]["without"] == ["D/(LM)"]
     assert "note: output: leading order without D/(LM)" in lines
     assert values["provenance"]["stage_key"]
@@ -179,7 +238,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
         return found, found
 
     monkeypatch.setattr(prediction.noise, "unit_noise", diverging)
-    monkeypatch.setattr(width, "width_variance", not_solved)
+    monkeypatch.setattr(width, "width_variance_at", not_solved)
     monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
     monkeypatch.setattr(prediction.gram, "gram_slopes", not_solved)
     monkeypatch.setattr(prediction.bias, "output_bias", not_solved)
@@ -196,6 +255,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     assert shape["distance"] == [pytest.approx(0.5 / 32**0.5)] * last + [None]
     assert shape["share"]["1/sqrt(LM)"] == [1.0] * last + [None]
     assert "1/sqrt(LM)" not in shape["without"]
+    assert found["hidden_at"]["1/L"]["amplitude"] == [[None] * 17] * (last + 1)
     json.dumps(found, allow_nan=False)
 
 

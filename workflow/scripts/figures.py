@@ -1,4 +1,4 @@
-"""Draw all figures, each as PNG and SVG."""
+"""Draw all figures: pictures, the tables that are their twins, and what is said of them."""
 
 from pathlib import Path
 
@@ -10,10 +10,16 @@ with running(snakemake, "figures") as job:
 
     distances = store.open_groups(job.path_of("errors"))
     rates, prediction = (integrity.read_json(job.path_of(kind)) for kind in ("rates", "prediction"))
-    for name in dict.fromkeys(Path(file).stem for file in snakemake.output):
-        LOG.info("%s", name)
-        drawn = figures.figure(name, job.experiment, job.open_store, distances, rates, prediction)
-        metadata = provenance.picture_metadata(job.experiment, name)
-        for form in ("png", "svg"):
-            page = job.paths.figures / f"{name}.{form}"
-            job.vouch_for(figures.save(drawn, page, metadata[form]))
+    files = [Path(file) for file in snakemake.output]
+    with figures.sheet(snakemake.config["figure_style"]):
+        for name in dict.fromkeys(file.stem for file in files):
+            LOG.info("%s", name)
+            picture = figures.figure(
+                name, job.experiment, job.open_store, distances, rates, prediction
+            )
+            metadata = provenance.picture_metadata(
+                job.experiment, name, title=picture.title, description=picture.message
+            )
+            for file in files:
+                if file.stem == name:
+                    job.vouch_for(picture.save(file, metadata.get(file.suffix[1:])))

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_limits.cells import Study
-from resnet_limits.errors.intervals import Draws
+from resnet_limits.errors.intervals import Draws, error_intervals
 from resnet_limits.errors.likelihood import UnfittableError, fit_power
 from resnet_limits.errors.resolution import outstanding
 from resnet_limits.kinds import SIZES
@@ -27,6 +28,7 @@ def no_budget(theory: float, reason: str) -> Fit:
         "exponent_interval": None,
         "theory": theory,
         "points": [],
+        "edges": [],
         "reason": reason,
     }
 
@@ -50,7 +52,8 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
     Returns
     -------
     dict
-        ``exponent`` with interval, ``theory``, ``points`` (the best shapes and their errors),
+        ``exponent`` with interval, ``theory``, ``points`` (the best shapes, their errors
+        with intervals), ``edges`` (those that do not count, and at which ``edge`` they lie),
         ``bins``, ``residual``, or ``reason``.
     """
     parameters = study.sizes.astype(float).prod(axis=1)
@@ -70,14 +73,15 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
     largest = np.array([embed_dims[members].max() for members in bins])
     inner = (embed_dims[best] > smallest) & (embed_dims[best] < largest)
     used = best[inner & outstanding(study)[best]]
-    points = [
-        {
-            "parameters": parameters[k],
-            "error": math.sqrt(squares[k]),
-            **{name: study.sizes[k, axis] for axis, name in enumerate(SIZES)},
-        }
-        for k in used
+    points = _shapes(study, draws, used)
+    lost = ~inner & (squares[best] > 0)
+    edges = [
+        {**shape, "edge": _edge(shape["embed_dim"], low, high)}
+        for shape, low, high in zip(
+            _shapes(study, draws, best[lost]), smallest[lost], largest[lost], strict=True
+        )
     ]
+    found = {"points": points, "edges": edges}
     if len(used) < _MIN_BINS:
         reason = (
             f"in {int(inner.sum())} of {len(bins)} bins of P the best shape lies between the "
@@ -85,16 +89,40 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
         )
         if len(used) < inner.sum():
             reason += f", and in {len(used)} of these it stands out of the limits' standard error"
-        return {**no_budget(theory, f"{reason}; {_MIN_BINS} needed"), "points": points}
+        return {**no_budget(theory, f"{reason}; {_MIN_BINS} needed"), **found}
     try:
         line = fit_power(study.rows(used), draws, np.log(parameters[used])[:, None])
     except UnfittableError as why:
-        return {**no_budget(theory, str(why)), "points": points}
+        return {**no_budget(theory, str(why)), **found}
     return {
         "exponent": line.values[0],
         "exponent_interval": line.interval(0),
         "theory": theory,
-        "points": points,
+        **found,
         "bins": {"total": len(bins), "used": len(used)},
         "residual": line.residual,
     }
+
+
+def _edge(embed_dim: int, smallest: int, largest: int) -> str:
+    """Say at which edge of a bin an embedding dimension lies."""
+    if smallest == largest:
+        return "only D"
+    return "smallest D" if embed_dim == smallest else "largest D"
+
+
+def _shapes(study: Study, draws: Draws, which: NDArray[np.intp]) -> list[dict[str, Any]]:
+    """Give the sizes and errors of some shapes, with intervals over seeds."""
+    part = study.rows(which)
+    squares = part.mean_squares - part.mean_noise
+    return [
+        {
+            "parameters": float(sizes.astype(float).prod()),
+            "error": math.sqrt(square),
+            "error_interval": interval,
+            **dict(zip(SIZES, sizes, strict=True)),
+        }
+        for sizes, square, interval in zip(
+            part.sizes, squares, error_intervals(part, draws), strict=True
+        )
+    ]

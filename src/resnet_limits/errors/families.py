@@ -19,7 +19,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from resnet_limits.cells import Study, make_study
-from resnet_limits.errors.intervals import MIN_SEEDS, Draws, interval_method, resample, strata
+from resnet_limits.errors.intervals import (
+    MIN_SEEDS,
+    Draws,
+    error_intervals,
+    interval_method,
+    resample,
+    resampled_logs,
+    strata,
+)
 from resnet_limits.errors.likelihood import UnfittableError, fit_power
 from resnet_limits.errors.rates import Fit, exponentiated, json_values
 from resnet_limits.errors.resolution import outstanding, warning
@@ -264,38 +272,22 @@ def _fit(
     }
 
 
-def _resampled_logs(study: Study, draws: Draws) -> Array:
-    """Give the changes of the log errors (rows, shapes) of all resamples."""
-    logs = np.empty((len(draws.weights), len(study.sizes)))
-    for rows, changes in draws.changes(study):
-        logs[rows] = 0.5 * changes
-    return logs
-
-
 def _points(
     study: Study, draws: Draws, members: Sequence[tuple[float, Shape]]
 ) -> list[dict[str, Any]]:
     """Give the error of every shape with its interval and its number of seeds."""
-    spread = draws.spread(_resampled_logs(study, draws))
-    half = spread.half_widths()
+    intervals = error_intervals(study, draws)
     resolved = np.asarray(study.resolved.any(axis=1))
     points = []
     for k, (nominal, shape) in enumerate(members):
-        noise = study.mean_noise[k]
-        error, interval = math.sqrt(max(0.0, study.mean_squares[k] - noise)), None
-        if study.counts[k] >= MIN_SEEDS:
-            centre = 0.5 * math.log(study.mean_squares[k]) - spread.bias[k]
-            low, high = (math.exp(min(centre + side * half[k], 300.0)) for side in (-1, 1))
-            # The square of the limits' error may be nothing or twice as much as is expected.
-            low = math.sqrt(max(0.0, low**2 - 2 * noise))
-            interval = [min(low, error), max(high, error)]
+        error = math.sqrt(max(0.0, study.mean_squares[k] - study.mean_noise[k]))
         points.append(
             {
                 "nominal": nominal,
                 "parameters": shape.parameters,
                 **shape._asdict(),
                 "error": error,
-                "error_interval": interval,
+                "error_interval": intervals[k],
                 "resolved": bool(resolved[k]),
                 "seeds": study.counts[k],
             }
@@ -305,7 +297,7 @@ def _points(
 
 def _slopes(study: Study, draws: Draws, parameters: Array) -> list[dict[str, Any]]:
     """Give the slopes between neighbours in P, which drift where the law does not hold yet."""
-    changes = _resampled_logs(study, draws)
+    changes = resampled_logs(study, draws)
     seen = outstanding(study).tolist()
     squares = study.mean_squares - study.mean_noise
     slopes = []

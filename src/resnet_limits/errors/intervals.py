@@ -7,6 +7,7 @@ of seeds that the same shapes have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -183,6 +184,45 @@ def strata(exists: NDArray[np.bool_]) -> NDArray[np.intp]:
         # A group of one seed would never vary.
         first, second = names[np.argsort(counts, kind="stable")[:2]]
         label = np.where(label == first, second, label)
+
+
+def resampled_logs(study: Study, draws: Draws) -> Array:
+    """Give the changes of the log errors (rows, shapes) of all resamples."""
+    logs = np.empty((len(draws.weights), len(study.sizes)))
+    for rows, changes in draws.changes(study):
+        logs[rows] = 0.5 * changes
+    return logs
+
+
+def error_intervals(study: Study, draws: Draws) -> list[list[float] | None]:
+    """Give the 95 % interval of every shape's error, without the limits' own.
+
+    Parameters
+    ----------
+    study : Study
+    draws : Draws
+
+    Returns
+    -------
+    list
+        Low and high end for each shape; None where it has too few seeds.
+    """
+    if not len(study.sizes):
+        return []
+    spread = draws.spread(resampled_logs(study, draws))
+    half = spread.half_widths()
+    intervals: list[list[float] | None] = []
+    for k, noise in enumerate(study.mean_noise):
+        if study.counts[k] < MIN_SEEDS:
+            intervals.append(None)
+            continue
+        error = math.sqrt(max(0.0, study.mean_squares[k] - noise))
+        centre = 0.5 * math.log(study.mean_squares[k]) - spread.bias[k]
+        low, high = (math.exp(min(centre + side * half[k], 300.0)) for side in (-1, 1))
+        # The square of the limits' error may be nothing or twice as much as is expected.
+        low = math.sqrt(max(0.0, low**2 - 2 * noise))
+        intervals.append([min(low, error), max(high, error)])
+    return intervals
 
 
 def interval_method(study: Study) -> str | None:

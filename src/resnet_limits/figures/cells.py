@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import xarray as xr
 
 from resnet_limits.cells import VARIABLES, make_study
-from resnet_limits.kinds import SIZES
+from resnet_limits.figures.style import number, pair_name, shape_words
+from resnet_limits.kinds import SIZES, Shape
+from resnet_limits.predicted import Prediction, unpredicted
 
 Errors = Mapping[str, xr.Dataset]
 
@@ -151,3 +153,79 @@ def last_step(errors: Errors, rates: Mapping[str, Any]) -> int | None:
         return int(rates["steps"][-1])
     steps = [int(dataset["step"].values[-1]) for dataset in errors.values()]
     return min(steps) if steps else None
+
+
+def along_diagonal(shapes: Sequence[Shape], count: int) -> list[Shape]:
+    """Pick shapes from the smallest to the largest that all sizes grow along.
+
+    The ends are the shapes of least and of most parameters; between them, those nearest to the
+    straight line between the ends in (log L, log M, log D).
+    """
+    if not shapes:
+        return []
+    embed_dims = len({shape.embed_dim for shape in shapes})
+    if embed_dims > 2:
+        # More networks than this would not all differ in the size that matters most.
+        count = min(count, embed_dims)
+    ordered = sorted(shapes, key=lambda shape: (shape.parameters, shape))
+    logs = np.log(np.array(ordered, dtype=float))
+    points = np.linspace(0, 1, count)[:, None]
+    line = logs[0] + points * (logs[-1] - logs[0])
+    distances = ((line[:, None, :] - logs[None, :, :]) ** 2).sum(axis=-1)
+    return [ordered[k] for k in sorted(set(distances.argmin(axis=1).tolist()))]
+
+
+OBSERVABLES = ("hidden", "output")
+"""What figures show side by side."""
+
+
+def not_predicted(
+    errors: Errors, prediction: Prediction | None, pairs: Sequence[str], step: int | None
+) -> list[str]:
+    """Say of each observable which terms of the drawn pairs are not predicted, and why."""
+    drawn = [pair for pair in pairs if len(by_shape(errors, pair, "hidden", step))]
+    return unpredicted(prediction, drawn, OBSERVABLES, step)
+
+
+def counted(errors: Errors, pairs: Sequence[str], step: int | None) -> list[str]:
+    """Say of each pair and observable what became of its cells."""
+    found = []
+    for pair in pairs:
+        words = {name: by_shape(errors, pair, name, step).said for name in OBSERVABLES}
+        if len(set(words.values())) == 1:
+            words = {"": words["hidden"]}
+        found += [
+            f"{pair_name(pair)}{name and f', {name}'}: {text}."
+            for name, text in words.items()
+            if text
+        ]
+    return found
+
+
+def extend(cells: ShapeErrors, lowest: float, highest: float) -> tuple[float, float]:
+    """Widen a range to hold all errors that have a place on a logarithmic scale."""
+    positive = cells.low[cells.low > 0]
+    return (
+        min(lowest, positive.min(initial=np.inf)),
+        max(highest, cells.high.max(initial=0.0)),
+    )
+
+
+def extremes(cells: ShapeErrors, quantity: str) -> str:
+    """Say between which errors some shapes lie: ``hidden errors from 0.18 (L = ...) to ...``."""
+    if len(cells) == 0:
+        return ""
+    name = "hidden" if quantity == "hidden" else "output"
+    least, most = int(cells.error.argmin()), int(cells.error.argmax())
+    if len(cells) == 1:
+        return f"the {name} error is {number(cells.error[0])}"
+    ends = (
+        f"{number(cells.error[k])} ({shape_words(*cells.sizes[k].tolist())})" for k in (least, most)
+    )
+    return f"the {name} error ranges from {' to '.join(ends)}"
+
+
+def sentence(*parts: str) -> str:
+    """Join clauses into a sentence; empty ones are left out."""
+    text = "; ".join(part for part in parts if part)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -1,96 +1,212 @@
-"""One look for all figures: fonts, colours, names, and a reproducible way to write them.
+"""One look for all figures: a style sheet, colours and markers, names and numbers.
 
-Figures are matplotlib objects without pyplot, so that nothing global is touched. The same thing
-has the same colour everywhere. Colours are those of Okabe and Ito, and trimmed viridis, plasma and
-cividis for sizes: all are told apart by colour-blind readers.
+Figures are matplotlib objects without pyplot, so that nothing global is touched. What they look
+like stands in ``default.mplstyle``; a sheet of the user's may be laid over it. The same thing has
+the same colour and the same marker everywhere, so that figures are read in grey print too.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib as mpl
+import matplotlib.font_manager
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.colors import to_hex
 
-from resnet_limits.integrity import temporary
+DEFAULT_SHEET = Path(__file__).with_name("default.mplstyle")
 
-FONT_SIZE = 8.0
-SMALL_SIZE = 7.0
-TITLE_SIZE = 9.0
-WIDTH = 7.2
-"""Width of a figure in inches: a full text column."""
+_OWN: ContextVar[dict[str, Any] | None] = ContextVar("own", default=None)
+# Without it the names inside an SVG would be drawn by chance.
+_FIXED = {"svg.hashsalt": "resnet-limits"}
 
-RC: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
-    "font.size": FONT_SIZE,
-    "axes.titlesize": FONT_SIZE,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 5.0,
-    "axes.labelsize": FONT_SIZE,
-    "axes.labelpad": 3.0,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.titlesize": TITLE_SIZE,
-    "figure.titleweight": "bold",
-    "legend.fontsize": SMALL_SIZE,
-    "legend.frameon": False,
-    "legend.handlelength": 2.0,
-    "legend.borderaxespad": 0.3,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 3.6,
-    "savefig.dpi": 200,
-    "savefig.facecolor": "white",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "resnet-limits",
-}
-"""Settings that every figure is drawn and written with."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
-BLACK = "#000000"
+
+class StyleError(ValueError):
+    """A style sheet is not one; the message says which line, and why."""
+
+
+def read_sheet(path: Path | str) -> dict[str, Any]:
+    """Read a matplotlib style sheet.
+
+    Parameters
+    ----------
+    path : path
+        A text file of lines ``key: value``, as in ``matplotlibrc``.
+
+    Returns
+    -------
+    dict
+        The settings, checked by matplotlib.
+
+    Raises
+    ------
+    StyleError
+        If the file cannot be read, names an unknown key or has a value that its key does not allow.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StyleError(f"figure style {path}: cannot be read: {error}") from None
+    settings: dict[str, Any] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        # A colour such as "#0072b2" in quotes is none.
+        content = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not content:
+            continue
+        where = f"figure style {path}, line {number}"
+        name, colon, value = content.partition(":")
+        name, value = name.strip(), value.strip()
+        if not colon or name not in mpl.rcParams:
+            raise StyleError(
+                f"{where}: {name!r} is no setting of matplotlib; allowed: lines KEY: VALUE with "
+                f"keys such as font.size, as in {DEFAULT_SHEET.name}"
+            )
+        if name == "backend" or name in _FIXED:
+            raise StyleError(f"{where}: {name} is fixed, so that files are the same every time")
+        try:
+            # Its values are checked as they come in.
+            settings |= dict(cast("Any", mpl.RcParams(cast("Any", {name: value.strip('"')}))))
+        except ValueError as error:
+            raise StyleError(f"{where}: {' '.join(str(error).split())}") from None
+    return settings
+
+
+@functools.cache
+def _default() -> dict[str, Any]:
+    return read_sheet(DEFAULT_SHEET)
+
+
+@contextmanager
+def sheet(path: Path | str | None) -> Iterator[None]:
+    """Lay a style sheet over the default for all that is drawn and saved inside.
+
+    Parameters
+    ----------
+    path : path or None
+        The sheet; None leaves the default.
+
+    Raises
+    ------
+    StyleError
+        As for `read_sheet`.
+    """
+    token = _OWN.set(None if path is None else read_sheet(path))
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Put the settings of the style into force, and matplotlib's own back in the end."""
+    # All that a matplotlibrc of the user may say is set aside: it would change figures silently.
+    plain: dict[str, Any] = {
+        name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"
+    }
+    with mpl.rc_context(cast("Any", {**plain, **_default(), **(_OWN.get() or {}), **_FIXED})):
+        yield
+
+
+def styled(draw: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Run a drawing function with the settings of the style."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with settings():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+# --- colours, markers, lines ----------------------------------------------------------------------
+
 GREY = "#6e6e6e"
-LIGHT_GREY = "#c9c9c9"
+"""Colour of small print."""
 
-PAIR_COLOURS = {
-    "finite-wide": "#0072b2",
-    "wide-mean_ode": "#009e73",
-    "mean_ode-dmft": "#d55e00",
-    "finite-mean_ode": "#cc79a7",
-    "finite-dmft": "#882255",
-}
-"""Colour of each pair that is compared."""
+PAIRS = ("finite-wide", "mean_ode-dmft", "wide-mean_ode", "finite-mean_ode", "finite-dmft")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+"""Markers of a series, in order."""
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (3, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (7, 1, 1, 1, 1, 1)),
+)
+"""Kinds of lines of a series, in order."""
+DASHED = (0, (4, 2))
+"""The limit, and the exponents of theory."""
 
-FAINT: dict[str, Any] = {"lw": 1.1, "alpha": 0.4, "ls": (0, (1, 1))}
-"""How fitted lines are drawn beside predicted ones."""
+# The bright end of colour maps is too pale for lines on white.
+_MAP_RANGE = (0.0, 0.86)
 
-LIMIT_COLOUR = BLACK
-"""Colour of the DMFT limit."""
 
-COORDINATE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours that tell single coordinates apart."""
+def cycled(number: int) -> str:
+    """Colour of the style's cycle; after the last one it starts again."""
+    colours = mpl.rcParams["axes.prop_cycle"].by_key().get("color") or ["C0"]
+    return to_hex(colours[number % len(colours)])
+
+
+def pair_colour(pair: str) -> str:
+    """Colour of a pair that is compared."""
+    return cycled(PAIRS.index(pair) if pair in PAIRS else len(PAIRS))
+
+
+def pair_marker(pair: str) -> str:
+    """Marker of a pair that is compared."""
+    return MARKERS[PAIRS.index(pair) if pair in PAIRS else len(PAIRS)]
+
+
+def limit_colour() -> str:
+    """Colour of the DMFT limit and of theory."""
+    return to_hex(mpl.rcParams["text.color"])
+
+
+def pale() -> str:
+    """Colour of what stands behind: limits' standard errors, shapes beside others."""
+    return to_hex(mpl.rcParams["grid.color"])
+
+
+def series_colours(count: int) -> list[str]:
+    """Colours of increasing sizes, from the style's colour map, dark first."""
+    low, high = _MAP_RANGE
+    points = [0.3] if count == 1 else np.linspace(low, high, count)
+    return [to_hex(mpl.colormaps[mpl.rcParams["image.cmap"]](point)) for point in points]
+
+
+def marker_of(number: int) -> str:
+    """Marker of a series by its number."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def faint() -> dict[str, Any]:
+    """How fitted lines are drawn beside predicted ones."""
+    return {"lw": 0.85 * mpl.rcParams["lines.linewidth"], "alpha": 0.55, "ls": (0, (1, 1))}
+
+
+def small() -> float:
+    """Size of small print in points."""
+    return float(mpl.font_manager.FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size())
+
+
+# --- names and numbers ----------------------------------------------------------------------------
 
 SIZE_NAMES = {
-    "depth": "depth L",
-    "width": "hidden width M",
-    "embed_dim": "embedding dimension D",
+    "depth": "depth $L$",
+    "width": "hidden width $M$",
+    "embed_dim": "embedding dimension $D$",
 }
-
-_SIZE_MAPS = {"depth": "cividis", "width": "plasma", "embed_dim": "viridis"}
-# The bright end of these maps is too pale for lines on white.
-_SIZE_MAP_RANGE = {"depth": (0.0, 0.8), "width": (0.0, 0.84), "embed_dim": (0.0, 0.84)}
 
 _MODEL_NAMES = {
     "finite": "finite network",
@@ -108,66 +224,6 @@ QUANTITY_NAMES = {
 
 AXIS_NAMES = {"hidden": "hidden error (RMS)", "output": "output error (RMS)"}
 """Names of the distances, as on axes."""
-
-_P = ParamSpec("_P")
-
-
-def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Run a drawing function with the settings `RC`, and leave matplotlib's own as they were."""
-
-    @functools.wraps(draw)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
-        with mpl.rc_context(RC):
-            figure = draw(*args, **kwargs)
-            # Ticks are made on the first drawing, and take the settings of that moment.
-            figure.draw_without_rendering()
-            return figure
-
-    return wrapper
-
-
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Make an empty figure of a size in inches, laid out so that nothing overlaps."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path | str, metadata: Mapping[str, Any] | None = None) -> Path:
-    """Write a figure so that the same figure always gives the same bytes.
-
-    Parameters
-    ----------
-    figure : Figure
-        What to write.
-    path : path
-        Where to; the ending decides on the format (``.svg`` with text as text, ``.png``, ``.pdf``).
-    metadata : mapping, optional
-        What the file says of its making, in the words of its format: what
-        ``provenance.picture_metadata`` gives for it. A date in it would change with every run.
-
-    Returns
-    -------
-    Path
-        The file, whole: it is written beside its name and renamed.
-    """
-    path = Path(path)
-    form = path.suffix.removeprefix(".").lower()
-    unsaid: dict[str, Any] = {
-        "svg": {"Date": None, "Creator": None},
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }.get(form, {})
-    buffer = io.BytesIO()
-    with mpl.rc_context(RC):
-        figure.savefig(buffer, format=form, metadata={**unsaid, **(metadata or {})})
-    with temporary(path) as unfinished:
-        unfinished.write_bytes(buffer.getvalue())
-        unfinished.replace(path)
-    return path
-
-
-# --- names and numbers ----------------------------------------------------------------------------
 
 
 def pair_name(pair: str) -> str:
@@ -230,144 +286,19 @@ def variable_name(name: str) -> str:
     return name.replace("sqrt(", "√(")
 
 
-def shape_name(depth: int, width: int, embed_dim: int) -> str:
-    """Name a shape: ``L = 8, M = 32, D = 64``."""
-    return f"L = {depth}, M = {width}, D = {embed_dim}"
+def variable_math(name: str) -> str:
+    """Write a variable of rates.json as a formula inside a figure."""
+    root = name.replace("sqrt(D/(LM))", r"\sqrt{D/(LM)}").replace("sqrt(LM)", r"\sqrt{LM}")
+    return f"${root.replace('sqrt(D)', chr(92) + 'sqrt{D}')}$"
 
 
-# --- parts of a figure ----------------------------------------------------------------------------
+def shape_words(depth: int, width: int, embed_dim: int) -> str:
+    """Name a shape: ``L = 8, M = 32, D = 64``; sizes of zero, which are infinite, are left out."""
+    named = zip("LMD", (depth, width, embed_dim), strict=True)
+    return ", ".join(f"{symbol} = {size}" for symbol, size in named if size)
 
 
-def missing(axes: Axes, sentence: str, width: int = 30) -> None:
-    """Say in plain words, in the middle of otherwise empty axes, why nothing is drawn."""
-    axes.text(
-        0.5,
-        0.5,
-        textwrap.fill(sentence, width),
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=GREY,
-        fontsize=FONT_SIZE,
-        linespacing=1.4,
-    )
-    axes.tick_params(
-        which="both", left=False, bottom=False, labelleft=False, labelbottom=False, length=0
-    )
-
-
-def footnote(figure: Figure, *sentences: str, characters: int = 128) -> None:
-    """Write small print below the figure, left-aligned; empty sentences are left out."""
-    text = "  ".join(sentence for sentence in sentences if sentence)
-    if text:
-        figure.supxlabel(
-            textwrap.fill(text, characters),
-            x=0.01,
-            ha="left",
-            fontsize=SMALL_SIZE,
-            color=GREY,
-            linespacing=1.35,
-        )
-
-
-def key(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Put a legend for all panels beside the headline, where it covers nothing."""
-    figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles))
-
-
-def headline(figure: Figure, text: str) -> None:
-    """Write the figure's headline, left-aligned."""
-    figure.suptitle(text, x=0.01, ha="left")
-
-
-def log_axis(axes: Axes, which: str) -> None:
-    """Make an axis logarithmic, with readable tick labels on short and long ranges alike.
-
-    Parameters
-    ----------
-    axes : Axes
-        With its data already drawn, whose limits decide on the labels.
-    which : {"x", "y"}
-        The axis.
-    """
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    decades = math.log10(high / low) if low > 0 else math.inf
-    if decades < 1.7:
-        # Powers of ten alone would leave one label, or none, on such a short range.
-        subs = (1.0, 2.0, 5.0) if decades > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def size_ticks(axes: Axes, values: Sequence[float], most: int = 6) -> None:
-    """Label a logarithmic x-axis at sizes that occur, thinned to what there is room for."""
-    sizes = sorted(set(values))
-    axes.xaxis.set_major_locator(mpl.ticker.FixedLocator(_apart(sizes, most)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(mpl.ticker.FixedLocator(sizes))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    margin = (sizes[-1] / sizes[0]) ** 0.05
-    axes.set_xlim(sizes[0] / max(margin, 1.05), sizes[-1] * max(margin, 1.05))
-
-
-def _apart(sizes: Sequence[float], most: int) -> list[float]:
-    """Pick sizes whose labels do not touch on a logarithmic axis: the ends, and others between."""
-    span = math.log(sizes[-1] / sizes[0])
-    if not span:
-        return [sizes[0]]
-    # In parts of the axis: what half of a label takes, by its number of digits.
-    halves = [0.014 * (len(f"{size:g}") + 1) * 6 / most for size in sizes]
-    places = [math.log(size / sizes[0]) / span for size in sizes]
-
-    def touch(one: int, other: int) -> bool:
-        return abs(places[one] - places[other]) < halves[one] + halves[other]
-
-    last = len(sizes) - 1
-    if touch(0, last):
-        return [sizes[0]]
-    picked = [0]
-    for k in range(1, last):
-        if not touch(picked[-1], k) and not touch(k, last):
-            picked.append(k)
-    picked = [picked[k] for k in spread_indices(len(picked), most - 1)]
-    return [sizes[k] for k in (*picked, last)]
-
-
-def spread_indices(count: int, most: int) -> list[int]:
-    """Pick at most ``most`` indices out of ``range(count)``, evenly, with first and last."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(k) for k in np.linspace(0, count - 1, most)})
-
-
-def size_colours(key: str, count: int) -> list[str]:
-    """Colours of increasing values of one size, from its own colour map, dark first."""
-    low, high = _SIZE_MAP_RANGE[key]
-    points = [0.3] if count == 1 else np.linspace(low, high, count)
-    return [to_hex(mpl.colormaps[_SIZE_MAPS[key]](point)) for point in points]
-
-
-def finite_colours(count: int) -> list[str]:
-    """Colours of finite networks of increasing size: from light to dark blue."""
-    points = [0.8] if count == 1 else np.linspace(0.42, 0.95, count)
-    return [to_hex(mpl.colormaps["Blues"](point)) for point in points]
-
-
-def size_key(figure: Figure, axes: Axes, key: str, values: Sequence[int], title: str) -> None:
-    """Put a discrete colour bar on top of axes, one field for each value of a size."""
-    bounds = np.arange(len(values) + 1)
-    mappable = ScalarMappable(
-        norm=BoundaryNorm(bounds, len(values)),
-        cmap=ListedColormap(size_colours(key, len(values))),
-    )
-    bar = figure.colorbar(
-        mappable, ax=axes, location="top", aspect=28, pad=0.03, ticks=bounds[:-1] + 0.5
-    )
-    bar.ax.set_xticklabels([f"{value}" for value in values])
-    bar.ax.minorticks_off()
-    bar.ax.tick_params(length=0, pad=1.5, labelsize=SMALL_SIZE)
-    bar.outline.set_visible(False)
-    bar.set_label(title, fontsize=SMALL_SIZE, labelpad=3)
+def shape_math(depth: int, width: int, embed_dim: int) -> str:
+    """Name a shape inside a figure, as `shape_words` does."""
+    parts = shape_words(depth, width, embed_dim).split(", ")
+    return ", ".join(f"${part}$" for part in parts)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 
 from resnet_limits.figures import style
+from resnet_limits.figures.picture import Picture, empty, finished, new_figure
 from resnet_limits.fitted import CLAIM_COLUMNS, Row, claim_counts, claim_rows, rates_table_rows
 
 # --- words ----------------------------------------------------------------------------------------
 
 
-def _exponent(row: Row) -> str:
+def exponent_words(row: Row) -> str:
+    """Write the exponent of a row with its interval."""
     # Families are there to tell exponents apart that differ by a few hundredths.
     places = 3 if row["kind"] == "family" else 2
     return style.with_interval(
@@ -25,11 +28,13 @@ def _exponent(row: Row) -> str:
     )
 
 
-def _amplitude(row: Row) -> str:
+def amplitude_words(row: Row) -> str:
+    """Write the amplitude of a row with its interval."""
     return style.with_interval(row["amplitude"], (row["amplitude_low"], row["amplitude_high"]))
 
 
-def _variable(row: Row) -> str:
+def variable_words(row: Row) -> str:
+    """Name what a row of the table is about."""
     name = style.variable_name(row["variable"])
     return {
         "fit": name,
@@ -41,12 +46,13 @@ def _variable(row: Row) -> str:
     }[row["kind"]]
 
 
-def _count(row: Row, name: str) -> str:
+def count_words(row: Row, name: str) -> str:
+    """Write a number of cells."""
     return style.number(None) if row[name] is None else f"{row[name]}"
 
 
 def _used(row: Row) -> str:
-    return f"{_count(row, 'used')}/{_count(row, 'total')}"
+    return f"{count_words(row, 'used')}/{count_words(row, 'total')}"
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -64,24 +70,17 @@ class _Sheet:
         Those of the columns in inches.
     lines : float
         Height of all, in lines of the table.
-    title : str
-        Headline.
     """
 
-    def __init__(self, widths: Sequence[float], lines: float, title: str) -> None:
+    def __init__(self, widths: Sequence[float], lines: float) -> None:
         self._width = sum(widths)
         self._lefts = [sum(widths[:k]) for k in range(len(widths))]
-        self.figure = style.new_figure(max(1.6, lines * _ROW_HEIGHT), self._width)
+        width, height = mpl.rcParams["figure.figsize"]
+        self.figure = new_figure(lines * _ROW_HEIGHT / height, self._width / width)
         self._axes = self.figure.add_subplot()
         self._axes.set_axis_off()
-        style.headline(self.figure, title.rstrip(", "))
 
-    def empty(self, reason: str) -> Figure:
-        """Say why there is no table."""
-        style.missing(self._axes, reason, 60)
-        return self.figure
-
-    def rule(self, at: float, thickness: float, colour: str = style.BLACK) -> None:
+    def rule(self, at: float, thickness: float, colour: str = "black") -> None:
         """Draw a line across all columns."""
         self._axes.plot([0, self._width], [at, at], color=colour, lw=thickness, clip_on=False)
 
@@ -95,21 +94,35 @@ class _Sheet:
         """Write a line, from the first column on; single columns may have a font of their own."""
         for column, (left, text) in enumerate(zip(self._lefts, texts, strict=False)):
             own = {**font, **(of_column or {}).get(column, {})}
-            self._axes.text(left, at + 0.55, text, va="center", fontsize=style.SMALL_SIZE, **own)
+            self._axes.text(left, at + 0.55, text, va="center", fontsize=style.small(), **own)
 
-    def finish(self, bottom: float, note: str) -> Figure:
-        """End the table after its last line, with a note below."""
+    def finish(self, bottom: float) -> Figure:
+        """End the table after its last line."""
         self._axes.set_xlim(-0.02, self._width)
         self._axes.set_ylim(bottom + 0.1, -0.1)
-        style.footnote(self.figure, note, characters=math.floor(self._width * 17))
-        return self.figure
+        return finished(self.figure)
 
 
 # --- exponents and amplitudes ---------------------------------------------------------------------
 
 
+_RATES_CAPTION = """\
+All exponents and amplitudes of hidden states and outputs with 95 % intervals, beside the exponents
+of theory. Intervals hold what seeds scatter (bootstrap over whole seeds), what the limits' own
+error may do, and what shapes scatter about the law beyond both.
+
+Amplitudes of a single power are taken with the exponent of theory; lines marked "term" are fitted
+together and add as squares. An amplitude of 0 or an interval from 0 on means that the term is not
+seen beside the others. "P, best shapes" is the error of the best shape for each P.
+
+Cells are combinations of shape and seed, counted at the last step. Those below resolution, that is
+below ten standard errors of the limits, are used, with that error in the likelihood; those that
+diverged or are missing are left out.
+"""
+
+
 @style.styled
-def rates_table(rates: Mapping[str, Any]) -> Figure:
+def rates_table(rates: Mapping[str, Any]) -> Picture:
     """Draw the table: one line per exponent or term, the steps side by side.
 
     Parameters
@@ -119,21 +132,21 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
 
     Returns
     -------
-    Figure
+    Picture
         Counts of cells are those of the last step; exponents in one size alone are left out.
     """
     rows = [row for row in rates_table_rows(rates) if row["kind"] != "alone"]
     steps = sorted({row["step"] for row in rows})
     lines: dict[str, dict[tuple[str, str], dict[int, Row]]] = {}
     for row in rows:
-        key = (row["quantity"], _variable(row))
+        key = (row["quantity"], variable_words(row))
         lines.setdefault(row["pair"], {}).setdefault(key, {})[row["step"]] = row
     widths, headings = _columns(steps)
     count = len(headings) + sum(1.5 + len(of_pair) for of_pair in lines.values())
-    title = f"Exponents and amplitudes, {rates.get('experiment', '')}"
-    sheet = _Sheet(widths, count + 4.5, title)
+    name, title = "rates_table", "Exponents and amplitudes"
     if not lines:
-        return sheet.empty("No rates were fitted.")
+        return empty(name, title, _RATES_CAPTION, "No rates were fitted.")
+    sheet = _Sheet(widths, count + 0.5)
     y = 0.0
     sheet.rule(y, 1.0)
     for heading in headings:
@@ -142,36 +155,40 @@ def rates_table(rates: Mapping[str, Any]) -> Figure:
     sheet.rule(y, 0.6)
     for number, (pair, of_pair) in enumerate(lines.items()):
         if number:
-            sheet.rule(y + 0.25, 0.5, style.LIGHT_GREY)
+            sheet.rule(y + 0.25, 0.5, style.pale())
         y += 0.25
-        sheet.write(y, [style.pair_name(pair)], color=style.PAIR_COLOURS.get(pair), weight="bold")
+        sheet.write(y, [style.pair_name(pair)], color=style.pair_colour(pair), weight="bold")
         y += 1.0
         previous = None
         for (quantity, variable), by_step in of_pair.items():
             last = by_step[max(by_step)]
-            name = style.QUANTITY_NAMES.get(quantity, quantity) if quantity != previous else ""
+            distance = style.QUANTITY_NAMES.get(quantity, quantity) if quantity != previous else ""
             sheet.write(
                 y,
                 [
-                    name,
+                    distance,
                     variable,
                     style.fraction(last["theory"]),
                     *(text for step in steps for text in _step_texts(by_step.get(step))),
                     _used(last),
-                    *(_count(last, column) for column in ("diverged", "below_resolution")),
-                    _count(last, "missing"),
+                    *(count_words(last, column) for column in ("diverged", "below_resolution")),
+                    count_words(last, "missing"),
                 ],
             )
             previous = quantity
             y += 1.0
         y += 0.25
     sheet.rule(y, 1.0)
-    return sheet.finish(
-        y,
-        "Intervals: 95 %, over seeds. Terms add as squares. Amplitudes of a single power: with the "
-        "exponent of theory. Below resolution: under ten times the limits' own standard error; "
-        "these are used, with that error in the likelihood. "
-        f"Cells: at step {steps[-1]}; those that diverged or are missing are left out of the fits.",
+    seen = sum(row["exponent"] is not None for row in rows)
+    return Picture(
+        name,
+        title,
+        f"{seen} fitted exponents and {len(rows) - seen} amplitudes of terms or reasons why there "
+        f"is no fit, of {len(lines)} pairs at the steps {', '.join(map(str, steps))}.",
+        _RATES_CAPTION,
+        sheet.finish(y),
+        [f"Cells are counted at step {steps[-1]}."],
+        pd.DataFrame(rows),
     )
 
 
@@ -197,7 +214,7 @@ def _step_texts(row: Row | None) -> tuple[str, str]:
         return style.number(None), style.number(None)
     if row["reason"] and row["exponent"] is None and row["amplitude"] is None:
         return textwrap.shorten(row["reason"], 44, placeholder=" \N{HORIZONTAL ELLIPSIS}"), ""
-    return _exponent(row), _amplitude(row)
+    return exponent_words(row), amplitude_words(row)
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -205,11 +222,23 @@ def _step_texts(row: Row | None) -> tuple[str, str]:
 _VERDICT_WIDTHS = (1.15, 0.6, 0.4, 2.6, 0.55, 1.5, 0.75, 4.2)
 """Widths of the columns of the claims in inches."""
 
-_VERDICT_COLOURS = {"agrees": "#117733", "disagrees": "#aa3377", "undecided": style.BLACK}
+_VERDICT_COLOURS = {"agrees": "#117733", "disagrees": "#aa3377"}
+
+_VERDICTS_CAPTION = """\
+Every exponent and every amplitude that theory claims, of hidden states and outputs, held against
+what was measured. Exponents are those of theory, amplitudes those predicted from the limit alone,
+without any training; a sum of terms is judged as a whole, in units of its prediction.
+
+A claim is about large sizes, and is judged on the shapes whose predicted distance from the limit is
+small, with the next order of the law fitted along. It agrees if it lies in the 95 % interval and
+that is narrow enough; it disagrees if it lies so far outside that chance would do this to any claim
+of the whole table in one study of twenty at most; else it is undecided, and the last column says
+what would decide. Reasons in full stand in `rates.json` under `claims`.
+"""
 
 
 @style.styled
-def verdicts(rates: Mapping[str, Any]) -> Figure:
+def verdicts(rates: Mapping[str, Any]) -> Picture:
     """Draw the table of claims: one line for each, with its verdict.
 
     Parameters
@@ -218,10 +247,10 @@ def verdicts(rates: Mapping[str, Any]) -> Figure:
         The contents of rates.json.
     """
     rows = claim_rows(rates)
-    title = f"Claims and verdicts, {rates.get('experiment', '')}"
-    sheet = _Sheet(_VERDICT_WIDTHS, len(rows) + 6, title)
+    name, title = "verdicts", "Claims and verdicts"
     if not rows:
-        return sheet.empty("No claim was judged.")
+        return empty(name, title, _VERDICTS_CAPTION, "No claim was judged.")
+    sheet = _Sheet(_VERDICT_WIDTHS, len(rows) + 1.5)
     place = CLAIM_COLUMNS.index("verdict")
     for number, row in enumerate((CLAIM_COLUMNS, *rows)):
         shown = [
@@ -233,12 +262,15 @@ def verdicts(rates: Mapping[str, Any]) -> Figure:
             continue
         verdict = row[place]
         weight = "bold" if verdict == "disagrees" else "normal"
-        look = {"color": _VERDICT_COLOURS.get(verdict, style.BLACK), "weight": weight}
+        look = {"color": _VERDICT_COLOURS.get(verdict, style.limit_colour()), "weight": weight}
         sheet.write(number, shown, {place: look})
     for at in (0.0, 1.0, len(rows) + 1.0):
         sheet.rule(at, 0.6)
-    return sheet.finish(
-        len(rows) + 1.0,
-        f"{claim_counts(rates)}. Intervals: 95 %, with the uncertainty of predictions and of the "
-        "next order. Reasons in full: claims in rates.json.",
+    return Picture(
+        name,
+        title,
+        f"{claim_counts(rates)}.",
+        _VERDICTS_CAPTION,
+        sheet.finish(len(rows) + 1.0),
+        table=pd.DataFrame(rows, columns=list(CLAIM_COLUMNS)),
     )

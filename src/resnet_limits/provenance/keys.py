@@ -88,6 +88,7 @@ _STAGES: dict[str, _Stage] = {
         ("rates", "prediction"),
         ("errors", "dmft", "finite"),
     ),
+    "report": _Stage(f"{PACKAGE}.stages.report", (), (), ("figures",)),
 }
 
 STAGES = tuple(_STAGES)

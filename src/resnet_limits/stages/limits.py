@@ -118,7 +118,7 @@ def _with_data(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
     """Add what of the data explains the rest.
 
     That is which samples are not trained on, and the basis of the inputs' span in which the
-    embedding directions are meant, if any.
+    embedding is meant, if any.
     """
     if problem.is_test is not None:
         dataset = dataset.assign_coords(is_test=("sample", problem.is_test.astype(np.int8)))

@@ -106,7 +106,7 @@ def _results(experiment: Experiment, paths: Paths) -> Iterator[Result]:
 
 def _pages(paths: Paths, pages: Iterable[Path]) -> Iterator[Result]:
     for page in pages:
-        stage = "figures" if page.parent == paths.figures else "report"
+        stage = paths.page_stage(page)
         manifest = integrity.read_manifest(paths.page_manifest(page))
         yield Result(page.relative_to(paths.folder).as_posix(), stage, manifest, {})
 
@@ -121,10 +121,6 @@ def _software(result: Result) -> tuple[str, str, str]:
 
     versions = json.dumps(provenance.library_versions(), sort_keys=True, separators=(",", ":"))
     return __version__, provenance.git_state(), versions
-
-
-def _ancestors(stage: str, experiment: Experiment) -> tuple[str, ...]:
-    return ("figures",) if stage == "report" else provenance.ancestors(stage, experiment)
 
 
 class _Document:
@@ -228,7 +224,9 @@ class _Document:
         self.made[stage] = names
 
     def ancestors(self, stage: str) -> list[str]:
-        return [name for name in _ancestors(stage, self.experiment) if self.made.get(name)]
+        return [
+            name for name in provenance.ancestors(stage, self.experiment) if self.made.get(name)
+        ]
 
     def _activity(self, name: str, stage: str, code_hash: str, made: Sequence[Result]) -> None:
         attributes: dict[str, Any] = {
@@ -236,8 +234,7 @@ class _Document:
             "rl:results": len(made),
             "rl:wall_time_s": round(sum(r.attrs.get("wall_time_s", 0.0) for r in made), 3),
         }
-        of_stage = "figures" if stage == "report" else stage
-        attributes["rl:stage_key"] = provenance.stage_key(of_stage, self.experiment)
+        attributes["rl:stage_key"] = provenance.stage_key(stage, self.experiment)
         if code_hash:
             attributes["rl:code_hash"] = code_hash
         if stage in _WITH_PARAMETERS:
@@ -281,7 +278,7 @@ def prov_document(experiment: Experiment, results: Sequence[Result], digest: str
         SHA-256 of the experiment file that lies beside them.
     """
     document = _Document(experiment, digest)
-    for stage in (*provenance.STAGES, "report"):
+    for stage in provenance.STAGES:
         if of_stage := [result for result in results if result.stage == stage]:
             document.add_stage(stage, of_stage)
     return document.prov

@@ -15,17 +15,30 @@ from resnet_limits.kinds import CELL_KEYS, JSON_KINDS, KINDS, SYMBOLS
 Cell = dict[str, int]
 
 FIGURES = (
-    "error_vs_shape",
-    "error_vs_parameters",
-    "three_terms",
-    "frontier",
-    "loss_curves",
     "trajectories",
     "histograms",
+    "kernels",
+    "loss_curves",
+    "accuracy",
+    "distance_over_depth",
+    "distance_over_steps",
+    "three_terms",
+    "error_vs_shape",
+    "error_vs_parameters",
+    "frontier",
     "rates_table",
     "verdicts",
 )
-"""Names of the figures."""
+"""Names of the figures, in the order of the argument."""
+
+FIGURE_FORMS = ("png", "svg", "pdf", "csv", "json")
+"""Endings of a figure's files: pictures, the table that is its twin, and what is said of it."""
+
+FIGURE_STYLE = Path(__file__).parents[1] / "figures" / "default.mplstyle"
+"""The style sheet of all figures, over which a user's own may be laid."""
+
+TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
+"""What the report is written with."""
 
 
 class _Shape(Protocol):
@@ -37,9 +50,23 @@ class _Shape(Protocol):
     def embed_dim(self) -> int: ...
 
 
+class _Data(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+class _Problem(Protocol):
+    @property
+    def loss(self) -> str: ...
+    @property
+    def data(self) -> _Data: ...
+
+
 class _Experiment(Protocol):
     """What of ``config.Experiment`` decides which results exist."""
 
+    @property
+    def problem(self) -> _Problem: ...
     @property
     def shapes(self) -> Sequence[_Shape]: ...
     @property
@@ -120,8 +147,17 @@ def cells(kind: str, experiment: _Experiment) -> list[Cell]:
 
 
 def figure_names(experiment: _Experiment) -> tuple[str, ...]:
-    """Names of the figures of an experiment: ``frontier`` is for families of shapes only."""
-    return tuple(name for name in FIGURES if name != "frontier" or experiment.families)
+    """Names of the figures of an experiment.
+
+    ``frontier`` is for families of shapes only, and ``accuracy`` for data that may have classes.
+    """
+    without = set()
+    if not experiment.families:
+        without.add("frontier")
+    problem = experiment.problem
+    if problem.loss != "cross_entropy" and problem.data.kind not in ("digits", "file"):
+        without.add("accuracy")
+    return tuple(name for name in FIGURES if name not in without)
 
 
 class Paths:
@@ -153,6 +189,11 @@ class Paths:
         """Path of the manifest that makes the result count as finished."""
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
+    def groups(self, experiment: _Experiment) -> list[Path]:
+        """Give the folders that are Zarr groups, the outer one first."""
+        inner = (kind for kind, sizes in CELL_KEYS.items() if sizes and cells(kind, experiment))
+        return [self.folder, *(self.folder / kind for kind in inner)]
+
     @property
     def plan(self) -> Path:
         """What the last run has planned, for its jobs."""
@@ -167,6 +208,10 @@ class Paths:
     def figures(self) -> Path:
         """The folder of the figures."""
         return self.folder / "figures"
+
+    def figure(self, name: str, form: str) -> Path:
+        """Path of one file of a figure."""
+        return self.figures / f"{name}.{form}"
 
     @property
     def report(self) -> Path:
@@ -185,7 +230,16 @@ class Paths:
             "crate": self.folder / "ro-crate-metadata.json",
         }
 
+    @property
+    def workflow_page(self) -> Path:
+        """The page of the pipeline's jobs, beside the report."""
+        return self.folder / "workflow.html"
+
+    def page_stage(self, page: Path) -> str:
+        """Name the stage whose key a page carries; the page of the jobs follows the figures."""
+        return "figures" if page.parent == self.figures or page == self.workflow_page else "report"
+
     def page_manifest(self, page: Path) -> Path:
-        """Path of the manifest of a figure, the report or the like, which tells of damage."""
+        """Path of the manifest of a figure or a page, by which damage to it is found."""
         name = page.relative_to(self.folder)
         return self.folder / "manifests" / name.with_name(f"{name.name}.json")

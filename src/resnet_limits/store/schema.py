@@ -269,6 +269,17 @@ SCHEMAS: dict[str, Schema] = {
                 "float64",
                 "largest over stored depths of the mean absolute difference of h",
             ),
+            "hidden_rms_at": Variable(
+                (*_CELL_STEP, "depth_point"),
+                "float64",
+                "root mean square of the difference of h over samples and coordinates at depth s",
+                required=False,
+                attrs={
+                    "comment": "At the stored depths, and where there are more than 65 at 65 of "
+                    "them, evenly spread. NaN where a cell has fewer depths than another, as "
+                    "its s is. At s = 1 it is hidden_rms."
+                },
+            ),
             "output_rms": Variable(
                 _CELL_STEP,
                 "float64",
@@ -292,7 +303,7 @@ SCHEMAS: dict[str, Schema] = {
         },
         {
             "step": _STEP,
-            "depth": Variable(("cell",), "int", "number of blocks, L", None),
+            "depth": Variable(("cell",), "int", "number of layers, L", None),
             "width": Variable(("cell",), "int", "hidden units per block, M", None),
             "embed_dim": Variable(("cell",), "int", "embedding dimension, D", None),
             "seed": Variable(("cell",), "int", "seed of embedding rows and block weights", None),
@@ -301,6 +312,12 @@ SCHEMAS: dict[str, Schema] = {
                 ("cell",),
                 "float64",
                 "weights of all branches, L D sum (a + c) M_b; 0 where a size is infinite",
+                required=False,
+            ),
+            "s": Variable(
+                ("cell", "depth_point"),
+                "float64",
+                "depth fraction of a cell's depth point, s = l/L; NaN where the cell has none",
                 required=False,
             ),
         },

@@ -157,7 +157,8 @@ def value_findings(part: xr.Dataset) -> list[str]:
 
     Up to the step at which a run diverged all numbers are finite; from that step on, and in runs
     that were not made, all are NaN. What says no step, as cells of ``errors`` do, may be NaN
-    wherever its status is not ok. Nothing is ever infinite.
+    wherever its status is not ok. Where cells have depths of their own, both these and what is at
+    them are NaN beyond a cell's last. Nothing is ever infinite.
     """
     if _is_plainly_sound(part):
         return []
@@ -174,10 +175,15 @@ def value_findings(part: xr.Dataset) -> list[str]:
             if bool((diverged != (first >= 0)).any()):
                 findings.append("diverged_step: must be -1 exactly where status is not diverged")
             may_fail = must_fail = must_fail | (diverged & (part["step"] >= first))
+    padding = _padding(part)
     for name, variable in part.data_vars.items():
         if variable.dtype.kind != "f":
             continue
-        finite, missing, infinite = _kinds_of_values(variable, may_fail.dims)
+        own_depths = padding if "depth_point" in variable.dims else None
+        if own_depths is not None and bool((own_depths & variable.notnull()).any()):
+            findings.append(f"{name}: values at depths that a cell does not have")
+            continue
+        finite, missing, infinite = _kinds_of_values(_filled(variable, padding), may_fail.dims)
         if bool((~finite & ~may_fail).any()):
             holds = f"; {variable.dtype} ends at {np.finfo(variable.dtype).max:.2g}"
             hint = "" if variable.dtype == np.float64 else f"{holds}: allowed, save.dtype: float64"
@@ -189,9 +195,24 @@ def value_findings(part: xr.Dataset) -> list[str]:
     findings += [
         f"{name}: NaN or infinite values"
         for name, variable in part.coords.items()
-        if variable.dtype.kind == "f" and not bool(np.isfinite(variable).all())
+        if variable.dtype.kind == "f" and not bool(np.isfinite(_filled(variable, padding)).all())
     ]
     return findings
+
+
+def _padding(part: xr.Dataset) -> xr.DataArray | None:
+    """Where a cell has fewer depths than another, if cells have depths of their own."""
+    if "s" not in part.coords or part["s"].dims != ("cell", "depth_point"):
+        return None
+    missing = part["s"].load().isnull()
+    return missing.drop_vars(missing.coords) if bool(missing.any()) else None
+
+
+def _filled(variable: xr.DataArray, padding: xr.DataArray | None) -> xr.DataArray:
+    """Put what a cell has at its first depth in place of what it does not have."""
+    if padding is None or not set(padding.dims) <= set(variable.dims):
+        return variable
+    return variable.where(~padding, variable.isel(depth_point=0, drop=True))
 
 
 def _is_plainly_sound(part: xr.Dataset) -> bool:
