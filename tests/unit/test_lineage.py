@@ -21,7 +21,7 @@ from rocrate.rocrate import ROCrate
 from derivations import EXPERIMENT, loose_ends
 from resnet_limits import integrity, provenance
 from resnet_limits.config import Experiment, load_experiment
-from resnet_limits.figures.style import save
+from resnet_limits.figures.picture import Picture
 from resnet_limits.kinds import JSON_KINDS, KINDS
 from resnet_limits.provenance import citation, keys
 from resnet_limits.stages import checking, lineage
@@ -328,7 +328,8 @@ def test_the_key_covers_every_ancestor(stage: str) -> None:
 def picture(path: Path, metadata: dict[str, Any] | None) -> bytes:
     figure = Figure()
     figure.subplots().plot([1, 2])
-    return save(figure, path, metadata).read_bytes()
+    picture = Picture("three_terms", "A title", "A message", "A caption", figure)
+    return picture.save(path, metadata).read_bytes()
 
 
 @pytest.fixture

@@ -17,9 +17,12 @@ import pytest
 from trees import Tree, planned
 
 import faults
-from resnet_limits import store
+from derivations import loose_ends
+from resnet_limits import integrity, store
 from resnet_limits.config import experiment_from_dict
-from resnet_limits.stages.paths import Paths, cells, figure_names
+from resnet_limits.kinds import KINDS
+from resnet_limits.stages import checking
+from resnet_limits.stages.paths import FIGURE_FORMS, Paths, cells, figure_names
 
 Values = Callable[..., dict[str, Any]]
 
@@ -33,9 +36,26 @@ def test_every_result_is_there_and_sound(finished_tree: Tree, tiny_values: Value
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
     assert json.loads(paths.store("rates").read_text())["experiment"] == "tiny"
     names = {path.name for path in paths.figures.iterdir()}
-    assert names == {
-        f"{name}.{form}" for name in figure_names(experiment) for form in ("png", "svg")
-    }
+    assert names == {f"{name}.{form}" for name in figure_names(experiment) for form in FIGURE_FORMS}
+
+
+def test_provenance_names_every_result_and_leads_to_the_experiment(
+    finished_tree: Tree, tiny_values: Values
+) -> None:
+    experiment = experiment_from_dict(tiny_values())
+    paths = Paths(finished_tree.path / "results", "tiny")
+    document = json.loads(paths.lineage["prov"].read_text())
+    assert loose_ends(document) == []
+    files = [paths.figure(name, form) for name in figure_names(experiment) for form in FIGURE_FORMS]
+    stores = [paths.store(kind, **cell) for kind in KINDS for cell in cells(kind, experiment)]
+    for path in (*stores, *files, paths.report):
+        name = f"results:{path.relative_to(paths.folder).as_posix()}"
+        assert document["entity"][name]["rl:sha256"] == integrity.digest(path)
+    assert [
+        found
+        for path in checking.find(paths.folder)
+        if (found := checking.check(path)) and found.findings
+    ] == []
 
 
 def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
