@@ -154,6 +154,17 @@ def test_parts_of_experiment_files_are_valid(page, tmp_path):
             pytest.fail(str(error))
 
 
+def test_ten_questions_take_ten_lines_each():
+    text = (ROOT / "docs" / "how-to" / "ten-questions.md").read_text(encoding="utf-8")
+    questions = text.split("\n## ")[1:]
+    programs = [[b for b in blocks(part) if b.language == "python"] for part in questions]
+    assert len(questions) == 10
+    for question, (program, *more) in zip(questions, programs, strict=True):
+        assert more == []
+        assert program.is_run, question
+        assert len(program.text.splitlines()) <= 10, question
+
+
 # --- the test itself ------------------------------------------------------------------------------
 
 PAGE = """

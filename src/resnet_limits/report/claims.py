@@ -90,9 +90,7 @@ class Line:
     cells: list[list[Row]]
 
 
-COLUMNS = tuple(
-    (kind, observable) for kind in (EXPONENT, AMPLITUDE) for observable in OBSERVABLES
-)
+COLUMNS = tuple((kind, observable) for kind in (EXPONENT, AMPLITUDE) for observable in OBSERVABLES)
 """Columns of the summary."""
 
 
@@ -150,9 +148,11 @@ def sentence(rates: Mapping[str, Any]) -> list[tuple[str, str]]:
     first = "None" if not agree else str(agree)
     claims = f"{first} of {total} claims" if total > 1 else "The one claim"
     if total == 1:
-        return [(claims, ""), *((f" {word}", word) for word in ("disagrees",) if disagree)] + (
-            [(" is undecided", "undecided")] if undecided else []
-        ) + [(".", "")]
+        return (
+            [(claims, ""), *((f" {word}", word) for word in ("disagrees",) if disagree)]
+            + ([(" is undecided", "undecided")] if undecided else [])
+            + [(".", "")]
+        )
     return [
         (f"{claims} {'agree' if agree > 1 else 'agrees'}", "agrees" if agree else ""),
         (", ", ""),
@@ -253,9 +253,7 @@ def _notes(claim: Claim) -> list[str]:
         if "parameters" in judged:
             sizes = f"P {_span(judged['parameters'], power_of_ten)}"
         shapes = f"{judged['shapes']} of {judged['of']} shapes"
-        notes.append(
-            f"Judged on {shapes}{f' ({sizes})' if sizes else ''}: {judged['rule']}."
-        )
+        notes.append(f"Judged on {shapes}{f' ({sizes})' if sizes else ''}: {judged['rule']}.")
     slopes = claim.get("slopes") or []
     if slopes:
         told = ", ".join(

@@ -135,13 +135,9 @@ def why_undecided(
     trained = any("finite" in pair.split("-") for pair in experiment.pairs)
     total = 0 if finite is None else finite.ok + finite.diverged + finite.not_run
     if not trained:
-        said.append(
-            "This experiment trains no finite network; it compares limits with each other."
-        )
+        said.append("This experiment trains no finite network; it compares limits with each other.")
     elif total and finite is not None and finite.diverged == total:
-        said.append(
-            f"All {total} finite networks diverged: no claim about them can be judged."
-        )
+        said.append(f"All {total} finite networks diverged: no claim about them can be judged.")
     elif finite is not None and finite.diverged:
         said.append(
             f"{finite.diverged} of {total} finite networks diverged and are left out of the fits."

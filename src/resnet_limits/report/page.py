@@ -128,16 +128,16 @@ def render(contents: Contents) -> str:
             script_hash=script_hash(script),
             verdict=claims.sentence(contents.rates),
             counts=verdict_counts(contents.rates),
-            why_no_verdict=methods.why_undecided(contents.experiment, contents.rates, contents.made),
+            why_no_verdict=methods.why_undecided(
+                contents.experiment, contents.rates, contents.made
+            ),
             summary=claims.summary(contents.rates),
             steps=[str(step) for step in contents.rates.get("steps") or ()],
             claims=claims.rows(contents.rates),
             claims_csv=data_link(
                 csv_bytes(claims.HEADER, claims.table(contents.rates)), "text/csv"
             ),
-            ran=run.sentence(
-                contents.experiment, contents.rates, contents.made, contents.reached
-            ),
+            ran=run.sentence(contents.experiment, contents.rates, contents.made, contents.reached),
             unwell=run.unwell(contents.made),
             cells=run.cell_rows(contents.rates),
             kinds=run.KIND_NAMES,

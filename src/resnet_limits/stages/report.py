@@ -71,11 +71,7 @@ def report(experiment: Experiment, paths: Paths) -> str:
         beside={
             # Made after this page, of which it is no part.
             paths.workflow_page.name: "the pipeline’s jobs, their graph and run times",
-            **{
-                name: what
-                for name, what in _BESIDE.items()
-                if (paths.folder / name).exists()
-            },
+            **{name: what for name, what in _BESIDE.items() if (paths.folder / name).exists()},
         },
     )
     return render(contents)
@@ -129,7 +125,9 @@ def _made(kind: str, experiment: Experiment, paths: Paths) -> Made:
         **status,
         unwell=unwell,
         seconds=seconds,
-        peak_bytes=max((int(found.get("peak_memory_bytes") or 0) for found in attributes), default=0),
+        peak_bytes=max(
+            (int(found.get("peak_memory_bytes") or 0) for found in attributes), default=0
+        ),
         devices=each("device"),
         code_hashes=each("code_hash"),
         git_states=each("git_state"),
