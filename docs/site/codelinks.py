@@ -14,6 +14,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import find_pending_xref_condition
+from sphinx.util.osutil import relative_uri
 
 PACKAGE = "resnet_limits."
 _CLASSES = ("class", "exception")
@@ -30,11 +31,12 @@ class CodeLinks(SphinxPostTransform):
         for literal in list(self.document.findall(nodes.literal)):
             if isinstance(literal.parent, nodes.reference):
                 continue
-            name = PACKAGE + literal.astext().removeprefix(PACKAGE)
-            entry = known.get(name)
+            name = literal.astext().removeprefix(PACKAGE)
+            # A single word, such as "problem", may as well be a key or a command.
+            entry = known.get(PACKAGE + name) if "." in name else None
             if entry is None or self.env.docname == entry.docname:
                 continue
-            uri = self.app.builder.get_relative_uri(self.env.docname, entry.docname)
+            uri = relative_uri(f"{self.env.docname}.html", f"{entry.docname}.html")
             link = nodes.reference("", "", internal=True, refuri=f"{uri}#{entry.node_id}")
             literal.replace_self(link)
             link += literal
@@ -56,8 +58,15 @@ class PlainTypes(SphinxPostTransform):
                 found.replace_self(short.children if short else found.children)
 
 
+def _skip(_app: Sphinx, _what: str, _name: str, member: object, skip: bool, _: Any) -> bool:
+    """Leave out the fields of tuples, which the section "Attributes" of their class explains."""
+    return skip or type(member).__name__ == "_tuplegetter"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the transforms."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-skip-member", _skip)
     app.add_post_transform(CodeLinks)
     app.add_post_transform(PlainTypes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Settings of the site; `build.py` gathers its pages."""
+"""Settings of the site; `build_site.py` gathers its pages."""
 
 import sys
 from importlib.metadata import version as version_of
@@ -14,7 +14,6 @@ extensions = [
     "codelinks",
     "mathml",
     "myst_parser",
-    "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -30,7 +29,6 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = False
-napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"

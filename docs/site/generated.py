@@ -123,7 +123,7 @@ def python_index() -> str:
     ]
     for title, names in MODULES.items():
         lines += [f"## {title}", "", "```{toctree}", ":maxdepth: 1", ""]
-        lines += [f"python/{name}" for name in names]
+        lines += [f"{name} <python/{name}>" for name in names]
         lines += ["```", ""]
     return "\n".join(lines)
 
@@ -283,7 +283,7 @@ def _bounds(node: dict[str, Any], schema: dict[str, Any]) -> str:
         count = f"{least} to {most} of them" if least != most else f"{least} of them"
         return ", ".join(filter(None, (count if least is not None else "", inner)))
     parts = [
-        f"{word} {node[key]:g}" if isinstance(node[key], float) else f"{word} {node[key]}"
+        f"{word} {_number(node[key])}"
         for key, word in (
             ("minimum", "at least"),
             ("exclusiveMinimum", "above"),
@@ -293,6 +293,12 @@ def _bounds(node: dict[str, Any], schema: dict[str, Any]) -> str:
         if key in node
     ]
     return ", ".join(parts)
+
+
+def _number(value: float) -> str:
+    if value == 2**63 - 1:
+        return "2^63 − 1"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _escaped(text: str) -> str:

@@ -39,12 +39,13 @@ def mathml(latex: str, *, is_block: bool) -> str:
     """
     # In \texttt an underscore is escaped for LaTeX; latex2mathml would show the backslash.
     latex = re.sub(r"\\texttt\{[^}]*\}", lambda m: m[0].replace(r"\_", "_"), latex)
+    latex = latex.replace("{aligned}", "{align*}")
     # After \Big a name of a bracket would be shown as text, a bracket is not.
     for name, bracket in {r"\langle": "⟨", r"\rangle": "⟩", r"\{": "{", r"\}": "}"}.items():
         latex = re.sub(rf"(\\[bB]ig[lr]?){re.escape(name)}", rf"\1{bracket} ", latex)
     text = convert(latex, display="block" if is_block else "inline")
-    if unknown := re.search(r"<m(?:i|o|text)[^>]*>\\[A-Za-z]+", text):
-        raise ValueError(f"unknown command in {latex!r}: {unknown[0].rpartition('>')[2]}")
+    if unknown := re.search(r"<m[^>]*>(?:\\[A-Za-z]+|&(?=<))|linebreak", text):
+        raise ValueError(f"not understood in {latex!r}: {unknown[0].rpartition('>')[2]}")
     text = re.sub(
         r'<mi mathvariant="double-struck">([A-Z])</mi>',
         lambda m: f"<mi>{_DOUBLE_STRUCK.get(m[1], chr(0x1D538 + ord(m[1]) - ord('A')))}</mi>",
@@ -56,6 +57,12 @@ def mathml(latex: str, *, is_block: bool) -> str:
         lambda m: f"<mtext>{''.join(re.findall(r'>([A-Za-z])<', m[0]))}</mtext>",
         text,
     )
+    # Bars that are no brackets of their own, as in |h|^2: no operators, which sit lower and apart.
+    text = re.sub(r'<mo(?: stretchy="false")?>(&#x0007C;|&#x02016;)</mo>', r"<mi>\1</mi>", text)
+    # A bracket with an exponent: with something beside it, it keeps its size and place.
+    text = re.sub(r"(<msu[bp](?:sup)?>)(<mo [^>]*>[^<]*</mo>)", r"\1<mrow>\2<mi></mi></mrow>", text)
+    # Functions stand apart from what they are of.
+    text = re.sub(r"<mi>(log|cos)</mi>(?=<m[is])", r'<mi>\1</mi><mspace width="0.17em"/>', text)
     # Accents stretch as this character, not as those that look like it.
     return re.sub(r"<mo[^>]*>&#x(?:000AF|02015);</mo>", '<mo stretchy="true">&#x203E;</mo>', text)
 

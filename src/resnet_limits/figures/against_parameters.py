@@ -73,7 +73,7 @@ def error_vs_parameters(
     first = by_shape(errors, _PAIR, "hidden", step)
     if not len(first):
         return empty(name, title, _CAPTION, first.why_empty(_PAIR), counted(errors, [_PAIR], step))
-    figure = new_figure(1.35)
+    figure = new_figure(1.3)
     twin, message, notes = Twin(), [], []
     for axes, quantity in zip(figure.subplots(1, 2), OBSERVABLES, strict=True):
         cells = by_shape(errors, _PAIR, quantity, step)
@@ -177,14 +177,12 @@ def _panel(
         _powers(axes, columns["parameters"], columns["error_rms"], budget, theory, record)
     axes.set_xscale("log")
     positive = cells.error[cells.error > 0]
-    # Where all errors are zero, any scale will do. Below is room for the key.
-    low, high = (positive.min() / 1.2, positive.max() * 1.4) if len(positive) else (0.1, 1.0)
-    entries = len(axes.get_legend_handles_labels()[0])
-    room = 0.075 * entries + 0.04
-    axes.set_ylim(low * (low / high) ** (room / (1 - room)), high)
+    # Where all errors are zero, any scale will do.
+    low, high = (positive.min() / 1.4, positive.max() * 1.4) if len(positive) else (0.1, 1.0)
+    axes.set_ylim(low, high)
     panels.log_axis(axes, "x")
     panels.log_axis(axes, "y")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, columnspacing=1.0)
 
 
 def _powers(

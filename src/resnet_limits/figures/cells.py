@@ -11,7 +11,7 @@ import xarray as xr
 
 from resnet_limits.cells import VARIABLES, make_study
 from resnet_limits.figures.style import number, pair_name, shape_words
-from resnet_limits.kinds import SIZES
+from resnet_limits.kinds import SIZES, Shape
 from resnet_limits.predicted import Prediction, unpredicted
 
 Errors = Mapping[str, xr.Dataset]
@@ -153,6 +153,26 @@ def last_step(errors: Errors, rates: Mapping[str, Any]) -> int | None:
         return int(rates["steps"][-1])
     steps = [int(dataset["step"].values[-1]) for dataset in errors.values()]
     return min(steps) if steps else None
+
+
+def along_diagonal(shapes: Sequence[Shape], count: int) -> list[Shape]:
+    """Pick shapes from the smallest to the largest that all sizes grow along.
+
+    The ends are the shapes of least and of most parameters; between them, those nearest to the
+    straight line between the ends in (log L, log M, log D).
+    """
+    if not shapes:
+        return []
+    embed_dims = len({shape.embed_dim for shape in shapes})
+    if embed_dims > 2:
+        # More networks than this would not all differ in the size that matters most.
+        count = min(count, embed_dims)
+    ordered = sorted(shapes, key=lambda shape: (shape.parameters, shape))
+    logs = np.log(np.array(ordered, dtype=float))
+    points = np.linspace(0, 1, count)[:, None]
+    line = logs[0] + points * (logs[-1] - logs[0])
+    distances = ((line[:, None, :] - logs[None, :, :]) ** 2).sum(axis=-1)
+    return [ordered[k] for k in sorted(set(distances.argmin(axis=1).tolist()))]
 
 
 OBSERVABLES = ("hidden", "output")

@@ -206,7 +206,7 @@ def _loss_distance(
     if not np.isfinite(lowest):
         return "All losses are those of the limit.", said
     stderr = limit["loss_stderr"].values
-    bottom = min(lowest, max(stderr.min(), lowest / 30)) / 2
+    bottom = min(lowest, stderr.min() if stderr.min() > lowest / 30 else lowest) / 1.6
     axes.set_ylim(bottom, highest * 1.6)
     panels.log_axis(axes, "y")
     if panels.noise_band(axes, limit["step"].values, stderr, bottom):

@@ -68,7 +68,7 @@ def size_ticks(axes: Axes, values: Sequence[float], most: int = 6) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    margin = max((sizes[-1] / sizes[0]) ** 0.07, 1.07)
+    margin = max((sizes[-1] / sizes[0]) ** 0.09, 1.09)
     axes.set_xlim(sizes[0] / margin, sizes[-1] * margin)
 
 
@@ -123,7 +123,7 @@ def shifted(axes: Axes, points: float) -> Transform:
     return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
-def shifts(count: int, apart: float = 3.0, room: float = 15.0) -> np.ndarray:
+def shifts(count: int, apart: float = 2.0, room: float = 9.0) -> np.ndarray:
     """Give the shifts, in points, of so many series that share their places."""
     return (np.arange(count) - (count - 1) / 2) * min(apart, room / max(1, count - 1))
 

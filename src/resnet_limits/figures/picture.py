@@ -105,8 +105,8 @@ class Picture:
             Where to; the ending, one of `FORMS`, says what is written: ``.png``, ``.svg`` (text as
             text), ``.pdf``, the table as ``.csv``, or what is said of the figure as ``.json``.
         metadata : mapping, optional
-            What pictures say of their origin, under names of their formats, beside title and
-            description: those that a format does not know are left out.
+            What a picture says of its making beside title and description, in the words of its
+            format. A date in it would change with every run.
 
         Returns
         -------
@@ -135,20 +135,14 @@ class Picture:
         return path
 
 
-_SVG_KEYS = ("Contributor", "Coverage", "Creator", "Date", "Identifier", "Keywords", "Language")
-_SVG_MORE = ("Publisher", "Relation", "Rights", "Source", "Subject", "Type", "Title", "Description")
-_PDF_KEYS = ("Title", "Author", "Subject", "Keywords", "Creator", "Producer")
-_ALLOWED = {"svg": (*_SVG_KEYS, *_SVG_MORE), "pdf": _PDF_KEYS}
-
-
 def _rendered(picture: Picture, form: str, metadata: Mapping[str, str]) -> bytes:
     names = _KEYS[form]
     said = {names["title"]: picture.title, names["description"]: picture.message}
-    allowed = _ALLOWED.get(form)
-    given = {k: v for k, v in metadata.items() if allowed is None or k in allowed}
     buffer = io.BytesIO()
     with style.settings():
-        picture.figure.savefig(buffer, format=form, metadata={**_NO_DATES[form], **said, **given})
+        picture.figure.savefig(
+            buffer, format=form, metadata={**_NO_DATES[form], **said, **metadata}
+        )
     return buffer.getvalue()
 
 

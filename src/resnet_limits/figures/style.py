@@ -74,8 +74,8 @@ def read_sheet(path: Path | str) -> dict[str, Any]:
         if name == "backend" or name in _FIXED:
             raise StyleError(f"{where}: {name} is fixed, so that files are the same every time")
         try:
-            checked: dict[str, Any] = dict(mpl.RcParams({name: value.strip(chr(34))}))
-            settings[name] = checked[name]
+            # Its values are checked as they come in.
+            settings |= dict(cast("Any", mpl.RcParams(cast("Any", {name: value.strip('"')}))))
         except ValueError as error:
             raise StyleError(f"{where}: {' '.join(str(error).split())}") from None
     return settings

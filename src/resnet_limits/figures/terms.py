@@ -113,7 +113,7 @@ def three_terms(
             lowest, highest = extend(cells, lowest, highest)
         # The limits' own error is shown where that does not flatten everything else.
         noises = [cells.stderr.min(initial=np.inf) for cells in found]
-        bottom = min([lowest, *(noise for noise in noises if noise > lowest / 30)]) / 2
+        bottom = min([lowest, *(noise for noise in noises if noise > lowest / 10)]) / 1.6
         for axes, term, cells in zip(row, drawn, found, strict=True):
             if not len(cells):
                 panels.small_print(axes, 0.05, 0.9, textwrap.fill(cells.why_empty(term.pair), 30))

@@ -7,6 +7,7 @@ read.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -55,6 +56,7 @@ class Folder:
         absolute = Path(os.path.abspath(self.path))
         self.paths = Paths(absolute.parent, absolute.name)
         self.experiment = self._experiment()
+        self._seeds: dict[str, list[int]] = {}
 
     # --- the experiment -------------------------------------------------------------------------
 
@@ -184,13 +186,27 @@ class Folder:
     @cached_property
     def is_grid(self) -> bool:
         """Whether the shapes are all combinations of some depths, widths and dimensions."""
-        axes = [len({shape[axis] for shape in self.shapes}) for axis in range(len(SIZES))]
-        return axes[0] * axes[1] * axes[2] == len(self.shapes)
+        return math.prod(map(len, self.values.values())) == len(self.shapes)
+
+    @cached_property
+    def values(self) -> dict[str, list[int]]:
+        """The values of each size, sorted."""
+        return {size: sorted({getattr(shape, size) for shape in self.shapes}) for size in SIZES}
+
+    @cached_property
+    def widths(self) -> dict[tuple[int, int], list[int]]:
+        """The widths, sorted, of each depth and embedding dimension."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for shape in self.shapes:
+            found.setdefault((shape.depth, shape.embed_dim), []).append(shape.width)
+        return found
 
     def seeds(self, kind: str) -> list[int]:
         """Seeds of a kind: those of the cell that has most."""
-        counts = [len(cell_seeds(kind, self.experiment, **cell)) for cell in self.cells(kind)]
-        return list(range(max(counts, default=0)))
+        if kind not in self._seeds:
+            counts = [len(cell_seeds(kind, self.experiment, **cell)) for cell in self.cells(kind)]
+            self._seeds[kind] = list(range(max(counts, default=0)))
+        return self._seeds[kind]
 
     def steps(self, kind: str) -> list[int]:
         """List the steps that a kind keeps."""

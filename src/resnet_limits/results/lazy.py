@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FILL: dict[str, float] = {"status": NOT_RUN, "diverged_step": -1}
 """What stands where there is no network; NaN for all that is not named here."""
 
-Load = Callable[[Cell, str], xr.Dataset | None]
-"""Gives one variable of a cell's store; None where there is no store."""
+Load = Callable[[Cell, str], Mapping[Any, xr.Variable]]
+"""Gives one variable of a cell's store, and the coordinates along its dimensions."""
 
 
 class Stack:
@@ -77,13 +77,14 @@ class Stack:
         block = np.full(list(map(len, ranges)), FILL.get(self.variable, np.nan), self.dtype)
         for place in product(*(range(len(part)) for part in front)):
             cell = self.cells[tuple(part[k] for part, k in zip(front, place, strict=True))]
-            dataset = None if cell is None else self.load(cell, self.variable)
-            if dataset is not None:
-                self._fill(block[place], dataset, inner)
+            if cell is not None:
+                self._fill(block[place], self.load(cell, self.variable), inner)
         numbers = tuple(axis for axis, part in enumerate(key) if isinstance(part, int))
         return block.squeeze(axis=numbers)
 
-    def _fill(self, block: NDArray[Any], dataset: xr.Dataset, inner: Sequence[range]) -> None:
+    def _fill(
+        self, block: NDArray[Any], found: Mapping[Any, xr.Variable], inner: Sequence[range]
+    ) -> None:
         """Copy from a store what it has of the seeds and steps that are wanted."""
         here, there = [], []
         for dim, part in zip(self.dims, inner, strict=True):
@@ -92,15 +93,19 @@ class Stack:
                 here.append(np.arange(len(wanted)))
                 there.append(wanted)
                 continue
-            position = {int(label): k for k, label in enumerate(dataset[dim].values)}
+            position = {int(label): k for k, label in enumerate(found[dim].values)}
             names = self.labels[dim][wanted]
             here.append(np.flatnonzero([int(name) in position for name in names]))
             there.append(np.array([position[int(n)] for n in names if int(n) in position], int))
         if not all(map(len, here)):
             return
-        chosen = dataset[self.variable].isel(dict(zip(self.dims, there, strict=True)))
-        # Blocks are read side by side already.
-        block[np.ix_(*here)] = chosen.compute(scheduler="synchronous").values
+        variable = found[self.variable]
+        if variable.chunks is not None:
+            chosen = variable.isel(dict(zip(self.dims, there, strict=True)))
+            # Blocks are read side by side already.
+            block[np.ix_(*here)] = chosen.compute(scheduler="synchronous").values
+        else:
+            block[np.ix_(*here)] = variable.values[np.ix_(*there)]
 
     def array(self) -> da.Array:
         """Give it to Dask: a store, or a shard of its file where that is large, is one block."""

@@ -83,6 +83,11 @@ def selected(data: xr.Dataset, choices: Mapping[str, Chosen]) -> xr.Dataset:
             data = data.sel({name: values[0] if is_one(wanted) else values})
         elif "shape" in data.dims:
             data = data.isel(shape=np.flatnonzero(np.isin(data[name].values, values)))
+    sizes = LAWS[data.pair]["hidden"].depends
+    if "shape" in data.dims and all(is_one(choices.get(name)) for name in sizes):
+        if not data.sizes["shape"]:
+            raise InputError(f"{', '.join(sizes)}: these sizes are not combined")
+        data = data.isel(shape=0)
     return data
 
 

@@ -73,11 +73,15 @@ class Results:
 
     def keys(self) -> tuple[str, ...]:
         """Name the datasets: ``results[name]`` gives one of them."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
         folder = self._folder
         names = ["problem"] if folder.is_there("problem") else []
         if folder.cells("finite"):
             names.append("networks")
-            names += dict.fromkeys(f"fields/L{s.depth}_D{s.embed_dim}" for s in folder.shapes)
+            names += [f"fields/L{depth}_D{embed_dim}" for depth, embed_dim in folder.widths]
         names += [f"limits/{kind}" for kind in tree.limits(folder)]
         return (*names, *(f"errors/{pair}" for pair in tree.pairs(folder)))
 
@@ -266,7 +270,7 @@ class Results:
             points = self._points(depth, s)
             found = measures.limit_field(
                 self._folder, self._problem, limit, cell, seeds, points, of
-            )
+            ).sel(step=self._folder.steps("finite"))
         return measures.only(found, seeds, seed)
 
     def kernel(
@@ -291,8 +295,8 @@ class Results:
         depth, width, embed_dim, seed, limit, of, s
             As for `field`.
         step : int or sequence of int, optional
-            The steps that are taken, on both sides; all that are kept if left out. One number drops
-            the dimensions.
+            The steps that are taken, on both sides; all that networks keep if left out. One number
+            drops the dimensions.
 
         Returns
         -------
@@ -311,7 +315,7 @@ class Results:
         cell = self._cell(depth, width, embed_dim, limit)
         seeds = self._seeds(seed, cell)
         self._check(limit, of, s)
-        steps = self._steps(step)
+        steps = self._steps(step, limit)
         if limit is None:
             field = measures.network_field(self._folder, cell, of)
             found = measures.network_kernel(measures.only(field, seeds, seeds).sel(step=steps))
@@ -350,8 +354,11 @@ class Results:
     def _seeds(self, seed: Chosen, cell: dict[str, int]) -> list[int]:
         return chosen("seed", seed, list(self.experiment.cell_seeds(**cell)))
 
-    def _steps(self, step: Chosen) -> list[int]:
-        return chosen("step", step, self._folder.steps("finite"))
+    def _steps(self, step: Chosen, limit: str | None) -> list[int]:
+        kept = self._folder.steps("finite")
+        if step is None or limit is None:
+            return chosen("step", step, kept)
+        return chosen("step", step, self._folder.steps(limit))
 
     # --- distances --------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def _lines(folder: Folder, rates: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _values(folder: Folder, size: str) -> str:
-    values = sorted({getattr(shape, size) for shape in folder.shapes})
+    values = folder.values[size]
     if len(values) <= _FEW:
         return ", ".join(map(str, values))
     return f"{values[0]} to {values[-1]} ({len(values)} values)"

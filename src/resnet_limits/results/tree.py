@@ -51,10 +51,7 @@ def size_coords(folder: Folder, sizes: Sequence[str]) -> xr.Coordinates:
     """Coordinates of some sizes."""
     if folder.is_grid:
         return xr.Coordinates(
-            {
-                name: xr.Variable(name, _values(folder, name), _attrs("errors", name))
-                for name in sizes
-            }
+            {name: xr.Variable(name, folder.values[name], _attrs("errors", name)) for name in sizes}
         )
     index = pd.MultiIndex.from_tuples(folder.shapes, names=SIZES)
     return xr.Coordinates.from_pandas_multiindex(index, "shape")
@@ -64,12 +61,7 @@ def _front(folder: Folder, sizes: Sequence[str]) -> tuple[int, ...]:
     """Lengths of the dimensions that stand for some sizes."""
     if not folder.is_grid:
         return (len(folder.shapes),)
-    return tuple(len(_values(folder, name)) for name in sizes)
-
-
-def _values(folder: Folder, size: str) -> list[int]:
-    """List the values of a size, sorted."""
-    return sorted({getattr(shape, size) for shape in folder.shapes})
+    return tuple(len(folder.values[name]) for name in sizes)
 
 
 def _attrs(kind: str, name: str) -> dict[str, Any]:
@@ -120,10 +112,10 @@ def _places(folder: Folder, sizes: Sequence[str]) -> Iterator[tuple[tuple[int, .
     Where there is a dimension ``shape``, a limit stands at every shape that it belongs to.
     """
     if not folder.is_grid:
-        for place, shape in enumerate(folder.shapes):
-            yield (place,), {name: getattr(shape, name) for name in sizes}
+        for number, shape in enumerate(folder.shapes):
+            yield (number,), {name: getattr(shape, name) for name in sizes}
         return
-    axes = [_values(folder, name) for name in sizes]
+    axes = [folder.values[name] for name in sizes]
     for place in product(*(range(len(axis)) for axis in axes)):
         yield place, {n: axis[k] for n, axis, k in zip(sizes, axes, place, strict=True)}
 
@@ -159,8 +151,8 @@ def _lazy(
     if name in FIELDS:
         dtype = np.dtype(folder.experiment.save.dtype)
 
-    def load(cell: Cell, variable: str) -> xr.Dataset | None:
-        return store.load(folder.paths.store(kind, **cell), [variable])
+    def load(cell: Cell, variable: str) -> Mapping[Any, xr.Variable]:
+        return store.load_variables(folder.paths.store(kind, **cell), [variable])
 
     stack = Stack(places, name, dims, labels, sizes, dtype, load)
     return xr.Variable((*front, *dims), stack.array(), _attrs(kind, name))
@@ -174,9 +166,7 @@ def network_fields(folder: Folder, depth: int, embed_dim: int) -> xr.Dataset:
     Dataset
         ``hidden`` and ``backward`` (width, seed, step, depth_point, sample, [token,] coordinate).
     """
-    widths = sorted(
-        {s.width for s in folder.shapes if (s.depth, s.embed_dim) == (depth, embed_dim)}
-    )
+    widths = folder.widths[depth, embed_dim]
     places = np.empty(len(widths), object)
     for k, width in enumerate(widths):
         cell = {"depth": depth, "width": width, "embed_dim": embed_dim}

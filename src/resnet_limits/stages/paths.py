@@ -17,7 +17,11 @@ Cell = dict[str, int]
 FIGURES = (
     "trajectories",
     "histograms",
+    "kernels",
     "loss_curves",
+    "accuracy",
+    "distance_over_depth",
+    "distance_over_steps",
     "three_terms",
     "error_vs_shape",
     "error_vs_parameters",
@@ -46,9 +50,23 @@ class _Shape(Protocol):
     def embed_dim(self) -> int: ...
 
 
+class _Data(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+class _Problem(Protocol):
+    @property
+    def loss(self) -> str: ...
+    @property
+    def data(self) -> _Data: ...
+
+
 class _Experiment(Protocol):
     """What of ``config.Experiment`` decides which results exist."""
 
+    @property
+    def problem(self) -> _Problem: ...
     @property
     def shapes(self) -> Sequence[_Shape]: ...
     @property
@@ -129,8 +147,17 @@ def cells(kind: str, experiment: _Experiment) -> list[Cell]:
 
 
 def figure_names(experiment: _Experiment) -> tuple[str, ...]:
-    """Names of the figures of an experiment: ``frontier`` is for families of shapes only."""
-    return tuple(name for name in FIGURES if name != "frontier" or experiment.families)
+    """Names of the figures of an experiment.
+
+    ``frontier`` is for families of shapes only, and ``accuracy`` for data that may have classes.
+    """
+    without = set()
+    if not experiment.families:
+        without.add("frontier")
+    problem = experiment.problem
+    if problem.loss != "cross_entropy" and problem.data.kind not in ("digits", "file"):
+        without.add("accuracy")
+    return tuple(name for name in FIGURES if name not in without)
 
 
 class Paths:
@@ -161,6 +188,11 @@ class Paths:
     def manifest(self, kind: str, **cell: int | str) -> Path:
         """Path of the manifest that makes the result count as finished."""
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
+
+    def groups(self, experiment: _Experiment) -> list[Path]:
+        """Give the folders that are Zarr groups, the outer one first."""
+        inner = (kind for kind, sizes in CELL_KEYS.items() if sizes and cells(kind, experiment))
+        return [self.folder, *(self.folder / kind for kind in inner)]
 
     @property
     def plan(self) -> Path:

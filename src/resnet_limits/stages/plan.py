@@ -48,7 +48,7 @@ def what_is_planned(experiment: Experiment) -> dict[str, Any]:
 
 
 def record(experiment: Experiment, paths: Paths, run: str) -> None:
-    """Write down what is planned, for the jobs of this run.
+    """Write down what is planned, for the jobs of this run, and mark the folders as Zarr groups.
 
     Parameters
     ----------
@@ -60,6 +60,9 @@ def record(experiment: Experiment, paths: Paths, run: str) -> None:
         A name that no other run has.
     """
     integrity.write_json({**what_is_planned(experiment), "run": run}, paths.plan)
+    for folder in paths.groups(experiment):
+        # The same for all experiments and times, and so never older than what is in the group.
+        integrity.write_json(integrity.RESULTS_GROUP, folder / integrity.ZARR_METADATA)
 
 
 def refuse_another(experiment: Experiment, paths: Paths, run: str | None) -> None:

@@ -29,7 +29,12 @@ SECTIONS = {
     "Reference": "reference",
 }
 """Sections of the index that become pages of their own, by the title they have there."""
-GENERATED = ("cli-options", "python-modules", "experiment-keys")
+GENERATED = {
+    "cli-options": "every command and option",
+    "python-modules": "every public name with its signature",
+    "experiment-keys": "every key with type, default and what is allowed",
+}
+"""Pages of the section "Reference" that the code writes, with what they hold."""
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -49,6 +54,7 @@ def pages_of(entries: str) -> list[str]:
 
 def _toctree(pages: Sequence[str], *options: str) -> str:
     names = [f"/{page.removesuffix('.md')}" for page in pages]
+    names = [re.sub(r"^/(.+) <(.+)$", r"\1 </\2>", name) for name in names]
     head = ["```{toctree}", *(f":{option}:" for option in options), ""]
     return "\n".join([*head, *names, "```", ""])
 
@@ -90,17 +96,21 @@ def gather(source: Path) -> None:
     }
     by_title = sections((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
     for title, name in SECTIONS.items():
-        more = [f"docs/reference/{page}" for page in GENERATED] if name == "reference" else []
+        entries, more = by_title[title], []
+        if name == "reference":
+            entries += "\n\nGenerated from the code:\n" + "".join(
+                f"- [](reference/{page}.md): {what}\n" for page, what in GENERATED.items()
+            )
         if name == "results":
             folder = source / "benchmarks" / "results"
             more = [page.relative_to(source).as_posix() for page in sorted(folder.glob("*.md"))]
-        written[f"docs/{name}.md"] = section_page(title, by_title[title], more)
+        written[f"docs/{name}.md"] = section_page(title, entries, more)
     landing = (HERE / "index.md").read_text(encoding="utf-8")
     first = pages_of(by_title["Tutorial"])
     contents = [
         *(f"docs/{page}" for page in first),
         *(f"docs/{name}" for name in SECTIONS.values()),
-        *("README", "docs/README"),
+        *("README at a glance <README", "All pages <docs/README"),
     ]
     written["index.md"] = f"{landing}\n{_toctree(contents, 'hidden')}"
     for name, text in written.items():
