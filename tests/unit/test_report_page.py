@@ -477,7 +477,8 @@ def test_a_large_table_stays_beside_the_page(folder: tuple[Any, Paths]) -> None:
     experiment, paths = folder
     paths.figure("three_terms", "csv").write_text("depth,error\n" + "4,0.5\n" * 200_000)
     read = Read(report(experiment, paths))
-    links = {e["attrs"]["download"]: e["attrs"]["href"] for e in read.of("a") if "download" in e["attrs"]}
+    saved = [e["attrs"] for e in read.of("a") if "download" in e["attrs"]]
+    links = {attrs["download"]: attrs["href"] for attrs in saved}
     assert links["tiny-three_terms.csv"] == "figures/three_terms.csv"
     assert links["tiny-histograms.csv"].startswith("data:text/csv")
     assert "The first 10 of 200000 rows." in read.text
