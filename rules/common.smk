@@ -30,7 +30,14 @@ from resnet_limits.stages.snakemake_api import Snakemake
 SNAKEMAKE = Snakemake(workflow)
 OPTIONS = SNAKEMAKE.options
 # What may be given with --config.
-ALLOWED = ("experiment_file", "results", "replace", "verify", "figure_style")
+ALLOWED = (
+    "experiment_file",
+    "results",
+    "replace",
+    "verify",
+    "figure_style",
+    "errors_workers",
+)
 # Values in YAML, which nobody means as a name.
 WORDS = ("", "~", "null", "true", "false", "yes", "no", "on", "off")
 
@@ -85,6 +92,14 @@ def switch(name):
     return value == "true"
 
 
+def count(name):
+    """Give a value of --config that is a number of things."""
+    value = OPTIONS.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        stop(f"--config: {name}: got {value}; allowed: a number, 0 or more")
+    return value
+
+
 def read_experiment(file):
     try:
         experiment = load_experiment(file)
@@ -133,6 +148,7 @@ def share_with_scripts(file, root):
         experiment_file=str(file.resolve()),
         results=root,
         figure_style=figure_style(),
+        errors_workers=count("errors_workers"),
     )
 
 

@@ -299,7 +299,8 @@ def test_networks_of_shapes_that_are_no_grid(shapes):
         one = one.squeeze().transpose("seed", "step")
         np.testing.assert_array_equal(one.sel(seed=own.seed), own.loss)
         assert np.isnan(one.drop_sel(seed=own.seed)).all()
-    XX
+    wanted = [shape.parameters for shape in shapes.experiment.shapes]
+    assert shapes.networks.parameters.values.tolist() == wanted
 
 
 def test_limits_are_aligned_with_networks(grid, shapes):
@@ -571,6 +572,16 @@ def test_predicted_distances(grid):
     wanted = table[3] * np.sqrt(8 / (4 * 6))
     assert float(found.sel(depth=4, width=6, embed_dim=8, step=3)) == pytest.approx(wanted)
     assert grid.predicted("mean_ode-dmft", "output").dims == ("embed_dim", "step")
+
+
+def test_predicted_distances_over_depth(grid):
+    """They end in those at s = 1, and bear the depths of the file."""
+    over = grid.predicted("finite-wide", by="s")
+    assert over.dims == ("depth", "width", "embed_dim", "step", "s")
+    assert over.s.values.tolist() == grid.prediction["hidden_at"]["s"]
+    np.testing.assert_allclose(over.sel(s=1.0), grid.predicted("finite-wide"), rtol=1e-9)
+    with pytest.raises(InputError, match="by: got s of output; allowed: s of hidden"):
+        grid.predicted("finite-wide", "output", by="s")
 
 
 def test_claims_are_those_of_the_file(grid):

@@ -85,7 +85,8 @@ def open_part(path: Path, group: str | None, chunks: dict[str, int] | None) -> x
     if not path.exists():
         raise StoreError(f"{path}: no such store")
     try:
-        source = ZipStore(path, mode="r") if is_zip(path) else str(path)
+        # A process elsewhere that reads a part of it may have another working folder.
+        source = ZipStore(path, mode="r") if is_zip(path) else str(path.absolute())
         return xr.open_zarr(
             source, group=group, chunks=chunks, consolidated=True, zarr_format=ZARR_FORMAT
         )
