@@ -156,8 +156,8 @@ let brush = {};
 let panelsDrawn = "";
 
 const ACROSS = {
-  ratio: "D/(LM)", parameters: "P = LMD", depth: "depth L", width: "width M",
-  embed_dim: "embedding dimension D", weights: "weights",
+  ratio: "D/(LM)", parameters: "P = LMD", depth: "L, depth", width: "M, width",
+  embed_dim: "D, embedding dimension", weights: "weights",
 };
 
 function variableOf(name) {
@@ -317,6 +317,7 @@ function everyLayer(node, visit) {
   }
 }
 
+const MANY = 1500; // cells of which smaller marks are drawn
 const STYLES = { edge: "--bad", chosen: "--ring", predicted: "--predicted" };
 
 function panelSpec(colour) {
@@ -333,6 +334,7 @@ function panelSpec(colour) {
     ? { name: "viridis", extent: [0.25, 1] } : { name: "viridis", extent: [0, 0.88] };
   const isRatio = colour === "ratio";
   everyLayer(spec.hconcat, (encoding, layer) => {
+    if (layer.data.name === "cells" && rows.length > MANY) layer.mark.size = 12;
     if (STYLES[layer.mark.style]) layer.mark.color = colourOf(STYLES[layer.mark.style]);
     if (encoding.x) {
       const name = encoding.x.field === "x" ? choice.across : encoding.x.field;
@@ -422,13 +424,23 @@ function put(name, found) {
     return;
   }
   const fresh = new Map(found.map((row) => [row.i, row]));
-  const change = vega.changeset();
+  const change = emptyChange(name);
   for (const field of CHANGING) {
     if (old.some((row, k) => row[field] !== found[k][field])) {
       change.modify(() => true, field, (row) => fresh.get(row.i)[field]);
     }
   }
   view.change(name, change);
+}
+
+// The bundle of the libraries gives vegaEmbed alone, not vega.changeset: a view makes one whenever
+// it inserts, and hands it to its own pulse.
+function emptyChange(name) {
+  let made = null;
+  view.pulse = (source, change) => { made = change; return view; };
+  view.insert(name, []);
+  delete view.pulse;
+  return made;
 }
 
 function chosenRows() {
@@ -897,6 +909,6 @@ listen();
 refresh().then(() => {
   document.documentElement.dataset.ready = "yes";
 });
-// For whoever wants to ask the charts: the scales of a panel, as in explorer.view().scale(...).
-window.explorer = { view: () => view };
+// For whoever wants to ask the charts: the view of the panels, and the lines of one cell.
+window.explorer = { view: () => view, lines: (name) => detailViews[name].embedded.view.data(name) };
 })();

@@ -25,12 +25,12 @@ BUDGET = 4_700_000
 """Bytes that a page may have; steps are left out where all of them would take more."""
 
 
-_LIBRARIES = "window.vega = vega; window.vegaEmbed = vegaEmbed;"
+_LIBRARIES = "window.vegaEmbed = vegaEmbed;"
 
 _LABELS = {
-    "hidden": "hidden states, RMS at s = 1",
-    "hidden_max_mean_abs": "hidden states, largest mean |difference| over depth",
-    "output": "outputs, RMS",
+    "hidden": "hidden, RMS at s = 1",
+    "hidden_max_mean_abs": "hidden, largest mean |difference| over depth",
+    "output": "output, RMS",
     "loss": "loss",
 }
 _NAMES = {"finite": "networks", "wide": "infinite width", "mean_ode": "Mean ODE", "dmft": "DMFT"}

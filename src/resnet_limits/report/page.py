@@ -39,7 +39,7 @@ class Drawing:
     kind : str
         Of the picture: ``image/svg+xml`` or ``image/png``.
     table : bytes
-        Every number that is drawn, as CSV; empty if there is none.
+        Every number that is drawn, as CSV; empty if there are none, or too many for the page.
     header, rows : list
         The table's column names and first rows.
     row_count : int
@@ -69,8 +69,8 @@ class Drawing:
 
     @property
     def csv(self) -> str:
-        """The table as an address."""
-        return data_link(self.table, "text/csv")
+        """The table as an address: inside the page, or beside it if that would be too large."""
+        return data_link(self.table, "text/csv") if self.table else f"figures/{self.name}.csv"
 
 
 @dataclass(frozen=True)
