@@ -150,6 +150,10 @@ def error_vs_shape(
         for axes, (x, choice) in zip(row, chosen.items(), strict=True):
             shown = _size_lines(axes, cells, x, choice, fit, found, (twin, fixed))
             lowest, highest = extend(shown, lowest, highest)
+        # Curves may leave small shapes far below them; they must not flatten everything else.
+        curves = [line.get_ydata() for axes in row for line in axes.lines]
+        most = max((np.max(curve, initial=0.0) for curve in curves), default=0.0)
+        highest = max(highest, min(most, 2.5 * highest))
         panels.common_y(list(row), lowest / 1.3, highest * 1.3)
         row[0].set_ylabel(style.AXIS_NAMES[quantity])
         message.append(extremes(cells, quantity))
@@ -166,7 +170,8 @@ def error_vs_shape(
                 f"In the panel of {SYMBOLS[x]} there is no room for the lines of "
                 f"{SYMBOLS[choice.colour]} = {values}."
             )
-    kinds = ["points", "range", "prediction", "fit"]
+    hollow = any(not by_shape(errors, pair, name, step).resolved.all() for name in OBSERVABLES)
+    kinds = ["points", *["hollow"] * hollow, "range", "prediction", "fit"]
     panels.key(figure, panels.marks(*kinds))
     return Picture(
         name,

@@ -246,6 +246,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def number_math(value: float, digits: int = 1) -> str:
+    """Write a number inside a figure, with powers of ten as powers."""
+    mantissa, e, power = number(value, digits).partition("e")
+    power = power.replace("\N{MINUS SIGN}", "-")
+    return rf"${mantissa}\times10^{{{power}}}$" if e else mantissa
+
+
 def fixed(value: float | None, places: int = 2) -> str:
     """Write a number with some decimals and a true minus sign; a dash for none."""
     if value is None or not math.isfinite(value):

@@ -128,7 +128,12 @@ def three_terms(
         colour = style.pair_colour(term.pair)
         above.set_title(style.pair_name(term.pair), color=colour, weight="bold")
         below.set_xlabel(term.label)
-    kinds = ["points", "range", "prediction", "fit", *(["noise"] if has_noise else [])]
+    hollow = any(
+        not by_shape(errors, term.pair, quantity, step).resolved.all()
+        for term in drawn
+        for quantity in OBSERVABLES
+    )
+    kinds = ["points", *["hollow"] * hollow, "range", "prediction", "fit", *["noise"] * has_noise]
     panels.key(figure, panels.marks(*kinds))
     return Picture(
         name,
@@ -176,7 +181,7 @@ def _noise(axes: Axes, cells: ShapeErrors, name: str, bottom: float, twin: Twin)
         return True
     words = "limits without quadrature error"
     if noise.max() > 0:
-        words = f"limits' standard error {style.number(noise.max(), 1)} at most"
+        words = f"limits' standard error {style.number_math(noise.max())} at most"
     panels.small_print(axes, 0.03, 0.02, words, va="bottom", color=style.GREY)
     return False
 
@@ -295,9 +300,8 @@ def _said(cells: ShapeErrors, fit: Fit | None, what: _What) -> str:
     if fit is None or fit.get("exponent") is None or fit.get("theory") is None:
         return f"{style.pair_name(what.term.pair)}: {extremes(cells, what.quantity)}"
     return (
-        f"{style.pair_name(what.term.pair)}: the {what.quantity} error grows with "
-        f"{style.variable_name(str(fit['variable']))} to the power {_exponent_words(fit)} "
-        f"(theory {style.fraction(fit['theory'])})"
+        f"{what.quantity} error as {style.variable_name(str(fit['variable']))} to the power "
+        f"{_exponent_words(fit)}, theory {style.fraction(fit['theory'])}"
     )
 
 
