@@ -50,6 +50,10 @@ def replace(file: str, old: str, new: str) -> Callable[[Tree, Values], object]:
     return make
 
 
+def write(file: str, text: str) -> Callable[[Tree, Values], object]:
+    return lambda tree, values: (tree.path / file).write_text(text, encoding="utf-8")
+
+
 def upgrade(library: str) -> Callable[[Tree, Values], object]:
     """Let a library be of another version, for all that ask."""
 
@@ -116,8 +120,14 @@ CHANGES = {
     ),
     "results moved": Change(move_results, {}, ("--config", "results=moved results")),
     "style of the figures": Change(edit(f"{PACKAGE}/figures/style.py"), FIGURES),
-    "caption": Change(
-        edit("workflow/report/three_terms.rst", "More."), {"write_report": 1, "all": 1}
+    "default style sheet": Change(edit(f"{PACKAGE}/figures/default.mplstyle"), FIGURES),
+    "style sheet of one's own": Change(
+        write("own.mplstyle", "font.size: 9\n"),
+        FIGURES,
+        ("--config", "figure_style=own.mplstyle"),
+    ),
+    "words of the report": Change(
+        edit("workflow/report/workflow.rst", "More."), {"write_report": 1, "all": 1}
     ),
     "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), RATES),
     "distances": Change(edit(f"{PACKAGE}/errors/distances.py"), ERRORS),

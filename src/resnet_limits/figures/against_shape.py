@@ -137,7 +137,8 @@ def error_vs_shape(
     chosen = {x: found for x, found in lines.items() if found}
     notes = [_why_no_lines(cells, x) for x in _PANEL_SIZES if x not in chosen]
     if not chosen:
-        return empty(name, title, _CAPTION, "No size varies alone. " + " ".join(notes))
+        reasons = [note.partition(": ")[2].removesuffix(".") for note in notes]
+        return empty(name, title, _CAPTION, sentence("no size varies alone", *reasons))
     figure = new_figure(1.9, 0.2 + 0.8 * len(chosen) / 3)
     axes_of = figure.subplots(2, len(chosen), sharex="col", squeeze=False)
     twin, message = Twin(), []
@@ -170,9 +171,7 @@ def error_vs_shape(
                 f"In the panel of {SYMBOLS[x]} there is no room for the lines of "
                 f"{SYMBOLS[choice.colour]} = {values}."
             )
-    hollow = any(not by_shape(errors, pair, name, step).resolved.all() for name in OBSERVABLES)
-    kinds = ["points", *["hollow"] * hollow, "range", "prediction", "fit"]
-    panels.key(figure, panels.marks(*kinds))
+    panels.key(figure, panels.marks(*panels.kinds_drawn(figure)))
     return Picture(
         name,
         title,

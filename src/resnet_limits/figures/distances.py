@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resnet_limits.cells import NOISE_SHARE, ROUNDING, VARIABLES
@@ -166,12 +167,15 @@ def _scale(row: Sequence[Axes], found: Sequence[_Measured]) -> None:
     panels.common_y(row, lowest / 2, highest * 1.4)
 
 
-def _key(shapes: Sequence[Shape], figure: Any) -> None:
+def _key(shapes: Sequence[Shape], twin: Twin, figure: Figure) -> None:
     handles = [
         panels.mark(style.shape_math(*shape), ls="none", **_look(shapes, k))
         for k, shape in enumerate(shapes)
     ]
-    panels.key(figure, [*handles, *panels.marks("range", "prediction")], 3)
+    table = twin.frame()
+    kinds = ["range"] if (table["seeds"] > 1).any() else []
+    kinds += ["prediction"] if (table["series"] == "predicted").any() else []
+    panels.key(figure, [*handles, *panels.marks(*kinds)])
 
 
 def _heads(row: Sequence[Axes], pairs: Sequence[str]) -> None:
@@ -247,7 +251,7 @@ def distance_over_depth(
     _scale(row, drawn)
     _heads(row, pairs)
     row[0].set_ylabel("hidden distance (RMS)")
-    _key(shapes, figure)
+    _key(shapes, twin, figure)
     notes = [f"No predicted curve over depth of {', '.join(without)}."] if without else []
     return Picture(
         name,
@@ -331,7 +335,7 @@ def distance_over_steps(
         axes.set_xlabel("gradient step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _heads(axes_of[0], pairs)
-    _key(shapes, figure)
+    _key(shapes, twin, figure)
     return Picture(
         name,
         title,

@@ -122,11 +122,13 @@ def kernels(
         )
     axes_of[0][-1].set_title(f"step {places[0].step_other},\nall pairs of samples")
     axes_of[1][-1].set_xlabel(r"limit's $\Gamma$")
+    several = any(len(values) > 1 for net in networks for values in net.over_depth.values())
+    kinds = [*["range"] * several, "limit"]
     handles = [
         panels.mark(style.shape_math(*_shape(network)), ls="none", **_look(k, len(networks)))
         for k, network in enumerate(networks)
     ]
-    panels.key(figure, [*handles, *panels.marks("range", "limit")])
+    panels.key(figure, [*handles, *panels.marks(*kinds)])
     return Picture(name, title, sentence(*message), _CAPTION, finished(figure), notes, twin.frame())
 
 

@@ -21,6 +21,8 @@ import matplotlib.font_manager
 import numpy as np
 from matplotlib.colors import to_hex
 
+from resnet_limits.config import InputError
+
 DEFAULT_SHEET = Path(__file__).with_name("default.mplstyle")
 
 _OWN: ContextVar[dict[str, Any] | None] = ContextVar("own", default=None)
@@ -31,7 +33,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class StyleError(ValueError):
+class StyleError(InputError):
     """A style sheet is not one; the message says which line, and why."""
 
 
