@@ -51,7 +51,7 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        goal(*manifests(*KINDS), *FIGURE_FILES, PATHS.report),
+        goal(*manifests(*KINDS), *FIGURE_FILES, PATHS.report, PATHS.workflow_page),
     localrule: True
     message:
         f"Everything is there: {PATHS.folder}"

@@ -370,7 +370,7 @@ def predicted(case: Case, shape: Shape) -> Iterator[tuple[str, str, Amplitude]]:
     root = case.limits.limit_root
     of_gram = gram.gram_amplitudes(gram.gram_slopes(trajectories, plan), root @ root)
     for name, pair in ((A_L, of_layers), (A_D, of_gram)):
-        yield from zip((name, name), QUANTITIES, pair, strict=True)
+        yield from zip((name, name), QUANTITIES, pair[:2], strict=True)
 
 
 def _width(case: Case, plan: Plan, depth_of: int | None) -> Array:

@@ -14,7 +14,14 @@ from resnet_limits.stages import plan
 from resnet_limits.stages import bundles as sharing
 from resnet_limits.stages import estimates
 from resnet_limits.stages import resources as costs
-from resnet_limits.stages.paths import FIGURE_FORMS, FIGURE_STYLE, Paths, cells, figure_names
+from resnet_limits.stages.paths import (
+    FIGURE_FORMS,
+    FIGURE_STYLE,
+    TEMPLATES,
+    Paths,
+    cells,
+    figure_names,
+)
 from resnet_limits.stages.resources import doubling
 from resnet_limits.stages.snakemake_api import Snakemake
 
@@ -23,7 +30,14 @@ from resnet_limits.stages.snakemake_api import Snakemake
 SNAKEMAKE = Snakemake(workflow)
 OPTIONS = SNAKEMAKE.options
 # What may be given with --config.
-ALLOWED = ("experiment_file", "results", "replace", "verify", "figure_style")
+ALLOWED = (
+    "experiment_file",
+    "results",
+    "replace",
+    "verify",
+    "figure_style",
+    "errors_workers",
+)
 # Values in YAML, which nobody means as a name.
 WORDS = ("", "~", "null", "true", "false", "yes", "no", "on", "off")
 
@@ -78,6 +92,14 @@ def switch(name):
     return value == "true"
 
 
+def count(name):
+    """Give a value of --config that is a number of things."""
+    value = OPTIONS.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        stop(f"--config: {name}: got {value}; allowed: a number, 0 or more")
+    return value
+
+
 def read_experiment(file):
     try:
         experiment = load_experiment(file)
@@ -109,24 +131,24 @@ def figure_style():
         return None
     path = Path(option("figure_style")).resolve()
     if not path.is_file():
-        stop(f"--config: figure_style: {path}: no such file; allowed: a matplotlib style sheet")
+        stop(
+            f"--config: figure_style: {path}: no such file; allowed: a matplotlib style sheet"
+        )
     return str(path)
 
 
 def share_with_scripts(file, root):
-    """Put the validated experiment into ``config``, from where jobs and captions read it.
+    """Put the validated experiment into ``config``, from where jobs read it.
 
     Jobs must not read the file itself: it may have been edited since.
     """
-    counts = sorted({len(EXPERIMENT.seeds_of(shape)) for shape in EXPERIMENT.shapes})
     config.clear()
     config.update(
         EXPERIMENT.model_dump(mode="json"),
         experiment_file=str(file.resolve()),
         results=root,
         figure_style=figure_style(),
-        # In words, for captions.
-        seeds=" to ".join(map(str, sorted({counts[0], counts[-1]}))),
+        errors_workers=count("errors_workers"),
     )
 
 
@@ -137,9 +159,7 @@ PATHS = Paths(results_folder(), EXPERIMENT.experiment)
 share_with_scripts(EXPERIMENT_FILE, str(PATHS.root))
 
 FIGURES = figure_names(EXPERIMENT)
-FIGURE_FILES = [
-    PATHS.figure(name, form) for name in FIGURES for form in FIGURE_FORMS
-]
+FIGURE_FILES = [PATHS.figure(name, form) for name in FIGURES for form in FIGURE_FORMS]
 
 # --- what rules say -------------------------------------------------------------------------------
 
@@ -161,15 +181,22 @@ def benchmark_file(job):
     return PATHS.folder / "benchmarks" / f"{job}.tsv"
 
 
-def captions_digest():
-    """Digest of the report's texts: as inputs they would be named by the place of this checkout."""
-    folder = SNAKEMAKE.folder / "workflow" / "report"
+def digest_of(*files):
+    """Digest of some files: as inputs they would be named by the place of this checkout."""
     return integrity.combined_digest(
-        {
-            name: integrity.file_digest(folder / name)
-            for name in ("workflow.rst", "style.css")
-        }
+        {file.name: integrity.file_digest(file) for file in files}
     )
+
+
+def templates_digest():
+    """Digest of what the report is written with."""
+    return digest_of(*sorted(TEMPLATES.iterdir()))
+
+
+def workflow_texts_digest():
+    """Digest of the texts of the page of the jobs."""
+    folder = SNAKEMAKE.folder / "workflow" / "report"
+    return digest_of(folder / "workflow.rst", folder / "style.css")
 
 
 def style_digest():
@@ -235,7 +262,7 @@ def look_at_results():
         again = plan.prepare(
             EXPERIMENT,
             PATHS,
-            [*FIGURE_FILES, PATHS.report],
+            [*FIGURE_FILES, PATHS.report, PATHS.workflow_page],
             is_dry=SNAKEMAKE.is_dry,
             replace=REPLACE,
             replaceable={

@@ -11,8 +11,8 @@ rule measure_errors:
         "../workflow/envs/environment.yaml"
     threads: 2
     resources:
-        mem_mb=doubling(4000),
-        runtime=doubling(240),
+        mem_mb=doubling(costs.mem_mb("errors", EXPERIMENT, [{}])),
+        runtime=doubling(costs.minutes("errors", EXPERIMENT, [{}])),
     params:
         key=stage_key("errors"),
     message:

@@ -41,9 +41,33 @@ rule write_report:
         mem_mb=doubling(2000),
         runtime=doubling(10),
     params:
-        key=stage_key("figures"),
-        captions=captions_digest(),
+        key=stage_key("report"),
+        templates=templates_digest(),
     message:
         "Report"
     script:
         "../workflow/scripts/report.py"
+
+
+rule write_workflow_page:
+    input:
+        figures=FIGURE_FILES,
+    output:
+        page=PATHS.workflow_page,
+    log:
+        log_file("workflow_page"),
+    benchmark:
+        benchmark_file("workflow_page")
+    conda:
+        "../workflow/envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=doubling(2000),
+        runtime=doubling(10),
+    params:
+        key=stage_key("figures"),
+        texts=workflow_texts_digest(),
+    message:
+        "Page of the jobs"
+    script:
+        "../workflow/scripts/workflow_page.py"

@@ -6,6 +6,7 @@ Fits and figures count and average the same way, because both start here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -103,6 +104,89 @@ class Study:
         )
 
 
+class Grid(NamedTuple):
+    """The cells of one pair, sorted into shapes and seeds.
+
+    Attributes
+    ----------
+    sizes : ndarray of int, shape (shapes, 3)
+        Every shape once, sorted.
+    seeds : ndarray of int, shape (seeds,)
+        Every seed once, sorted.
+    shape, seed : ndarray of int, shape (cells,)
+        Where in them each cell is.
+    status : ndarray of int, shape (cells,)
+        How the runs compared ended: a `Status`.
+    """
+
+    sizes: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    shape: NDArray[np.intp]
+    seed: NDArray[np.intp]
+    status: NDArray[np.int8]
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """Numbers of shapes and seeds."""
+        return len(self.sizes), len(self.seeds)
+
+
+def make_grid(dataset: xr.Dataset) -> Grid:
+    """Sort the cells of one group of an errors store into shapes and seeds."""
+    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(np.int64)
+    sizes, shape = np.unique(all_sizes, axis=0, return_inverse=True)
+    seeds, seed = np.unique(dataset["seed"].values, return_inverse=True)
+    return Grid(sizes, seeds, shape.reshape(-1), seed, dataset["status"].values)
+
+
+class Judged(NamedTuple):
+    """What counts of the cells of one distance at one step; each of shape (shapes, seeds).
+
+    Attributes
+    ----------
+    squares, noise : ndarray
+        Squared errors as measured, and squared standard errors of the distance; 0 where not
+        present.
+    present : ndarray of bool
+        Cells that ended well and have a number.
+    used : ndarray of bool
+        Those of shapes that exceed rounding.
+    resolved : ndarray of bool
+        Those of the used of which the shape stands out of the cell's standard error.
+    """
+
+    squares: Array
+    noise: Array
+    present: NDArray[np.bool_]
+    used: NDArray[np.bool_]
+    resolved: NDArray[np.bool_]
+
+
+def judge(grid: Grid, error: Array, stderr: Array, noise_share: float = 1.0) -> Judged:
+    """Decide which cells count, by the rules of docs/concepts/errors.md.
+
+    Parameters
+    ----------
+    grid : Grid
+    error, stderr : ndarray, shape (cells,)
+        A distance as measured, NaN where there is none, and its standard error.
+    noise_share : float
+        That of the observable: see `NOISE_SHARE`.
+    """
+    squares, noise = np.zeros(grid.table), np.zeros(grid.table)
+    present = np.zeros(grid.table, bool)
+    sound = (grid.status == OK) & (error < LARGEST)
+    place = grid.shape[sound], grid.seed[sound]
+    squares[place], present[place] = error[sound] ** 2, True
+    noise[place] = noise_share * np.nan_to_num(stderr[sound]) ** 2
+    # A cell's standard error is held against its shape's RMS, not against its own error: leaving
+    # out the smallest errors of a shape alone would make the others look larger than they are.
+    mean = (squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
+    used = present & (mean > ROUNDING**2)
+    resolved = used & (mean >= RESOLUTION**2 * noise)
+    return Judged(squares, noise, present, used, resolved)
+
+
 def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     """Sort the cells at a step into shapes by seeds, and count what became of them.
 
@@ -126,43 +210,30 @@ def make_study(dataset: xr.Dataset, observable: str, step: int) -> Study:
     name, stderr_name = VARIABLES[observable]
     if step in dataset["step"].values:
         at_step = dataset[[name, stderr_name]].sel(step=step)
-        error, stderr = at_step[name].values, np.nan_to_num(at_step[stderr_name].values)
+        error, stderr = at_step[name].values, at_step[stderr_name].values
     else:
         error = np.full(dataset.sizes["cell"], np.nan)
         stderr = np.zeros_like(error)
-    status = dataset["status"].values
-    all_sizes = np.stack([dataset[size].values for size in SIZES], axis=1).astype(np.int64)
-    sizes, shape = np.unique(all_sizes, axis=0, return_inverse=True)
-    seeds, seed = np.unique(dataset["seed"].values, return_inverse=True)
-    shape = shape.reshape(-1)
-    table = (len(sizes), len(seeds))
-    exists, present = np.zeros(table, bool), np.zeros(table, bool)
-    exists[shape, seed] = True
-    sound = (status == OK) & (error < LARGEST)
-    place = shape[sound], seed[sound]
-    squares, noise = np.zeros(table), np.zeros(table)
-    squares[place], present[place] = error[sound] ** 2, True
-    noise[place] = NOISE_SHARE[observable] * stderr[sound] ** 2
-    # A cell's standard error is held against its shape's RMS, not against its own error: leaving
-    # out the smallest errors of a shape alone would make the others look larger than they are.
-    mean = (squares.sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
-    used = present & (mean > ROUNDING**2)
-    resolved = used & (mean >= RESOLUTION**2 * noise)
-    diverged = int((status == DIVERGED).sum())
+    grid = make_grid(dataset)
+    found = judge(grid, error, stderr, NOISE_SHARE[observable])
+    exists = np.zeros(grid.table, bool)
+    exists[grid.shape, grid.seed] = True
+    present, used = found.present, found.used
+    diverged = int((grid.status == DIVERGED).sum())
     cells = {
         "total": int(exists.sum()),
         "used": int(used.sum()),
         "diverged": diverged,
-        "below_resolution": int((present & ~resolved).sum()),
+        "below_resolution": int((present & ~found.resolved).sum()),
         "missing": int(exists.sum()) - diverged - int(present.sum()),
     }
     kept = np.ix_(used.any(axis=1), used.any(axis=0))
     return Study(
-        sizes[used.any(axis=1)],
-        np.where(used, squares, 0.0)[kept],
-        np.where(used, noise, 0.0)[kept],
+        grid.sizes[used.any(axis=1)],
+        np.where(used, found.squares, 0.0)[kept],
+        np.where(used, found.noise, 0.0)[kept],
         used[kept],
-        resolved[kept],
+        found.resolved[kept],
         cells,
         exists[kept],
     )

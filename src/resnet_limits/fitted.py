@@ -197,14 +197,53 @@ def _fit_rows(fit: Fit) -> Iterator[Row]:
 CLAIM_COLUMNS = ("pair", "of", "step", "claim", "theory", "measured [95 %]", "verdict", "why")
 """Columns of the table of claims."""
 
+VERDICTS = ("agrees", "disagrees", "undecided")
+"""What may become of a claim."""
+
+EXPONENT, EXPONENT_IN_P, AMPLITUDE = CLAIM_KINDS = ("exponent", "exponent in P", "amplitude")
+"""What a claim may be about, in the order in which claims are told."""
+
+
+def claim_kind(claim: Mapping[str, Any]) -> str:
+    """Tell what a claim is about, one of `CLAIM_KINDS`; its words begin with it."""
+    words = str(claim["claim"])
+    if words.startswith(AMPLITUDE):
+        return AMPLITUDE
+    return EXPONENT_IN_P if words.startswith(EXPONENT_IN_P) else EXPONENT
+
+
+def ranked_claims(rates: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the claims of rates.json in the order in which they are told.
+
+    Those that disagree come first, then exponents, exponents in P and amplitudes; of each kind by
+    pair and observable, in the order of rates.json, the last step first.
+    """
+    claims = list(rates.get("claims") or ())
+    places = {place: k for k, place in enumerate(dict.fromkeys(map(_place, claims)))}
+
+    def rank(claim: Mapping[str, Any]) -> tuple[int, ...]:
+        return (
+            claim["verdict"] != "disagrees",
+            CLAIM_KINDS.index(claim_kind(claim)),
+            places[_place(claim)],
+            -int(claim["where"]["step"]),
+        )
+
+    return sorted(claims, key=rank)
+
+
+def _place(claim: Mapping[str, Any]) -> tuple[str, str]:
+    return claim["where"]["pair"], claim["where"]["observable"]
+
 
 def claim_rows(rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Give the claims of rates.json in words, a row for each under `CLAIM_COLUMNS`.
 
-    Theory is the exponent or, for an amplitude, what is predicted of it.
+    Theory is the exponent or, for an amplitude, what is predicted of it. The order is that of
+    `ranked_claims`.
     """
     rows: list[tuple[str, ...]] = []
-    for claim in rates.get("claims") or ():
+    for claim in ranked_claims(rates):
         where, bounds = claim["where"], claim["interval"]
         theory = claim["predicted"] if claim["theory"] is None else claim["theory"]
         measured = _said(claim["measured"])
@@ -219,12 +258,18 @@ def claim_rows(rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def verdict_counts(rates: Mapping[str, Any]) -> dict[str, int]:
+    """Count the claims of each of the `VERDICTS`."""
+    verdicts = [claim["verdict"] for claim in rates.get("claims") or ()]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
 def claim_counts(rates: Mapping[str, Any]) -> str:
     """Say how many claims agree, disagree and are undecided."""
-    verdicts = [claim["verdict"] for claim in rates.get("claims") or ()]
-    agree, disagree, undecided = map(verdicts.count, ("agrees", "disagrees", "undecided"))
+    agree, disagree, undecided = verdict_counts(rates).values()
+    total = agree + disagree + undecided
     return (
-        f"{len(verdicts)} claim{'s' * (len(verdicts) != 1)}: {agree} agree{'s' * (agree == 1)}, "
+        f"{total} claim{'s' * (total != 1)}: {agree} agree{'s' * (agree == 1)}, "
         f"{disagree} disagree{'s' * (disagree == 1)}, "
         f"{undecided} {'is' if undecided == 1 else 'are'} undecided"
     )

@@ -24,6 +24,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ZARR_METADATA = "zarr.json"
+"""Name of the file that holds the metadata of a Zarr group or array."""
+
+RESULTS_GROUP: dict[str, Any] = {
+    "attributes": {"kind": "results", "title": "Results of one experiment, or of one kind"},
+    "zarr_format": 3,
+    "node_type": "group",
+}
+"""Metadata of a folder of results: a Zarr group, so that readers of Zarr find the stores in it."""
+
 # .NAME.HOST-PROCESS-TOKEN.tmp, as `temporary` makes them.
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]*)-(?P<process>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 # No result takes longer than this to be written, from its first file to its last.
@@ -326,7 +336,7 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
 def attributes(store_path: Path | str) -> dict[str, Any]:
     """Root attributes of a Zarr directory, read without opening it; none if that cannot be."""
     try:
-        return dict(read_json(Path(store_path) / "zarr.json")["attributes"])
+        return dict(read_json(Path(store_path) / ZARR_METADATA)["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -24,10 +24,12 @@ import xarray as xr
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
+from resnet_limits.integrity import ZARR_METADATA
+
 Document = dict[str, Any]
 Documents = dict[str, Document]
 
-METADATA = "zarr.json"
+METADATA = ZARR_METADATA
 """Name of the file that holds the metadata of a group or an array."""
 
 _COPIES = "consolidated_metadata"
@@ -268,6 +270,38 @@ def read(
     DamageError
         If a chunk is missing or damaged.
     """
+    found = read_variables(path, names, most_bytes)
+    if found is None:
+        return None
+    is_coord = {
+        name: name in found.coords or variable.dims == (name,)
+        for name, variable in found.variables.items()
+    }
+    return xr.Dataset(
+        {name: found.variables[name] for name in is_coord if not is_coord[name]},
+        {name: found.variables[name] for name in is_coord if is_coord[name]},
+        found.attrs,
+    )
+
+
+class Read(NamedTuple):
+    """Variables that were read, which of them are coordinates, and the store's attributes."""
+
+    variables: dict[str, xr.Variable]
+    coords: set[str]
+    attrs: Document
+
+
+def read_variables(
+    path: Path, names: Collection[str] | None = None, most_bytes: int | None = None
+) -> Read | None:
+    """Read as `read` does, without the indexes of a dataset, which take longer than small arrays.
+
+    Raises
+    ------
+    DamageError
+        If a chunk is missing or damaged.
+    """
     try:
         root = json.loads((path / METADATA).read_bytes())
         found = root[_COPIES]["metadata"]
@@ -280,12 +314,7 @@ def read(
         return None
     coords = {name for array in arrays.values() for name in array.coords}
     variables = {name: array.read(path / name) for name, array in arrays.items()}
-    is_coord = {name: name in coords or variables[name].dims == (name,) for name in wanted}
-    return xr.Dataset(
-        {name: variable for name, variable in variables.items() if not is_coord[name]},
-        {name: variable for name, variable in variables.items() if is_coord[name]},
-        root["attributes"],
-    )
+    return Read(variables, coords, root["attributes"])
 
 
 def _wanted(found: Documents, names: Collection[str] | None) -> list[str]:

@@ -517,7 +517,7 @@ def test_noise_that_nothing_carries_on_is_told_apart(quickstart, monkeypatch):
 
 
 def test_the_gram_amplitudes_of_the_quickstart(quickstart):
-    hidden, output = gram_amplitudes(quickstart)
+    hidden, output, _ = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert close(hidden.value[step], values[0])
         assert close(output.value[step], values[1])
@@ -527,14 +527,14 @@ def test_the_gram_amplitudes_of_the_quickstart(quickstart):
 def test_a_wrong_covariance_of_the_gram_matrix_is_told_apart(quickstart, monkeypatch):
     """The negative control: a diagonal that fluctuates like the rest."""
     monkeypatch.setitem(gram._EXCESS, "gaussian", -1.0)
-    hidden, output = gram_amplitudes(quickstart)
+    hidden, output, _ = gram_amplitudes(quickstart)
     for step, values in GRAM.items():
         assert not close(hidden.value[step], values[0])
         assert not close(output.value[step], values[1])
 
 
 def test_the_layer_amplitudes_of_the_quickstart(quickstart):
-    hidden, output = layers.layer_amplitudes(quickstart.trajectories, replace(PLAN, points=4096))
+    hidden, output, _ = layers.layer_amplitudes(quickstart.trajectories, replace(PLAN, points=4096))
     for step, values in LAYERS.items():
         assert close(hidden.value[step], values[0])
         assert close(output.value[step], values[1])

@@ -20,10 +20,10 @@ FLOOR = {
     "problem": 2, "datafile": 2, "store": 2, "provenance": 2, "lock": 2, "devices": 2, "laws": 2,
     "threads": 2, "cells": 2, "fitted": 2, "kept": 2, "datashape": 2,
     "optimum": 2, "predicted": 2,
-    "dynamics": 3, "errors": 3, "figures": 3, "work": 3,
-    "limits": 4, "networks": 4,
+    "dynamics": 3, "errors": 3, "explorer": 3, "figures": 3, "work": 3,
+    "limits": 4, "networks": 4, "report": 4,
     "stages": 5,
-    "cli": 6,
+    "results": 6, "cli": 6,
     "__main__": 7,
 }  # fmt: skip
 # Stages and what is above them may use these; they know places and costs, and no other stage.

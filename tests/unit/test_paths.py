@@ -44,6 +44,10 @@ def test_figures_and_report():
     assert paths.figures == Path("elsewhere/e/figures")
     assert paths.figure("frontier", "pdf") == Path("elsewhere/e/figures/frontier.pdf")
     assert paths.report == Path("elsewhere/e/report.html")
+    assert paths.workflow_page == Path("elsewhere/e/workflow.html")
+    assert paths.page_stage(paths.report) == "report"
+    assert paths.page_stage(paths.figures / "frontier.png") == "figures"
+    assert paths.page_stage(paths.workflow_page) == "figures"
 
 
 def test_figures_are_drawn_where_their_data_may_be(tiny_experiment, tiny_values):

@@ -31,6 +31,20 @@ HIDDEN = {"1/L": 0.1, "sqrt(D/(LM))": 0.8, "1/sqrt(D)": 2.0}
 OUTPUT = {"1/L": 0.05, "D/(LM)": None, "1/sqrt(LM)": 0.3, "1/sqrt(D)": 0.4}
 
 
+def over_depth():
+    """Amplitudes over the depth, squares of which are polynomials of low degree."""
+    s = np.arange(17) / 16
+    shapes = {"1/L": s, "sqrt(D/(LM))": np.sqrt(s), "1/sqrt(D)": np.sqrt(s**3)}
+    table = {
+        term: {
+            "amplitude": (np.array([[1e-14], [HIDDEN[term]], [HIDDEN[term]]]) * shape).tolist(),
+            "uncertainty": (0.01 * np.array([[0], [1], [1]]) * shape).tolist(),
+        }
+        for term, shape in shapes.items()
+    }
+    return {"s": s.tolist(), **table}
+
+
 def predicted(notes=None):
     """What the stage returns, with numbers of nobody."""
 
@@ -47,6 +61,7 @@ def predicted(notes=None):
         "step": [0, 1, 2],
         "hidden": table(HIDDEN),
         "output": table(OUTPUT),
+        "hidden_at": over_depth(),
         "notes": notes or {},
         "identity": None,
     }
@@ -102,22 +117,8 @@ def test_what_is_rounding_beside_other_steps_is_zero(config, monkeypatch, capsys
     assert known(values, "mean_ode-dmft", "hidden", 0).amplitudes == {"1/sqrt(D)": 1e-14}
 
 
-def predicted_at():
-    """The same with depths: squares that are polynomials of low degree."""
-    s = np.arange(17) / 16
-    shapes = {"1/L": s, "sqrt(D/(LM))": np.sqrt(s), "1/sqrt(D)": np.sqrt(s**3)}
-    table = {
-        term: {
-            "amplitude": (np.array([[1e-14], [HIDDEN[term]], [HIDDEN[term]]]) * shape).tolist(),
-            "uncertainty": (0.01 * np.array([[0], [1], [1]]) * shape).tolist(),
-        }
-        for term, shape in shapes.items()
-    }
-    return {**predicted(), "hidden_at": {"s": s.tolist(), **table}}
-
-
 def test_distances_over_the_depth_add_in_quadrature():
-    values, shapes = predicted_at(), np.array([[16, 64, 32], [64, 16, 512]])
+    values, shapes = predicted(), np.array([[16, 64, 32], [64, 16, 512]])
     s, found = distance_at(values, "finite-dmft", 2, shapes)
     assert s.tolist() == values["hidden_at"]["s"]
     assert found.shape == (2, 17)
@@ -143,13 +144,14 @@ def test_distances_over_the_depth_add_in_quadrature():
 
 
 def test_what_is_not_predicted_over_the_depth_is_none():
-    values, shape = predicted_at(), [16, 64, 32]
+    values, shape = predicted(), [16, 64, 32]
     values["hidden_at"]["1/L"]["amplitude"][1] = [None] * 17
     assert distance_at(values, "finite-dmft", 1, shape) is None
     assert distance_at(values, "finite-dmft", 2, shape) is not None
     assert distance_at(values, "finite-wide", 1, shape) is not None
     assert distance_at(values, "finite-wide", 3, shape) is None
-    assert distance_at(predicted(), "finite-wide", 1, shape) is None
+    del values["hidden_at"]
+    assert distance_at(values, "finite-wide", 1, shape) is None
     assert distance_at(None, "finite-wide", 1, shape) is None
 
 
@@ -170,6 +172,12 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
         assert shape[name]["distance"] == leading["distance"]
         assert shape[name]["limit"] == [None] * 3
     assert shape["hidden"]["leading"]["without"] == []
+    along = shape["hidden_at"]["leading"]
+    at = distance_at(values, "finite-dmft", 1, [16, 64, 32])
+    assert shape["hidden_at"]["s"] == at[0].tolist()
+    np.testing.assert_allclose(along["distance"][1], at[1], rtol=1e-12)
+    assert along["distance"][1][-1] == pytest.approx(shape["hidden"]["leading"]["distance"][1])
+    assert along["without"] == []
     assert shape["output"]["leading"]["without"] == ["D/(LM)"]
     assert "note: output: leading order without D/(LM)" in lines
     assert values["provenance"]["stage_key"]
@@ -230,7 +238,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
         return found, found
 
     monkeypatch.setattr(prediction.noise, "unit_noise", diverging)
-    monkeypatch.setattr(width, "width_variance", not_solved)
+    monkeypatch.setattr(width, "width_variance_at", not_solved)
     monkeypatch.setattr(prediction.layers, "layer_amplitudes", not_solved)
     monkeypatch.setattr(prediction.gram, "gram_slopes", not_solved)
     monkeypatch.setattr(prediction.bias, "output_bias", not_solved)
@@ -247,6 +255,7 @@ def test_what_is_not_finite_is_null_at_its_steps_and_said(tiny_values, monkeypat
     assert shape["distance"] == [pytest.approx(0.5 / 32**0.5)] * last + [None]
     assert shape["share"]["1/sqrt(LM)"] == [1.0] * last + [None]
     assert "1/sqrt(LM)" not in shape["without"]
+    assert found["hidden_at"]["1/L"]["amplitude"] == [[None] * 17] * (last + 1)
     json.dumps(found, allow_nan=False)
 
 

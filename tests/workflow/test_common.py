@@ -134,18 +134,30 @@ def test_switches_are_true_or_false(name: str, capsys: pytest.CaptureFixture[str
         assert "allowed: true, false" in capsys.readouterr().err
 
 
-def test_captions_count_by_what_they_say(tmp_path: Path) -> None:
+def test_texts_count_by_what_they_say(tmp_path: Path) -> None:
     """And not by where the checkout is, which may have several names."""
-    digest = load_common()["captions_digest"]()
+    digest = load_common()["workflow_texts_digest"]()
     (tmp_path / "workflow").mkdir()
     copy = tmp_path / "workflow" / "report"
     shutil.copytree(ROOT / "workflow" / "report", copy)
     names = load_common()
     names["SNAKEMAKE"]._workflow.basedir = str(tmp_path)
-    assert names["captions_digest"]() == digest
+    assert names["workflow_texts_digest"]() == digest
     with (copy / "workflow.rst").open("a") as stream:
         stream.write("More.")
-    assert names["captions_digest"]() != digest
+    assert names["workflow_texts_digest"]() != digest
+
+
+def test_templates_count_by_what_they_say(tmp_path: Path) -> None:
+    names = load_common()
+    digest = names["templates_digest"]()
+    copy = tmp_path / "templates"
+    shutil.copytree(names["TEMPLATES"], copy)
+    names["TEMPLATES"] = copy
+    assert names["templates_digest"]() == digest
+    with (copy / "page.css").open("a") as stream:
+        stream.write("p {}")
+    assert names["templates_digest"]() != digest
 
 
 def test_missing_data_file_is_one_line(

@@ -98,7 +98,7 @@ class Job:
         return path
 
     def vouch_for(self, page: Path) -> None:
-        """Write the manifest of a figure or the report."""
+        """Write the manifest of a figure or a page."""
         integrity.write_manifest(
             self.paths.page_manifest(page),
             page,

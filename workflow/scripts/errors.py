@@ -5,11 +5,9 @@ import time
 from _job import running
 
 with running(snakemake, "errors") as job:
-    import dask
-
     from resnet_limits import provenance
     from resnet_limits.kinds import KINDS
-    from resnet_limits.stages import errors
+    from resnet_limits.stages import errors, scheduling
     from resnet_limits.stages.paths import cell_name, cells
 
     started = time.monotonic()
@@ -18,10 +16,23 @@ with running(snakemake, "errors") as job:
         for kind in KINDS
         for cell in cells(kind, job.experiment)
     }
-    with dask.config.set(scheduler="threads", num_workers=snakemake.threads):
+    workers = snakemake.config["errors_workers"]
+    asked = snakemake.resources
+    with (
+        scheduling.slurm_jobs(
+            workers,
+            memory_mb=asked.mem_mb,
+            minutes=asked.runtime,
+            partition=asked.get("slurm_partition"),
+            account=asked.get("slurm_account"),
+        )
+        if workers
+        else scheduling.threads(snakemake.threads)
+    ):
         distances = errors.errors(
             job.experiment,
             lambda kind, cell: job.load(kind, cell, errors.READ[kind]),
             job.problem(),
+            job.record.at,
         )
         job.publish(distances, started, {}, cells=compared)

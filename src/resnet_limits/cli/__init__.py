@@ -4,8 +4,8 @@ Exit codes: 0 done; 1 failed (``check``: unsound); 2 bad input, with one line on
 75 stopped early with finished work saved, run again.
 
 `computing` solves limits and trains networks, `predicting` tells distances without networks,
-`comparing` measures distances and fits laws, `shaping` chooses shapes by a law, `looking` reads
-results and computes nothing, `running` runs one command line.
+`comparing` measures distances and fits laws, `shaping` chooses shapes by a law, `exploring` writes
+a page of all cells, `looking` reads results and computes nothing, `running` runs one command line.
 """
 
 from __future__ import annotations

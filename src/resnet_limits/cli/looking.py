@@ -69,6 +69,8 @@ def _job_line(job: dict[str, Any]) -> str:
     if "at" in job:
         since = _duration(max(0.0, time.time() - job["since"]))
         line += f": {job['at']}, {job['number']} of {job['total']}, for {since}"
+        if job.get("note"):
+            line += f"; {job['note']}"
     return line
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from resnet_limits import __version__
-from resnet_limits.cli import comparing, computing, looking, predicting, shaping
+from resnet_limits.cli import comparing, computing, exploring, looking, predicting, shaping
 from resnet_limits.cli.session import BAD_INPUT, DONE, FAILED, LOG, Session, complain
 from resnet_limits.config import InputError
 from resnet_limits.integrity import error_line
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "errors": comparing.errors,
     "rates": comparing.rates,
     "shape": shaping.shape,
+    "explore": exploring.explore,
     "status": looking.status,
     "inspect": looking.inspect,
     "check": looking.check,
@@ -71,7 +72,7 @@ def options(
 ) -> None:
     """Residual networks against their infinite-size limit.
 
-    A network has L blocks of M hidden units and embedding dimension D.
+    A network has L layers of M hidden units, and embedding dimension D.
     """
     Session.verbose = verbose
     LOG.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)

@@ -2,9 +2,10 @@
 
 Every function compares all seeds and steps of one cell. Fields of networks that are in memory are
 compared as they are; lazy ones block by block through Dask: each block of a store is read once and
-compared with all limits at once, so that memory is bounded by the blocks. Differences between
-limits are linear in the embedding rows Phi, so that their mean squares follow from the Gram matrix
-alone: the mean over coordinates of (Phi dc)^2 is dc^T G dc with G = Phi^T Phi / D.
+compared with all limits at once, so that memory is bounded by the blocks, however large a cell is.
+Differences between limits are linear in the embedding rows Phi, so that their mean squares follow
+from the Gram matrix alone: the mean over coordinates of (Phi dc)^2 is dc^T G dc with
+G = Phi^T Phi / D.
 
 Arrays have their axes in one order: seed, step, replicate, samples (and tokens), node, and what is
 left. The axis of seeds has length one where nothing depends on them.
@@ -13,15 +14,13 @@ left. The axis of seeds has length one where nothing depends on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from resnet_limits import fields
 from resnet_limits.kinds import DIVERGED, OK
@@ -64,6 +63,10 @@ _ENDING = ("status", "diverged_step")
 _GRAPH_BLOCKS = 128
 _WORK_ELEMENTS = 1 << 18
 """Elements of one temporary array inside a block: small enough for a core's cache."""
+_COEF_ELEMENTS = 1 << 22
+"""Elements of a limit's coefficients at all depths at once: 32 MiB."""
+_PIECE_BYTES = 64 * 2**20
+"""Bytes of lazy arrays that are read at once, unless one step alone has more."""
 
 
 def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dataset:
@@ -111,7 +114,10 @@ def prepare(limit: xr.Dataset, seeds: Sequence[int], embedding: Array) -> xr.Dat
 
 
 def finite_distances(
-    finite: xr.Dataset, limits: Mapping[str, xr.Dataset], embedding: Array
+    finite: xr.Dataset,
+    limits: Mapping[str, xr.Dataset],
+    embedding: Array,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> dict[str, xr.Dataset]:
     """Compare finite networks of one shape with limits.
 
@@ -123,6 +129,8 @@ def finite_distances(
         What `prepare` returned, by any name; all are compared in one pass over the store.
     embedding : ndarray, shape (seeds, D, r)
         Embedding rows of each of the finite store's seeds, in its order.
+    tell : callable
+        Called with the bytes of hidden states that were compared since it was called last.
 
     Returns
     -------
@@ -147,10 +155,24 @@ def finite_distances(
             _array(limit, "hidden_coef", place),
         ]
     hidden = _array(finite, "hidden", own)
-    measure = _block_sums if isinstance(hidden, np.ndarray) else _lazy_sums
-    sums = measure(hidden, embedding[own.seeds], *operands)
+    if isinstance(hidden, np.ndarray):
+        rows, parts = embedding[own.seeds], []
+        for states, *coefs in _pieces([hidden, *operands[1::2]]):
+            operands[1::2] = coefs
+            parts.append(_block_sums(states, rows, *operands))
+        sums = np.concatenate(parts, axis=2)
+        tell(hidden.nbytes)
+    else:
+        sums = _lazy_sums(hidden, embedding[own.seeds], *operands, tell=tell)
     means = sums.reshape(sums.shape[:4]) / math.prod(hidden.shape[3:])
-    output = np.asarray(_array(finite, "output", own))
+    outputs = [_array(finite, "output", own)]
+    outputs += [
+        _array(limit, "output", at) for limit, at in zip(limits.values(), places, strict=True)
+    ]
+    apart = [
+        [_rms(output - reference) for reference in references]
+        for output, *references in _pieces(outputs)
+    ]
     status, first = (finite.variables[name].values[own.seeds] for name in _ENDING)
     before = (status == DIVERGED)[:, None] & (steps < first[:, None])
     valid = (status == OK)[:, None] | before
@@ -158,12 +180,12 @@ def finite_distances(
     shown = _spread(len(points))
     tables = {}
     for k, (name, limit) in enumerate(limits.items()):
-        reference = {v: np.asarray(_array(limit, v, places[k])) for v in ("output", *_STDERR)}
+        stderr = {v: np.asarray(_array(limit, v, places[k])) for v in _STDERR}
         distances = {
             "hidden_rms": np.sqrt(means[2 * k + 1, :, :, last]),
             "hidden_max_mean_abs": means[2 * k].max(axis=-1),
-            "output_rms": _rms(output - reference.pop("output")),
-            **reference,
+            "output_rms": np.concatenate([of_piece[k] for of_piece in apart], axis=1),
+            **stderr,
         }
         ending = np.where(status == OK, _status(limit, places[k], len(seeds)), status)
         sound = {v: np.where(valid, values, np.nan) for v, values in distances.items()}
@@ -244,7 +266,12 @@ def _differences(
         return np.asarray(first @ one[2] - second @ two[2])
 
     last = np.sqrt(_mean_square(difference(np.ones(1)), gram))
-    absolute, at = _mean_by_depth(np.moveaxis(difference(depths), -2, 2), rows)
+    lines = math.prod(one[2].shape[1:-2]) * len(rows) * rows.shape[-1]
+    of_blocks = [
+        _mean_by_depth(np.moveaxis(difference(depths[block]), -2, 2), rows)
+        for block in _blocks(len(depths), _COEF_ELEMENTS // lines)
+    ]
+    absolute, at = (np.concatenate(parts, axis=-1) for parts in zip(*of_blocks, strict=True))
     at = np.sqrt(at[..., _spread(len(depths))])
     # The same number as hidden_rms, and not one that differs from it by rounding.
     at[..., -1] = last
@@ -326,12 +353,21 @@ def _array(ds: xr.Dataset, name: str, place: _Place) -> Any:
 
 
 def _pieces(arrays: Sequence[Any]) -> Iterator[list[Array]]:
-    """Read arrays: all at once, or step by step if any is lazy."""
-    if all(isinstance(array, np.ndarray) for array in arrays):
+    """Read arrays: all at once, or some steps after the others if any is lazy."""
+    lazy = [array for array in arrays if not isinstance(array, np.ndarray)]
+    if not lazy:
         yield list(arrays)
         return
-    for step in range(arrays[0].shape[1]):
-        yield [np.asarray(array[:, step : step + 1]) for array in arrays]
+    # Between the chunks of the largest, each of which is read once.
+    largest = max(lazy, key=lambda array: array.nbytes)
+    per_step = sum(array.nbytes for array in lazy) // largest.shape[1]
+    ends = np.cumsum(largest.chunks[1])
+    start = 0
+    while start < ends[-1]:
+        fitting = ends[(ends > start) & (ends - start <= _PIECE_BYTES // max(1, per_step))]
+        end = int(fitting[-1] if len(fitting) else ends[ends > start][0])
+        yield [np.asarray(array[:, start:end]) for array in arrays]
+        start = end
 
 
 def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
@@ -403,7 +439,8 @@ def _standard_errors(
 ) -> dict[str, Array]:
     """RMS standard errors of a limit, or of a difference of limits.
 
-    The scatter over scramblings, what more depth nodes would change, and rounding, in quadrature.
+    The root-sum-square of the scatter over scramblings, of what more depth nodes would change, and
+    of rounding.
     """
     # A single replicate is an exact cubature, and its deviation from itself is zero.
     share = 1.0 / max(1, hidden.shape[2] - 1)
@@ -469,23 +506,20 @@ def _blocks(size: int, length: int) -> Iterator[slice]:
 # --- fields of networks ---------------------------------------------------------------------------
 
 
-def _lazy_sums(hidden: da.Array, embedding: Array, *interpolations_and_coefs: Any) -> Array:
+def _lazy_sums(
+    hidden: da.Array,
+    embedding: Array,
+    *interpolations_and_coefs: Any,
+    tell: Callable[[int], None],
+) -> Array:
     """Do the same as `_block_sums` for a lazy field, each block of which is read once."""
     found = []
     for steps in _step_groups(hidden):
         operands = list(interpolations_and_coefs)
         operands[1::2] = [coefs[:, steps] for coefs in operands[1::2]]
-        sums = _blockwise_sums(hidden[:, steps], embedding, operands)
-        # Dask's threads share the cores; matrix products with threads of their own would wait for
-        # each other, and on a busy machine for much longer than they take.
-        with _libraries().limit(limits=1, user_api="blas"):
-            found.append(sums.compute())
+        found.append(_blockwise_sums(hidden[:, steps], embedding, operands).compute())
+        tell(hidden[:, steps].nbytes)
     return np.concatenate(found, axis=2)
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def _step_groups(hidden: da.Array) -> list[slice]:
@@ -505,18 +539,21 @@ def _blockwise_sums(hidden: da.Array, embedding: Array, operands: Sequence[Any])
     dims = ["seed", "step", "depth_point", *map(str, range(hidden.ndim - 4)), "coordinate"]
     chunks = dict(zip(dims, hidden.chunks, strict=True))
     order = [d for d in dims if d not in ("depth_point", "coordinate")]
-    rows = da.from_array(embedding, chunks=(chunks["seed"], chunks["coordinate"], -1))
+    # Without names these arrays would be hashed.
+    rows = da.from_array(embedding, chunks=(chunks["seed"], chunks["coordinate"], -1), name=False)
     arguments: list[object] = [hidden, dims, rows, ("seed", "coordinate", "direction")]
     for k in range(0, len(operands), 2):
         matrix, coefs = operands[k : k + 2]
         shape = tuple(sum(chunks[d]) for d in order)
-        coefs = da.broadcast_to(da.asarray(coefs), (*shape, *coefs.shape[-2:]))
-        coefs = coefs.rechunk((*(chunks[d] for d in order), -1, -1))
+        if isinstance(coefs, np.ndarray):
+            coefs = np.broadcast_to(coefs, (*shape, *coefs.shape[-2:]))
+            coefs = da.from_array(coefs, (*(chunks[d] for d in order), -1, -1), name=False)
+        else:
+            coefs = da.broadcast_to(coefs, (*shape, *coefs.shape[-2:]))
+            coefs = coefs.rechunk((*(chunks[d] for d in order), -1, -1))
         node = f"node of {k}"
-        arguments += [
-            *(da.from_array(matrix, chunks=(chunks["depth_point"], -1)), ("depth_point", node)),
-            *(coefs, (*order, node, "direction")),
-        ]
+        weights = da.from_array(matrix, chunks=(chunks["depth_point"], -1), name=False)
+        arguments += [weights, ("depth_point", node), coefs, (*order, node, "direction")]
     sums = da.blockwise(
         _block_sums,
         ("sum", *dims),
@@ -556,11 +593,17 @@ def _block_sums(
     limits = len(interpolations_and_coefs) // 2
     sums = np.empty((2 * limits, seeds, steps, points))
     for seed in range(seeds):
-        lines = hidden[seed].reshape(-1, hidden.shape[-1])
         for k in range(limits):
             matrix, coefs = interpolations_and_coefs[2 * k : 2 * k + 2]
-            at_depth = np.moveaxis(matrix @ coefs[min(seed, len(coefs) - 1)], -2, 1)
-            found = _line_sums(at_depth.reshape(len(lines), -1), embedding[seed], lines)
-            for which, values in enumerate(found):
-                sums[2 * k + which, seed] = values.reshape(steps, points, -1).sum(axis=-1)
+            # As in the store, with nodes before rows: one product for all rows of a step.
+            at_nodes = np.moveaxis(coefs[min(seed, len(coefs) - 1)], -2, 1)
+            per_point = math.prod(at_nodes.shape[2:])
+            for some in _blocks(steps, _COEF_ELEMENTS // (points * per_point)):
+                flat = at_nodes[some].reshape(-1, at_nodes.shape[1], per_point)
+                for depths in _blocks(points, _COEF_ELEMENTS // (len(flat) * per_point)):
+                    lines = hidden[seed, some, depths].reshape(-1, hidden.shape[-1])
+                    at = (matrix[depths] @ flat).reshape(len(lines), -1)
+                    for which, values in enumerate(_line_sums(at, embedding[seed], lines)):
+                        place = sums[2 * k + which, seed, some, depths]
+                        place[:] = values.reshape(*place.shape, -1).sum(axis=-1)
     return sums.reshape(*sums.shape, *(1,) * (hidden.ndim - 3))

@@ -17,7 +17,8 @@ from resnet_limits.fitted import CLAIM_COLUMNS, Row, claim_counts, claim_rows, r
 # --- words ----------------------------------------------------------------------------------------
 
 
-def _exponent(row: Row) -> str:
+def exponent_words(row: Row) -> str:
+    """Write the exponent of a row with its interval."""
     # Families are there to tell exponents apart that differ by a few hundredths.
     places = 3 if row["kind"] == "family" else 2
     return style.with_interval(
@@ -27,11 +28,13 @@ def _exponent(row: Row) -> str:
     )
 
 
-def _amplitude(row: Row) -> str:
+def amplitude_words(row: Row) -> str:
+    """Write the amplitude of a row with its interval."""
     return style.with_interval(row["amplitude"], (row["amplitude_low"], row["amplitude_high"]))
 
 
-def _variable(row: Row) -> str:
+def variable_words(row: Row) -> str:
+    """Name what a row of the table is about."""
     name = style.variable_name(row["variable"])
     return {
         "fit": name,
@@ -43,12 +46,13 @@ def _variable(row: Row) -> str:
     }[row["kind"]]
 
 
-def _count(row: Row, name: str) -> str:
+def count_words(row: Row, name: str) -> str:
+    """Write a number of cells."""
     return style.number(None) if row[name] is None else f"{row[name]}"
 
 
 def _used(row: Row) -> str:
-    return f"{_count(row, 'used')}/{_count(row, 'total')}"
+    return f"{count_words(row, 'used')}/{count_words(row, 'total')}"
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def rates_table(rates: Mapping[str, Any]) -> Picture:
     steps = sorted({row["step"] for row in rows})
     lines: dict[str, dict[tuple[str, str], dict[int, Row]]] = {}
     for row in rows:
-        key = (row["quantity"], _variable(row))
+        key = (row["quantity"], variable_words(row))
         lines.setdefault(row["pair"], {}).setdefault(key, {})[row["step"]] = row
     widths, headings = _columns(steps)
     count = len(headings) + sum(1.5 + len(of_pair) for of_pair in lines.values())
@@ -167,8 +171,8 @@ def rates_table(rates: Mapping[str, Any]) -> Picture:
                     style.fraction(last["theory"]),
                     *(text for step in steps for text in _step_texts(by_step.get(step))),
                     _used(last),
-                    *(_count(last, column) for column in ("diverged", "below_resolution")),
-                    _count(last, "missing"),
+                    *(count_words(last, column) for column in ("diverged", "below_resolution")),
+                    count_words(last, "missing"),
                 ],
             )
             previous = quantity
@@ -210,7 +214,7 @@ def _step_texts(row: Row | None) -> tuple[str, str]:
         return style.number(None), style.number(None)
     if row["reason"] and row["exponent"] is None and row["amplitude"] is None:
         return textwrap.shorten(row["reason"], 44, placeholder=" \N{HORIZONTAL ELLIPSIS}"), ""
-    return _exponent(row), _amplitude(row)
+    return exponent_words(row), amplitude_words(row)
 
 
 # --- verdicts -------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ _STAGES: dict[str, _Stage] = {
     "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
     "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors", "prediction")),
     "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates", "prediction")),
+    "report": _Stage(f"{PACKAGE}.stages.report", (), (), ("figures",)),
 }
 
 STAGES = tuple(_STAGES)

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_limits import integrity, onechunk, store
+from resnet_limits import integrity, store
 from resnet_limits.integrity import StoreError, error_line
 from resnet_limits.kinds import JSON_KINDS
 
 _MANIFESTS = "manifests"
+_GROUP = integrity.RESULTS_GROUP["attributes"]["kind"]
 _JSON = {f"{kind}.json" for kind in JSON_KINDS}
 # What each of them has, besides its provenance.
 _HAS = {"rates.json": "pairs", "prediction.json": "hidden"}
@@ -46,7 +47,10 @@ class Checked(NamedTuple):
 
 def is_store(path: Path) -> bool:
     """Whether a path is a store by its name, or by what it holds."""
-    return path.name.endswith((".zarr", ".zarr.zip")) or (path / onechunk.METADATA).is_file()
+    if path.name.endswith((".zarr", ".zarr.zip")):
+        return True
+    is_group = integrity.attributes(path).get("kind") == _GROUP
+    return (path / integrity.ZARR_METADATA).is_file() and not is_group
 
 
 def _manifest_places(path: Path) -> Iterator[Path]:

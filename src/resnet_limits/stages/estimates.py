@@ -59,9 +59,17 @@ _STORED_SECONDS = 3e-8
 _UNKNOWN_ROWS, _UNKNOWN_INPUTS, _UNKNOWN_TARGETS = 100, 100, 10
 # Those of digits: pixels that are not the same in all images.
 _PIXELS = 61
+# Seconds of one number of a field of networks where distances are measured: reading it with its
+# checksum, and comparing it with a limit, for each limit and for each embedding direction of it.
+_READ_SECONDS, _GAP_SECONDS, _DIRECTION_SECONDS = 1.1e-8, 1.5e-9, 6e-11
+# Bytes that the comparison keeps at most of limits, of which it keeps so many, and of a cell's
+# fields and of its embedding rows.
+_KEPT_LIMIT, _KEPT_LIMITS, _KEPT_CELL, _KEPT_ROWS = 64 * 2**20, 16, 64 * 2**20, 256 * 2**20
+# Numbers of each cell and step in the table of a pair, beside those at each depth.
+_TABLE_NUMBERS, _MOST_DEPTHS = 6, 65
 # What jobs that measure, fit and draw take, and for each comparison of two results.
 _JOB_SECONDS = {"problem": 0.2, "errors": 0.8, "rates": 0.5, "figures": 8.0}
-_COMPARED_SECONDS = {"errors": 0.005, "rates": 5e-5, "figures": 0.01}
+_COMPARED_SECONDS = {"errors": 0.001, "rates": 5e-5, "figures": 0.01}
 # Interpreter and libraries of each kind of job, what is compiled included, in MiB.
 _BASE_MB = {
     "problem": 180, "dmft": 650, "mean_ode": 650, "wide": 650, "finite": 700, "prediction": 650,
@@ -266,7 +274,8 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
         return STORE_SECONDS + amplitude_cost.seconds(sizes, limit_cost.REPLICATES)
     if kind not in COMPUTED:
         compared = len(experiment.shapes) * len(experiment.seeds) * len(experiment.pairs)
-        return _JOB_SECONDS[kind] + _COMPARED_SECONDS.get(kind, 0.0) * compared
+        fixed = _JOB_SECONDS[kind] + _COMPARED_SECONDS.get(kind, 0.0) * compared
+        return fixed + (_reading_seconds(experiment) if kind == "errors" else 0.0)
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
         stored = _STORED_SECONDS * wanted.saved / _ITEMSIZE[experiment.save.dtype]
@@ -277,6 +286,52 @@ def seconds(kind: str, experiment: Experiment, dmft: Path | None = None, /, **ce
     if kind == "dmft":
         return STORE_SECONDS + limit_cost.pilot_seconds(wanted, tried)
     return STORE_SECONDS + limit_cost.seconds(wanted, tried[-1])
+
+
+def _networks(experiment: Experiment) -> list[Work]:
+    """Give the networks of each shape that are compared with limits."""
+    if not any(pair.startswith("finite-") for pair in experiment.pairs):
+        return []
+    return [work("finite", experiment, **shape._asdict()) for shape in experiment.shapes]
+
+
+def _reading_seconds(experiment: Experiment) -> float:
+    """Estimate the time of reading all hidden states and of comparing them with every limit."""
+    limits = sum(pair.startswith("finite-") for pair in experiment.pairs)
+    found = 0.0
+    for wanted in _networks(experiment):
+        # Half of what is kept: the backward states are not read.
+        numbers = wanted.saved / _ITEMSIZE[experiment.save.dtype] / 2
+        directions = wanted.inputs + wanted.targets
+        gap = _GAP_SECONDS + _DIRECTION_SECONDS * directions
+        found += numbers * (_READ_SECONDS + limits * gap)
+    return found
+
+
+def _comparing_bytes(experiment: Experiment, quadrature: Quadrature) -> float:
+    """Estimate the memory of measuring distances, beside interpreter and libraries."""
+    networks = _networks(experiment)
+    data = _data_sizes(experiment)
+    directions = min(data.inputs, data.rows) + data.targets
+    seeds = len(experiment.seeds)
+    of_seed = 8 * max(experiment.embed_dims, default=0) * directions
+    rows = min(seeds * of_seed, _KEPT_ROWS + of_seed)
+    cell = min(max((wanted.saved / 2 for wanted in networks), default=0.0), _KEPT_CELL)
+    at_step = 8 * data.rows * directions * (quadrature.nodes + quadrature.replicates + 1)
+    limit = min(at_step * experiment.training.steps * seeds, _KEPT_LIMIT)
+    stores = 1 + len(experiment.embed_dims) + len(experiment.wide_cells)
+    depths = max(
+        (len(depth_layers(experiment, depth)) for depth, *_ in experiment.shapes), default=0
+    )
+    numbers = experiment.training.steps * (_TABLE_NUMBERS + min(depths, _MOST_DEPTHS))
+    table = 8 * len(experiment.shapes) * seeds * numbers
+    # Each pair has a table, and the one that is made is there twice; blocks come with copies.
+    return (
+        3 * rows
+        + 5 * cell
+        + limit * min(stores, _KEPT_LIMITS)
+        + (len(experiment.pairs) + 1) * table
+    )
 
 
 @lru_cache(maxsize=8)
@@ -380,6 +435,8 @@ def megabytes(kind: str, experiment: Experiment, dmft: Path | None = None, /, **
     if kind == "prediction":
         size = amplitude_cost.peak_bytes(_amplitude_sizes(experiment, dmft))
         return math.ceil(base + size / 2**20)
+    if kind == "errors":
+        base += math.ceil(_comparing_bytes(experiment, _quadratures(experiment, dmft)[-1]) / 2**20)
     if kind not in COMPUTED:
         return base
     wanted = work(kind, experiment, **cell)

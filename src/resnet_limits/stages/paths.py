@@ -37,6 +37,9 @@ FIGURE_FORMS = ("png", "svg", "pdf", "csv", "json")
 FIGURE_STYLE = Path(__file__).parents[1] / "figures" / "default.mplstyle"
 """The style sheet of all figures, over which a user's own may be laid."""
 
+TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
+"""What the report is written with."""
+
 
 class _Shape(Protocol):
     @property
@@ -186,6 +189,11 @@ class Paths:
         """Path of the manifest that makes the result count as finished."""
         return self.folder / "manifests" / (cell_name(kind, **cell) + ".json")
 
+    def groups(self, experiment: _Experiment) -> list[Path]:
+        """Give the folders that are Zarr groups, the outer one first."""
+        inner = (kind for kind, sizes in CELL_KEYS.items() if sizes and cells(kind, experiment))
+        return [self.folder, *(self.folder / kind for kind in inner)]
+
     @property
     def plan(self) -> Path:
         """What the last run has planned, for its jobs."""
@@ -210,7 +218,16 @@ class Paths:
         """The HTML report."""
         return self.folder / "report.html"
 
+    @property
+    def workflow_page(self) -> Path:
+        """The page of the pipeline's jobs, beside the report."""
+        return self.folder / "workflow.html"
+
+    def page_stage(self, page: Path) -> str:
+        """Name the stage whose key a page carries; the page of the jobs follows the figures."""
+        return "figures" if page.parent == self.figures or page == self.workflow_page else "report"
+
     def page_manifest(self, page: Path) -> Path:
-        """Path of the manifest of a figure or the report, by which damage to it is found."""
+        """Path of the manifest of a figure or a page, by which damage to it is found."""
         name = page.relative_to(self.folder)
         return self.folder / "manifests" / name.with_name(f"{name.name}.json")

@@ -48,7 +48,7 @@ def what_is_planned(experiment: Experiment) -> dict[str, Any]:
 
 
 def record(experiment: Experiment, paths: Paths, run: str) -> None:
-    """Write down what is planned, for the jobs of this run.
+    """Write down what is planned, for the jobs of this run, and mark the folders as Zarr groups.
 
     Parameters
     ----------
@@ -60,6 +60,9 @@ def record(experiment: Experiment, paths: Paths, run: str) -> None:
         A name that no other run has.
     """
     integrity.write_json({**what_is_planned(experiment), "run": run}, paths.plan)
+    for folder in paths.groups(experiment):
+        # The same for all experiments and times, and so never older than what is in the group.
+        integrity.write_json(integrity.RESULTS_GROUP, folder / integrity.ZARR_METADATA)
 
 
 def refuse_another(experiment: Experiment, paths: Paths, run: str | None) -> None:
@@ -185,13 +188,13 @@ def _manifest(path: Path, tracked: Path, there: There) -> dict[str, Any] | None:
 def _look_at_pages(
     experiment: Experiment, paths: Paths, pages: Sequence[Path], there: There
 ) -> dict[Path, tuple[Path, Mapping[str, Any]]]:
-    """Read the manifests of figures and the report; those of today's key, each with its page."""
-    key = provenance.stage_key("figures", experiment)
+    """Read the manifests of figures and pages; those of today's key, each with its page."""
+    keys = {stage: provenance.stage_key(stage, experiment) for stage in ("figures", "report")}
     found: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     for page in pages:
         path = paths.page_manifest(page)
         manifest = _manifest(path, page, there) if page.exists() else None
-        if manifest and manifest["stage_key"] == key:
+        if manifest and manifest["stage_key"] == keys[paths.page_stage(page)]:
             found[path] = (page, manifest)
         elif manifest:
             there.again.append(page)
@@ -218,7 +221,7 @@ def prepare(
     paths : Paths
         Places of its results, which are locked for this process unless it only looks.
     pages : sequence of Path
-        Figures and report.
+        Figures, the report and the page of the jobs.
     is_dry : bool
         Whether nothing may be changed.
     replace : bool

@@ -15,6 +15,7 @@ from resnet_limits.kinds import Shape
 from resnet_limits.laws import PREDICTED, law_of, variable_values
 from resnet_limits.limits.amplitudes import cost
 from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.amplitudes.changes import DEPTHS
 from resnet_limits.limits.amplitudes.prediction import Shaped, predict
 from resnet_limits.limits.amplitudes.sizes import Distance
 from resnet_limits.limits.models import Arithmetic, Limits
@@ -26,6 +27,9 @@ from resnet_limits.problem import (
     limit_gram_root,
     make_problem,
 )
+
+Numbers = list[Any]
+"""Numbers or null, one a step, or a list of them a step."""
 
 
 def prediction(
@@ -54,7 +58,9 @@ def prediction(
     -------
     dict
         JSON values: ``step``; for ``hidden`` and ``output``, by term, ``amplitude`` and
-        ``uncertainty``, one number a step, null where there is none; ``notes``, why an amplitude is
+        ``uncertainty``, one number a step, null where there is none; ``hidden_at``, the same of the
+        hidden states over the depth, a list of numbers a step, one for each of the depths ``s``;
+        ``notes``, why an amplitude is
         null of which theory gives one; ``identity``, the check of the kernels; ``scale``, the RMS
         of the limit's ``hidden`` states in the last layer, one number a step. With a shape,
         ``shape`` as `with_shape` gives it.
@@ -86,7 +92,8 @@ def prediction(
     identity = found.identity
     values = {
         "step": list(range(steps)),
-        **{name: _table(getattr(found, name), steps) for name in PREDICTED},
+        **{name: _table(getattr(found, name), (steps,)) for name in PREDICTED},
+        "hidden_at": {"s": DEPTHS.tolist(), **_table(found.hidden_at, (steps, len(DEPTHS)))},
         "scale": {"hidden": _scale(limits, dmft)},
         "notes": found.notes,
         "identity": identity
@@ -114,9 +121,9 @@ def _scale(limits: Limits, dmft: xr.Dataset) -> list[float]:
     return np.sqrt(squares.reshape(len(squares), -1).mean(axis=1)).tolist()
 
 
-def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, Any]:
-    """Lay amplitudes out by term."""
-    nothing: list[float | None] = [None] * steps
+def _table(amplitudes: Mapping[str, Amplitude | None], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Lay amplitudes of a shape out by term."""
+    nothing = np.full(shape, None).tolist()
     rows = {
         term: (nothing, nothing) if found is None else _columns(found)
         for term, found in amplitudes.items()
@@ -127,16 +134,18 @@ def _table(amplitudes: Mapping[str, Amplitude | None], steps: int) -> dict[str, 
     }
 
 
-def _columns(amplitude: Amplitude) -> tuple[list[float | None], list[float | None]]:
+def _columns(amplitude: Amplitude) -> tuple[Numbers, Numbers]:
     """Give values and uncertainties for JSON, both null where one of them is not finite."""
     known = amplitude.finite
     return _finite(amplitude.value, known), _finite(amplitude.uncertainty, known)
 
 
-def _finite(values: np.ndarray, known: np.ndarray | None = None) -> list[float | None]:
+def _finite(values: np.ndarray, known: np.ndarray | None = None) -> Numbers:
     """Give numbers for JSON, null where they are not known or not finite."""
-    kept = np.isfinite(values) if known is None else known
-    return [float(value) if good else None for value, good in zip(values, kept, strict=True)]
+    numbers = values.astype(object)
+    numbers[~(np.isfinite(values) if known is None else known)] = None
+    listed: Numbers = numbers.tolist()
+    return listed
 
 
 def with_shape(
@@ -157,35 +166,37 @@ def with_shape(
     -------
     dict
         The same with ``shape``: ``depth``, ``width``, ``embed_dim``; for ``hidden`` and ``output``
-        the RMS ``distance`` and its ``uncertainty`` at every step, and of what it is made in
-        quadrature, ``limit``, that of the limit of infinite width at this depth and embedding
-        dimension, and ``noise`` of the units; and ``leading``, what the amplitudes alone give:
-        ``distance``, ``uncertainty``, ``share``, by term, of the square, and ``without``, the terms
-        that are known at no step and count as zero. Numbers are null at steps at which they are not
-        known.
+        the RMS ``distance`` and its ``uncertainty`` at every step, and the two parts of which it
+        is the root-sum-square, ``limit``, that of the limit of infinite width at this depth and
+        embedding dimension, and ``noise`` of the units; and ``leading``, what the amplitudes alone
+        give: ``distance``, ``uncertainty``, ``share``, by term, of the square, and ``without``, the
+        terms that are known at no step and count as zero; and for ``hidden_at``, at the depths
+        ``s``, ``leading`` of the hidden states over the depth. Numbers are null at steps at which
+        they are not known.
     """
     added: dict[str, Any] = dict(shape._asdict())
     for name in PREDICTED:
-        leading = _leading(predicted, name, shape)
+        leading = _leading(predicted[name], name, shape)
         best = {"distance": leading["distance"], "uncertainty": leading["uncertainty"]}
-        nothing: list[float | None] = [None] * len(leading["distance"])
+        nothing: Numbers = [None] * len(leading["distance"])
         parts = dict.fromkeys(("limit", "noise"), nothing)
         if found and name in found:
             distance = found[name]
             best = dict(zip(best, _columns(distance.whole), strict=True))
             parts = {part: _finite(getattr(distance, part)) for part in parts}
         added[name] = {**best, **parts, "leading": leading}
+    along = predicted["hidden_at"]
+    added["hidden_at"] = {"s": along["s"], "leading": _leading(along, "hidden", shape)}
     return {**predicted, "shape": added}
 
 
-def _leading(predicted: Mapping[str, Any], name: str, shape: Shape) -> dict[str, Any]:
-    """Add up the terms of the law, in quadrature."""
+def _leading(table: Mapping[str, Any], name: str, shape: Shape) -> dict[str, Any]:
+    """Add up the terms of the law, as root-sum-square."""
     sizes = np.array(shape)
     parts, errors, without = {}, [], []
     for term in law_of("finite-dmft", name).terms:
         value, error = (
-            np.array(predicted[name][term][part], dtype=float)
-            for part in ("amplitude", "uncertainty")
+            np.array(table[term][part], dtype=float) for part in ("amplitude", "uncertainty")
         )
         if not np.isfinite(value).any():
             without.append(term)
@@ -193,12 +204,12 @@ def _leading(predicted: Mapping[str, Any], name: str, shape: Shape) -> dict[str,
         factor = float(variable_values(term, sizes))
         parts[term] = np.square(factor * value)
         errors.append(parts[term] ** 0.5 * factor * error)
-    zeros = np.zeros(len(predicted["step"]))
+    zeros = np.zeros(value.shape)
     square = sum(parts.values(), zeros)
     distance = np.sqrt(square)
     spread = np.sqrt(sum((error**2 for error in errors), zeros))
 
-    def over(values: np.ndarray, by: np.ndarray) -> list[float | None]:
+    def over(values: np.ndarray, by: np.ndarray) -> Numbers:
         return _finite(np.divide(values, by, out=np.zeros_like(by), where=by != 0))
 
     return {

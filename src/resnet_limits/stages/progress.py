@@ -63,9 +63,11 @@ class Record:
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def at(self, name: str, number: int, total: int) -> None:
-        """Say which result the job is at."""
-        self._facts |= {"at": name, "number": number, "total": total, "since": time.time()}
+    def at(self, name: str, number: int, total: int, note: str = "") -> None:
+        """Say which result the job is at, and in words how far it is."""
+        if name != self._facts.get("at"):
+            self._facts["since"] = time.time()
+        self._facts |= {"at": name, "number": number, "total": total, "note": note}
         self._write()
 
     def __enter__(self) -> Record:

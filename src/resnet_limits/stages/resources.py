@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from resnet_limits.config import Experiment
+from resnet_limits.kinds import COMPUTED
 from resnet_limits.stages import estimates
 from resnet_limits.stages.paths import Cell
 
@@ -72,6 +73,8 @@ def cores(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
 
 def gpus(kind: str, experiment: Experiment, cells: Sequence[Cell]) -> int:
     """Count the GPUs that a job asks for: one if it may use it and is large, or must have it."""
+    if kind not in COMPUTED:
+        return 0
     device = experiment.numerics.device
     is_large = _seconds(kind, experiment, cells) >= GPU_SECONDS
     return int(device == "cuda" or (device == "auto" and is_large))

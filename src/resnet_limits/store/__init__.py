@@ -7,7 +7,14 @@ chunk carries a checksum, also inside shards; every variable says what it is. Be
 """
 
 from resnet_limits.integrity import StoreError
-from resnet_limits.store.reading import describe, groups, load, open_groups, open_store
+from resnet_limits.store.reading import (
+    describe,
+    groups,
+    load,
+    load_variables,
+    open_groups,
+    open_store,
+)
 from resnet_limits.store.schema import (
     PROVENANCE,
     SCHEMA_VERSION,
@@ -32,6 +39,7 @@ __all__ = [
     "describe",
     "groups",
     "load",
+    "load_variables",
     "open_groups",
     "open_store",
     "status_counts",

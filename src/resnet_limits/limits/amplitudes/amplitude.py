@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ class Amplitude:
 
     Attributes
     ----------
-    value, uncertainty : ndarray, shape (K,)
-        The amplitude and the standard error of its computation.
+    value, uncertainty : ndarray, shape (K,) or (K, n)
+        The amplitude, at n depths where there are several, and the standard error of its
+        computation.
     """
 
     value: Array
@@ -25,7 +27,7 @@ class Amplitude:
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
-        """Where both are finite, (K,): what they are found by may diverge later than the limit."""
+        """Where both are finite: what they are found by may diverge later than the limit."""
         return np.isfinite(self.value) & np.isfinite(self.uncertainty)
 
     @classmethod
@@ -34,9 +36,9 @@ class Amplitude:
 
         Parameters
         ----------
-        squares : ndarray, shape (replicates, K)
+        squares : ndarray, shape (replicates, K) or (replicates, K, n)
             Squares of the amplitude.
-        mean_square : ndarray, shape (K,), optional
+        mean_square : ndarray, shape (K,) or (K, n), optional
             A better estimate of the square than their mean.
         """
         mean = squares.mean(axis=0) if mean_square is None else mean_square
@@ -71,10 +73,26 @@ class Amplitude:
 
     @classmethod
     def of_square(cls, square: Array, error: Array) -> Amplitude:
-        """Take it from its square and the standard error of that, both (K,); not negative."""
+        """Take it from its square and the standard error of that; not negative."""
         value = np.sqrt(square)
         return cls(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
 
     def with_error(self, error: Array) -> Amplitude:
-        """Add another source of error, in quadrature."""
+        """Add another source of error, as root-sum-square."""
         return Amplitude(self.value, np.hypot(self.uncertainty, error))
+
+
+class Amplitudes(NamedTuple):
+    """The amplitudes of one term.
+
+    Attributes
+    ----------
+    hidden, output : Amplitude or None
+        Of the hidden state at the last layer, and of the outputs.
+    hidden_at : Amplitude or None
+        Of the hidden state at `changes.DEPTHS`, shape (K, n).
+    """
+
+    hidden: Amplitude | None = None
+    output: Amplitude | None = None
+    hidden_at: Amplitude | None = None

@@ -17,9 +17,10 @@ import numpy as np
 from resnet_limits import randomness
 from resnet_limits.limits import depth
 from resnet_limits.limits.amplitudes import cost
-from resnet_limits.limits.amplitudes.amplitude import Amplitude
-from resnet_limits.limits.amplitudes.changes import Ends
+from resnet_limits.limits.amplitudes.amplitude import Amplitude, Amplitudes
+from resnet_limits.limits.amplitudes.changes import Ends, squares_at
 from resnet_limits.limits.depth import Array
+from resnet_limits.limits.models import minimum_norm
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.trajectories import Trajectories
 
@@ -88,10 +89,14 @@ class Slope(NamedTuple):
         The change.
     ends : Ends
         The derivative, of each scrambling.
+    squares_at : ndarray, shape (replicates + 1, K, n)
+        Mean squares of that of the hidden state at `changes.DEPTHS`, of each scrambling and of
+        their mean.
     """
 
     change: Array
     ends: Ends
+    squares_at: Array
 
 
 def gram_slopes(trajectories: Trajectories, plan: Plan) -> list[Slope]:
@@ -109,22 +114,28 @@ def gram_slopes(trajectories: Trajectories, plan: Plan) -> list[Slope]:
     LimitError
         If a limit cannot be solved.
     """
-    limit_root = trajectories.limit_root
-    gram = limit_root @ limit_root
+    limit_root, dynamics = trajectories.limit_root, trajectories.dynamics
+    gram, knots = limit_root @ limit_root, depth.continuous(plan.nodes).knots
+    # At s = 0 a state is the embedding of its input, whose coordinates are the input as long as the
+    # embedding is not trained.
+    fixed = dynamics.steps if dynamics.rate_embedding == 0 else 1
     slopes = []
     for change in directions(gram, plan.root_seed, trajectories.dynamics.initial_law):
         step = _STEP / _largest(change, limit_root)
-        both = []
+        both, slope = [], np.zeros(1)
         for sign in (1.0, -1.0):
             root = _root(gram + sign * step * change)
             solved = trajectories.solve(root, depth.continuous, plan, "amplitudes: mean_ode")
             both.append(Ends.of(solved, root))
-        slopes.append(Slope(change, both[0].combined(both[1], 0.5 / step, -0.5 / step)))
+            slope = slope + sign * 0.5 / step * (solved.hidden @ minimum_norm(root).T)
+        squares = squares_at(slope, knots, limit_root)
+        squares[:, :fixed, 0] *= 0.0
+        slopes.append(Slope(change, both[0].combined(both[1], 0.5 / step, -0.5 / step), squares))
     return slopes
 
 
-def gram_amplitudes(slopes: Sequence[Slope], gram: Array) -> tuple[Amplitude, Amplitude]:
-    """Find A_D of the hidden state at the last layer, and of the outputs.
+def gram_amplitudes(slopes: Sequence[Slope], gram: Array) -> Amplitudes:
+    """Find A_D of the hidden state, at the last layer and over the depth, and of the outputs.
 
     Parameters
     ----------
@@ -135,22 +146,28 @@ def gram_amplitudes(slopes: Sequence[Slope], gram: Array) -> tuple[Amplitude, Am
 
     Returns
     -------
-    hidden, output : Amplitude
+    Amplitudes
         Their uncertainty is that over scramblings and over random directions.
     """
     squares = np.array([slope.ends.squares(gram) for slope in slopes])
     mean_squares = np.array([slope.ends.mean().squares(gram)[:, 0] for slope in slopes])
+    at_depths = np.array([slope.squares_at for slope in slopes])
     each, mean = squares.sum(axis=0), mean_squares.sum(axis=0)
+    each_at, mean_at = np.split(at_depths.sum(axis=0), [-1])
+    each, mean = [*each, each_at], [*mean, mean_at[0]]
     found = [Amplitude.of_fields(*parts) for parts in zip(each, mean, strict=True)]
     if entries(gram) > cost.MOST_ENTRIES:
         # The error of a sum over independent draws, as one of the amplitude.
-        count = len(mean_squares)
-        scatter = np.std(mean_squares, axis=0, ddof=1) * np.sqrt(count)
+        root_count = np.sqrt(len(slopes))
+        scatter = [
+            *(np.std(mean_squares, axis=0, ddof=1) * root_count),
+            np.std(at_depths[:, -1], axis=0, ddof=1) * root_count,
+        ]
         found = [
             part.with_error(Amplitude.of_square(square, error).uncertainty)
             for part, square, error in zip(found, mean, scatter, strict=True)
         ]
-    return found[0], found[1]
+    return Amplitudes(*found)
 
 
 def to_first_order(slopes: Sequence[Slope], change: Array) -> Ends:

@@ -13,7 +13,7 @@ from resnet_limits.kinds import Shape
 from resnet_limits.laws import law_of
 from resnet_limits.limits import depth, kernels
 from resnet_limits.limits.amplitudes import bias, cost, gram, layers, noise, width
-from resnet_limits.limits.amplitudes.amplitude import Amplitude
+from resnet_limits.limits.amplitudes.amplitude import Amplitude, Amplitudes
 from resnet_limits.limits.amplitudes.sizes import Distance, UnitNoise, shape_distances
 from resnet_limits.limits.cost import Quadrature
 from resnet_limits.limits.depth import Array
@@ -38,9 +38,6 @@ OWN_TOLERANCE = 1e-3
 # How many times as many points are tried next.
 _MORE = 4
 
-Found = tuple[Amplitude | None, Amplitude | None]
-"""An amplitude of the hidden state and one of the outputs."""
-
 
 class PredictionError(RuntimeError):
     """A prediction that fails its own check."""
@@ -55,6 +52,8 @@ class Prediction:
     hidden, output : dict of str to Amplitude or None
         By the terms of the law of ``finite-dmft``, in its order; None where theory gives none yet,
         or it was too expensive.
+    hidden_at : dict of str to Amplitude or None
+        Those of the hidden state at `changes.DEPTHS`, shape (K, n).
     identity : Identity or None
         The check of the kernels, where there are any.
     notes : dict of str to str
@@ -66,6 +65,7 @@ class Prediction:
 
     hidden: dict[str, Amplitude | None]
     output: dict[str, Amplitude | None]
+    hidden_at: dict[str, Amplitude | None]
     identity: width.Identity | None
     notes: dict[str, str]
     distances: dict[str, Distance] = field(default_factory=dict)
@@ -87,10 +87,10 @@ class Shaped:
     roots: Sequence[Array]
 
 
-def _relative(found: Found) -> float:
+def _relative(found: Amplitudes) -> float:
     """Largest uncertainty of the amplitudes, relative to the largest over the steps of each."""
     worst = 0.0
-    for amplitude in filter(None, found):
+    for amplitude in filter(None, (found.hidden, found.output)):
         finite = amplitude.finite
         largest = float(amplitude.value[finite].max(initial=0.0))
         if largest > 0:
@@ -98,9 +98,10 @@ def _relative(found: Found) -> float:
     return worst
 
 
-def _not_finite(found: Found) -> str | None:
+def _not_finite(found: Amplitudes) -> str | None:
     """Say from which step on an amplitude is not finite; None if it is at all steps."""
-    first = [int(np.argmin(part.finite)) for part in filter(None, found) if not part.finite.all()]
+    parts = filter(None, (found.hidden, found.output))
+    first = [int(np.argmin(part.finite)) for part in parts if not part.finite.all()]
     return f"not finite from step {min(first)} on: what it is found by diverges" if first else None
 
 
@@ -137,22 +138,22 @@ class _Predictor:
         self,
         term: str,
         points: int,
-        find: Callable[[Plan], Found],
+        find: Callable[[Plan], Amplitudes],
         seconds: Callable[[int], float],
         exact: bool | None = None,
-    ) -> Found:
+    ) -> Amplitudes:
         """Find a part with more and more points, as long as that is cheap and needed."""
         exact = self.exact if exact is None else exact
         plan = self.plan if exact else replace(self.plan, points=points)
         if (expected := seconds(plan.points)) > self.most_seconds:
             self.notes[term] = self._too_long(expected)
-            return None, None
+            return Amplitudes()
         while True:
             try:
                 found = find(plan)
             except LimitError as error:
                 self.notes[term] = str(error)
-                return None, None
+                return Amplitudes()
             uncertain = _relative(found)
             logger.info("%s: %d points: uncertain by %.1e", term, plan.points, uncertain)
             more = replace(plan, points=_MORE * plan.points)
@@ -163,19 +164,20 @@ class _Predictor:
                 return found
             plan = more
 
-    def width(self) -> Found:
+    def width(self) -> Amplitudes:
         """Find A_W."""
 
-        def find(plan: Plan) -> Found:
-            variance, self.identity = width.width_variance(self.limits.trajectories, plan)
-            return Amplitude.of_fields(variance), None
+        def find(plan: Plan) -> Amplitudes:
+            variance, self.identity = width.width_variance_at(self.limits.trajectories, plan)
+            end = np.ascontiguousarray(variance[..., -1])
+            return Amplitudes(Amplitude.of_fields(end), None, Amplitude.of_fields(variance))
 
         def seconds(points: int) -> float:
             return cost.width_seconds(self.sizes, points, self.plan.replicates)
 
         return self._refined("sqrt(D/(LM))", cost.WIDTH_POINTS, find, seconds)
 
-    def gram(self) -> Found:
+    def gram(self) -> Amplitudes:
         """Find A_D."""
         root = self.limits.limit_root
         if self.rotated and self.limits.dynamics.initial_law != "gaussian":
@@ -183,10 +185,10 @@ class _Predictor:
                 "inputs span less than their space, and what embeddings that are not Gaussian do "
                 "in a basis of the span is not known"
             )
-            return None, None
+            return Amplitudes()
         solutions = cost.gram_solutions(gram.entries(root @ root))
 
-        def find(plan: Plan) -> Found:
+        def find(plan: Plan) -> Amplitudes:
             self._slopes = gram.gram_slopes(self.limits.trajectories, plan)
             return gram.gram_amplitudes(self._slopes, root @ root)
 
@@ -200,7 +202,7 @@ class _Predictor:
             seconds,
         )
 
-    def layers(self) -> Found:
+    def layers(self) -> Amplitudes:
         """Find A_L."""
 
         def seconds(points: int) -> float:
@@ -214,11 +216,11 @@ class _Predictor:
             seconds,
         )
 
-    def bias(self) -> Found:
+    def bias(self) -> Amplitudes:
         """Find A of the outputs."""
         trajectories = self.limits.trajectories
 
-        def find(plan: Plan) -> Found:
+        def find(plan: Plan) -> Amplitudes:
             grid = depth.continuous(plan.nodes)
             chosen = range(plan.replicates)
             samples = trajectories.sample(plan, chosen, self.exact)
@@ -230,19 +232,19 @@ class _Predictor:
             dynamics, root = self.limits.dynamics, self.limits.limit_root
             found = bias.output_bias(dynamics, root, grid, samples, numerics=how)
             self._bias = found.mean(0).numpy()
-            return None, Amplitude.of_means(found.numpy())
+            return Amplitudes(output=Amplitude.of_means(found.numpy()))
 
         def seconds(points: int) -> float:
             return cost.bias_seconds(self.sizes, points, self.plan.replicates)
 
         return self._refined("D/(LM)", cost.BIAS_POINTS, find, seconds)
 
-    def noise(self) -> Found:
+    def noise(self) -> Amplitudes:
         """Find B."""
 
-        def find(plan: Plan) -> Found:
+        def find(plan: Plan) -> Amplitudes:
             sampled = replace(plan, points=cost.NOISE_POINTS, replicates=plan.points)
-            return None, noise.unit_noise(self.limits.trajectories, sampled)[1]
+            return Amplitudes(output=noise.unit_noise(self.limits.trajectories, sampled)[1])
 
         def seconds(samples: int) -> float:
             return cost.limit_seconds(self.sizes, cost.NOISE_POINTS, samples, 1)
@@ -326,17 +328,16 @@ def predict(
             f"{identity.deviation:.1e}, standard error {identity.stderr:.1e}, of drifts of "
             f"{identity.drift:.1e}"
         )
-    parts: Mapping[str, Found] = {
+    parts: Mapping[str, Amplitudes] = {
         "sqrt(D/(LM))": of_width,
         "1/L": predictor.layers(),
         "1/sqrt(D)": predictor.gram(),
         "1/sqrt(LM)": predictor.noise(),
         "D/(LM)": predictor.bias(),
     }
-    none: Found = (None, None)
-    hidden, output = (
-        {term: parts.get(term, none)[place] for term in law_of("finite-dmft", name).terms}
-        for place, name in enumerate(("hidden", "output"))
+    hidden, output, hidden_at = (
+        {term: getattr(parts[term], place) for term in law_of("finite-dmft", name).terms}
+        for place, name in (("hidden", "hidden"), ("output", "output"), ("hidden_at", "hidden"))
     )
     distances = predictor.distances(shaped) if shaped else {}
-    return Prediction(hidden, output, identity, predictor.notes, distances)
+    return Prediction(hidden, output, hidden_at, identity, predictor.notes, distances)

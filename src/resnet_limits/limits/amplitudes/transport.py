@@ -10,6 +10,10 @@ What is wanted is the variance of delta h(1). States driven by white noise are r
 adjoint states, by which delta h(1) is an integral over the noise, are as smooth as the kernels, so
 that the depth nodes of the limit hold them too. Kernels are causal in the training step, so that
 the adjoint problem is solved step by step, the last one first.
+
+Of delta h(s) within the depth the adjoint states jump at s. So there the depth is cut in two: the
+part below s, with its end at 0, gives one linear relation of delta h(s) and delta b(s), whose right
+side is the noise below, and the part above another one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
+from resnet_limits.interpolation import interpolation_matrix
 from resnet_limits.limits.depth import Array, DepthGrid
 
 
@@ -79,6 +85,118 @@ def end_variance(carrier: Carrier, grid: DepthGrid) -> Array:
     for states, noise in ((of_h, carrier.forward_noise), (of_b, carrier.backward_noise)):
         for node, share in enumerate(grid.total):
             variance += share * (states[node] * (noise[node] @ states[node])).sum(axis=0)
+    return variance
+
+
+def variance_at(carrier: Carrier, grid: DepthGrid, depths: Array) -> Array:
+    """Variance of delta h(s) of every step and row, at some depths.
+
+    At s = 1 it is `end_variance`.
+
+    Parameters
+    ----------
+    carrier : Carrier
+        What carries the noise.
+    grid : DepthGrid
+        Continuous depth; its nodes.
+    depths : ndarray, shape (n,)
+        s.
+
+    Returns
+    -------
+    ndarray, shape (Q, n)
+    """
+    eye = np.eye(len(carrier.start))
+    from_start = interpolation_matrix(grid.knots, depths) @ grid.forward_knots
+    from_end = from_start - grid.total
+    below = _Side.of(carrier, grid.forward, eye, -carrier.start.T)
+    above = _Side.of(carrier, grid.forward - grid.total, -carrier.end.T, eye)
+    found = []
+    for upwards, downwards in zip(from_start, from_end, strict=True):
+        p, q, noise = below.at(upwards)
+        p_up, q_up, noise_up = above.at(downwards)
+        found.append(_cut(p, q, noise, p_up, q_up, -noise_up))
+    return np.stack(found, axis=1)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The adjoint states of the part of the depth on one side of s, for every s.
+
+    These are p and q, for which ``p delta h + q delta b`` does not change but by the noise,
+    ``p noise_h - q noise_b``, and is zero at the side's end, 0 or 1; so at s it is the noise
+    between. All are transposed: a column for each of the Q combinations.
+
+    Attributes
+    ----------
+    of_h, of_b : ndarray, shape (Q, Q)
+        p and q at the side's end.
+    slope_h, slope_b : ndarray, shape (nodes, Q, Q)
+        Their slopes in depth.
+    noise : ndarray, shape (nodes, Q, Q)
+        Covariance of the combinations' noise, in a unit of depth.
+    """
+
+    of_h: Array
+    of_b: Array
+    slope_h: Array
+    slope_b: Array
+    noise: Array
+
+    @classmethod
+    def of(cls, carrier: Carrier, weights: Array, of_h: Array, of_b: Array) -> _Side:
+        """Solve from the states at the side's end, by the weights of integrals from there."""
+        size, rows = len(carrier.start), carrier.rows
+        shape = (len(weights), size, size)
+        h, b, slope_h, slope_b = (np.zeros(shape) for _ in range(4))
+        for first in reversed(range(0, size, rows)):
+            here, later = slice(first, first + rows), slice(first + rows, size)
+            so_far = slice(first, size)
+            # Combinations of earlier steps have no part in this one.
+            pulled = _pulled(carrier.forward[:, later, here], h[:, later, so_far])
+            slope_b[:, here, so_far] = -pulled
+            b[:, here] = of_b[here] + _summed(weights, slope_b[:, here])
+            pulled = _pulled(carrier.backward[:, so_far, here], b[:, so_far, so_far])
+            slope_h[:, here, so_far] = pulled
+            h[:, here] = of_h[here] + _summed(weights, slope_h[:, here])
+        noise = np.zeros(shape)
+        for states, covariance in ((h, carrier.forward_noise), (b, carrier.backward_noise)):
+            noise += states.swapaxes(1, 2) @ (covariance @ states)
+        return cls(of_h, of_b, slope_h, slope_b, noise)
+
+    def at(self, weights: Array) -> tuple[Array, Array, Array]:
+        """Give p, q and the noise's covariance, by the weights of integrals from the side's end.
+
+        Downwards, from the end at 1, that is minus the covariance.
+        """
+        p = self.of_h + _summed(weights, self.slope_h)
+        q = self.of_b + _summed(weights, self.slope_b)
+        return p.T, q.T, _summed(weights, self.noise)
+
+
+def _cut(p: Array, q: Array, below: Array, p_up: Array, q_up: Array, above: Array) -> Array:
+    """Give the variances of h of ``p h + q b = x`` and ``p_up h + q_up b = y``.
+
+    Parameters
+    ----------
+    p, q, p_up, q_up : ndarray, shape (Q, Q)
+        Causal: lower triangular but for the step's own rows in p_up, with ones on the diagonals of
+        p and q_up; q has no part of the own step.
+    below, above : ndarray, shape (Q, Q)
+        Covariances of x and y, which are independent.
+    """
+
+    def solved(lower: Array, right: Array, trans: int = 0) -> Array:
+        found: Array = solve_triangular(
+            lower, right, trans=trans, lower=True, unit_diagonal=True, check_finite=False
+        )
+        return found
+
+    # b is taken out: (p - share p_up) h = x - share y.
+    share = solved(q_up, q.T, trans=1).T
+    whole = p - share @ p_up
+    covariance = below + share @ above @ share.T
+    variance: Array = np.diag(solved(whole, solved(whole, covariance).T)).copy()
     return variance
 
 

@@ -1,11 +1,13 @@
 """A_W: the noise of finite width in the hidden states, sqrt(D/(L M)).
 
 The kernels of the branches (:mod:`.responses`) at the states of the limit, joined by what norms and
-trained embeddings do to a coordinate, and carried to the last layer (:mod:`.transport`).
+trained embeddings do to a coordinate, and carried to the last layer, or to any depth
+(:mod:`.transport`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from resnet_limits.dynamics import Dynamics
 from resnet_limits.limits import depth
+from resnet_limits.limits.amplitudes.changes import DEPTHS
 from resnet_limits.limits.amplitudes.responses import BranchKernels, Steps, branch_kernels
-from resnet_limits.limits.amplitudes.transport import Carrier, end_variance
+from resnet_limits.limits.amplitudes.transport import Carrier, end_variance, variance_at
 from resnet_limits.limits.depth import Array, DepthGrid
 from resnet_limits.limits.plan import Plan
 from resnet_limits.limits.quadrature import CUBATURE
@@ -170,10 +173,51 @@ def width_variance(
     ValueError
         If a layer has several branches, and `layers` is given.
     """
-    dynamics = trajectories.dynamics
-    if layers is not None and len(dynamics.layer) > 1:
-        raise ValueError(f"{len(dynamics.layer)} branches in a layer: need 1 where layers is given")
+    if layers is not None and (branches := len(trajectories.dynamics.layer)) > 1:
+        raise ValueError(f"{branches} branches in a layer: need 1 where layers is given")
     root = trajectories.limit_root if root is None else root
+    return _variance(trajectories, plan, root, layers, end_variance)
+
+
+def width_variance_at(trajectories: Trajectories, plan: Plan) -> tuple[Array, Identity]:
+    """Find A_W^2 of the hidden state over the depth.
+
+    Parameters
+    ----------
+    trajectories : Trajectories
+        The problem.
+    plan : Plan
+        Points, nodes and scramblings.
+
+    Returns
+    -------
+    variance : ndarray, shape (replicates, K, n)
+        As `width_variance` gives it, at `changes.DEPTHS`; the last is that at s = 1.
+    identity : Identity
+        The check.
+
+    Raises
+    ------
+    LimitError
+        If the limit cannot be solved.
+    """
+
+    def at_all(carrier: Carrier, grid: DepthGrid) -> Array:
+        within = variance_at(carrier, grid, DEPTHS[:-1])
+        return np.column_stack([within, end_variance(carrier, grid)])
+
+    return _variance(trajectories, plan, trajectories.limit_root, None, at_all)
+
+
+def _variance(
+    trajectories: Trajectories,
+    plan: Plan,
+    root: Array,
+    layers: int | None,
+    of: Callable[[Carrier, DepthGrid], Array],
+) -> tuple[Array, Identity]:
+    """Take the means over rows of the variances that what carries the noise gives, (Q, ...)."""
+    dynamics = trajectories.dynamics
     states, grid = limit_states(trajectories, plan, root, layers)
     samples = trajectories.sample(plan, range(plan.replicates), plan.quadrature == CUBATURE)
     rows, variances, found = len(dynamics.inputs), [], []
@@ -186,8 +230,8 @@ def width_variance(
             for branch, sample, u in zip(dynamics.layer, samples, reads, strict=True)
         ]
         found.append(_drifts(dynamics, own, reads, kernels))
-        variance = end_variance(_carrier(dynamics, own, reads, kernels, root), grid)
-        variances.append(variance.reshape(-1, rows).mean(axis=1))
+        variance = of(_carrier(dynamics, own, reads, kernels, root), grid)
+        variances.append(variance.reshape(-1, rows, *variance.shape[1:]).mean(axis=1))
     return np.stack(variances), _identity(states, torch.cat(found, dim=1))
 
 
