@@ -51,7 +51,13 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        goal(*manifests(*KINDS), *FIGURE_FILES, PATHS.report, PATHS.workflow_page),
+        goal(
+            *manifests(*KINDS),
+            *FIGURE_FILES,
+            PATHS.report,
+            PATHS.workflow_page,
+            *PATHS.lineage.values(),
+        ),
     localrule: True
     message:
         f"Everything is there: {PATHS.folder}"

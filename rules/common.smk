@@ -262,7 +262,12 @@ def look_at_results():
         again = plan.prepare(
             EXPERIMENT,
             PATHS,
-            [*FIGURE_FILES, PATHS.report, PATHS.workflow_page],
+            [
+                *FIGURE_FILES,
+                PATHS.report,
+                PATHS.workflow_page,
+                *PATHS.lineage.values(),
+            ],
             is_dry=SNAKEMAKE.is_dry,
             replace=REPLACE,
             replaceable={

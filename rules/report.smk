@@ -30,6 +30,8 @@ rule write_report:
         figures=FIGURE_FILES,
     output:
         report=PATHS.report,
+        # Where all of it comes from, the report included.
+        **PATHS.lineage,
     log:
         log_file("report"),
     benchmark:
@@ -44,7 +46,7 @@ rule write_report:
         key=stage_key("report"),
         templates=templates_digest(),
     message:
-        "Report"
+        "Report and provenance"
     script:
         "../workflow/scripts/report.py"
 

@@ -1,4 +1,4 @@
-"""Arrays x, y and, where there is one, weight from a file that anybody may have made.
+"""Arrays x, y and, where they are there, weight and is_test from a file of anybody's making.
 
 Nothing in a data file is believed before it is looked at: what kind of file it is, how large it
 says that it and its arrays are, and which codecs pack them. No pickle is ever read, and no file
@@ -53,11 +53,12 @@ _ENDINGS = ".npz, .zarr, .zarr.zip or .nc"
 _INSIDE = "files of the folder itself, and links to them"
 _BOTH = "x and y together"
 _ARRAYS = "numeric arrays x and y"
-_NAMES, _WEIGHT = ("x", "y"), "weight"
+_NAMES, _WEIGHT, _TEST = ("x", "y"), "weight", "is_test"
 _SHAPES = {
     "x": "(samples, [tokens,] inputs)",
     "y": "(samples, [tokens,] targets)",
     _WEIGHT: "(samples, [tokens])",
+    _TEST: "(samples)",
 }
 # Attributes that change what stored values mean.
 _MISSING = ("_FillValue", "missing_value")
@@ -99,11 +100,14 @@ class Data(NamedTuple):
     y : ndarray, shape (samples, [tokens,] targets)
     weight : ndarray, shape (samples, [tokens]), or None
         Not negative, and not all zero; None where the file has none.
+    is_test : ndarray of bool, shape (samples,), or None
+        The samples that are not trained on; None where there are none.
     """
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     weight: NDArray[np.float64] | None
+    is_test: NDArray[np.bool_] | None
 
 
 def _refusal(path: str, what: str, allowed: str) -> InputError:
@@ -222,8 +226,8 @@ def read(path: str) -> Data:
     ------
     InputError
         If the file is missing, unreadable, or larger than it may be; if an array is missing, holds
-        what are no numbers, or too many; if they do not fit together; or if weights are negative
-        or all zero.
+        what are no numbers, or too many; if they do not fit together; if weights are negative; or
+        if no sample that is trained on has one.
     """
     check(path)
     name = path.rstrip("/")
@@ -252,7 +256,26 @@ def read(path: str) -> Data:
     _check_together(path, x.shape, y.shape)
     if weight is not None:
         _check_weight(path, weight, x.shape[:-1])
-    return Data(x, y, weight)
+    is_test = None
+    if _TEST in values and values[_TEST].any():
+        is_test = _checked_test(path, values[_TEST], weight, len(x))
+    return Data(x, y, weight, is_test)
+
+
+def _checked_test(
+    path: str, values: NDArray[np.float64], weight: NDArray[np.float64] | None, samples: int
+) -> NDArray[np.bool_]:
+    """Check that every sample is said to be trained on or not, and one that counts is."""
+    if len(values) != samples:
+        raise _refusal(path, f"is_test has shape {values.shape}", f"one for each sample, {samples}")
+    if (other := (values != 0) & (values != 1)).any():
+        raise _refusal(
+            path, f"is_test holds {values[other][0]:g} at {_first(other)}", "0 or 1, or booleans"
+        )
+    is_test = values == 1
+    if is_test.all() or (weight is not None and not weight[~is_test].any()):
+        raise _refusal(path, "no sample that is trained on counts", "one that does")
+    return is_test
 
 
 def _check_weight(path: str, weight: NDArray[np.float64], rows: tuple[int, ...]) -> None:
@@ -310,14 +333,14 @@ def _bounded_memory() -> Iterator[None]:
 
 
 def _present(path: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Give the names of the arrays that are read; weight where there is one."""
+    """Give the names of the arrays that are read; weight and is_test where they are there."""
     there = sorted(names)
     missing = [name for name in _NAMES if name not in there]
     if missing:
         few = ", ".join(name[:40] for name in there[:5]) + (", ..." if len(there) > 5 else "")
         here = f" (here are {few})" if there else ""
         raise _refusal(path, f"no array {' and '.join(missing)}", f"arrays x and y{here}")
-    return (*_NAMES, _WEIGHT) if _WEIGHT in there else _NAMES
+    return (*_NAMES, *(name for name in (_WEIGHT, _TEST) if name in there))
 
 
 def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
@@ -327,8 +350,8 @@ def _check_kind(path: str, arrays: Mapping[Any, Any]) -> None:
         if dtype.kind not in "fiub":
             raise _refusal(path, f"{name} has values of type {dtype}", "real numbers")
         _check_count(path, name, math.prod(shape))
-        dims = len(shape) + (name == _WEIGHT)
-        if dims not in (2, 3) or 0 in shape:
+        dims = len(shape) + (name in (_WEIGHT, _TEST))
+        if dims not in ((2,) if name == _TEST else (2, 3)) or 0 in shape:
             column = f", here ({shape[0]}, 1)" if dims == 1 else ""
             raise _refusal(path, f"{name} has shape {shape}", f"{_SHAPES[name]}{column}")
     _check_count(path, _BOTH, sum(math.prod(arrays[name].shape) for name in _NAMES))

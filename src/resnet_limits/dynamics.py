@@ -399,13 +399,14 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
     Raises
     ------
     InputError
-        If a batch names a sample that is not there, is larger than the data, or has no weight; or
-        if all of them together are too large.
+        If a batch names a sample that is not there or not trained on, is larger than the data, or
+        has no weight; or if all of them together are too large.
     """
     batches, updates = experiment.training.batches, experiment.training.steps - 1
     if batches is None:
         return None
-    samples, tokens = len(problem.x), problem.tokens or 1
+    trained, tokens = problem.training_samples, problem.tokens or 1
+    samples = len(problem.x)
     size = sum(map(len, batches)) if isinstance(batches, tuple) else updates * batches.size
     if size * tokens > MAX_DATA_VALUES:
         raise InputError(
@@ -420,14 +421,19 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
                     f"training.batches.{number}: sample {max(batch)} is not there; allowed: 0 to "
                     f"{samples - 1}, the samples of the data"
                 )
+            if not_trained := set(batch).difference(trained.tolist()):
+                raise InputError(
+                    f"training.batches.{number}: sample {min(not_trained)} is a test sample; "
+                    "allowed: samples that are trained on"
+                )
     else:
-        if batches.size > samples:
+        if batches.size > len(trained):
             raise InputError(
-                f"training.batches.size: got {batches.size}; allowed: 1 to {samples}, the number "
-                "of samples"
+                f"training.batches.size: got {batches.size}; allowed: 1 to {len(trained)}, the "
+                "number of samples that are trained on"
             )
         drawn = (
-            permutation(batches.seed, "batches", update, size=samples)[: batches.size]
+            trained[permutation(batches.seed, "batches", update, size=len(trained))[: batches.size]]
             for update in range(updates)
         )
         chosen = tuple(tuple(sorted(batch.tolist())) for batch in drawn)

@@ -124,8 +124,12 @@ def write_json(value: Mapping[str, Any], path: Path | str) -> Path:
     ValueError
         If a number is NaN or infinite, which JSON cannot say.
     """
+    return write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path | str) -> Path:
+    """Write a text file, whole or not at all."""
     path = Path(path)
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with temporary(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
@@ -173,10 +177,15 @@ def file_digest(file: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def combined_digest(digests: Mapping[str, str]) -> str:
     """SHA-256 of a list of names with their digests."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return text_digest(lines)
 
 
 def digest(path: Path | str) -> str:

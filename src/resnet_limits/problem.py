@@ -136,6 +136,8 @@ class Problem:
         Weights of the samples or tokens in the loss, of any sum; None for equal ones.
     initial_law : str
         Law of the embedding rows, a key of ``randomness.LAWS``.
+    is_test : ndarray of bool, shape (samples,), or None
+        Samples that are not trained on: they have no weight in the loss. None if there are none.
     """
 
     x: Array
@@ -146,11 +148,23 @@ class Problem:
     unembedding_std: float
     weight: Array | None = None
     initial_law: str = "gaussian"
+    is_test: NDArray[np.bool_] | None = None
 
     @property
     def row_weights(self) -> Array | None:
         """Weights of the rows in the loss, omega, of sum 1; None for equal ones."""
-        return None if self.weight is None else self.weight.ravel() / self.weight.sum()
+        weight = self.weight
+        if self.is_test is not None:
+            weight = np.ones(self.x.shape[:-1]) if weight is None else weight.copy()
+            weight[self.is_test] = 0.0
+        return None if weight is None else weight.ravel() / weight.sum()
+
+    @property
+    def training_samples(self) -> NDArray[np.intp]:
+        """Numbers of the samples that are trained on."""
+        if self.is_test is None:
+            return np.arange(len(self.x))
+        return np.flatnonzero(~self.is_test)
 
     @property
     def tokens(self) -> int | None:
@@ -218,7 +232,9 @@ def make_problem(experiment: Experiment) -> Problem:
         that do not fit together, or targets that are not one-hot for cross_entropy; if positions
         are asked for where there are no tokens; or if there are fewer images than samples.
     """
-    data, weight = experiment.problem.data, None
+    data = experiment.problem.data
+    weight: Array | None = None
+    is_test: NDArray[np.bool_] | None = None
     if isinstance(data, GaussianData):
         x, y = _gaussian(data)
     elif isinstance(data, LinearTeacherData):
@@ -230,14 +246,18 @@ def make_problem(experiment: Experiment) -> Problem:
     elif isinstance(data, CharactersData):
         x, y = _characters(data)
     else:
-        x, y, weight = datafile.read(data.path)
+        x, y, weight, is_test = datafile.read(data.path)
+    if test_samples := getattr(data, "test_samples", 0):
+        is_test = np.arange(len(x)) >= len(x) - test_samples
     if experiment.problem.loss == "cross_entropy":
         _check_one_hot(y)
     if getattr(data, "positions", False):
         x = _with_positions(x)
-    made = {"x": x, "y": y}
+    made: dict[str, NDArray[Any]] = {"x": x, "y": y}
     if weight is not None:
         made["weight"] = weight
+    if is_test is not None:
+        made["is_test"] = is_test
     if (rotation := _input_rotation(x.reshape(-1, x.shape[-1]))) is not None:
         made["input_rotation"] = rotation
     return problem_from(experiment, made)
@@ -251,8 +271,8 @@ def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Probl
     experiment : Experiment
         The validated experiment.
     data : mapping of str to array
-        ``x``, ``y`` and, where they are there, ``weight`` and ``input_rotation``: variables of the
-        problem's store.
+        ``x``, ``y`` and, where they are there, ``weight``, ``is_test`` and ``input_rotation``:
+        variables of the problem's store.
 
     Returns
     -------
@@ -272,6 +292,7 @@ def problem_from(experiment: Experiment, data: Mapping[Any, ArrayLike]) -> Probl
         unembedding_std=experiment.model.init_std.unembedding,
         weight=weight,
         initial_law=experiment.model.initial_law,
+        is_test=np.asarray(data["is_test"]).astype(bool) if "is_test" in data else None,
     )
 
 
@@ -300,10 +321,11 @@ def _gaussian(data: GaussianData) -> tuple[Array, Array]:
 
 def _linear_teacher(data: LinearTeacherData) -> tuple[Array, Array]:
     """Draw y = A x + noise n with x of fixed norm."""
-    x = normal_rows(data.seed, "data", "x", rows=data.samples, columns=data.inputs)
+    samples = data.samples + data.test_samples
+    x = normal_rows(data.seed, "data", "x", rows=samples, columns=data.inputs)
     x *= data.input_norm / np.linalg.norm(x, axis=1, keepdims=True)
     A = normal_rows(data.seed, "data", "teacher", rows=data.targets, columns=data.inputs)
-    noise = normal_rows(data.seed, "data", "noise", rows=data.samples, columns=data.targets)
+    noise = normal_rows(data.seed, "data", "noise", rows=samples, columns=data.targets)
     return x, x @ A.T + data.noise * noise
 
 
@@ -312,9 +334,10 @@ def _digits(data: DigitsData) -> tuple[Array, Array]:
 
     bunch = load_digits(n_class=data.classes)
     images, labels = np.asarray(bunch.data, dtype=np.float64), np.asarray(bunch.target)
-    if data.samples > len(labels):
+    if data.samples + data.test_samples > len(labels):
+        tests = f" and {data.test_samples} test samples" if data.test_samples else ""
         raise InputError(
-            f"problem.data.samples: got {data.samples}; "
+            f"problem.data.samples: got {data.samples}{tests}; "
             f"allowed: 1 to {len(labels)}, the number of images of {data.classes} classes"
         )
     deviation = images.std(axis=0)
@@ -334,7 +357,7 @@ def _balanced_choice(labels: NDArray[Any], data: DigitsData) -> NDArray[np.intp]
         name = ("data", "images", int(label))
         round_of[members] = permutation(data.seed, *name, size=len(members))
         place_in_round[members] = place
-    return np.lexsort((place_in_round, round_of))[: data.samples]
+    return np.lexsort((place_in_round, round_of))[: data.samples + data.test_samples]
 
 
 def _in_context_regression(data: InContextRegressionData) -> tuple[Array, Array, Array]:

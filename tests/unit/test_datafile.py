@@ -94,7 +94,7 @@ def edited(path: Path, name: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_sound_archive_is_read(tmp_path, method):
-    x, y, _ = datafile.read(str(archive(tmp_path / "d.npz", method, x=saved(X), y=saved(Y))))
+    x, y, *_ = datafile.read(str(archive(tmp_path / "d.npz", method, x=saved(X), y=saved(Y))))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
 
@@ -172,7 +172,7 @@ def test_a_sound_folder_is_read_whatever_else_is_in_it(tmp_path, version):
     with warnings.catch_warnings(action="ignore"):
         path = zarr_folder(tmp_path / "d.zarr", version, names=np.array(["a", "b"]))
     with warnings.catch_warnings(action="error"):
-        x, y, _ = datafile.read(str(path))
+        x, y, *_ = datafile.read(str(path))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
 
@@ -373,7 +373,7 @@ KINDS = [
 def test_zarr_arrays_are_read_as_they_are_stored(tmp_path, packed, version, name, x, options):
     with warnings.catch_warnings(action="ignore"):
         path = zarr_arrays(tmp_path / "d.zarr", version, x, x, **options)
-    found, other, _ = datafile.read(str(zipped(path) if packed else path))
+    found, other, *_ = datafile.read(str(zipped(path) if packed else path))
     np.testing.assert_array_equal(found, x.astype(float))
     np.testing.assert_array_equal(other, x.astype(float))
 
@@ -429,7 +429,7 @@ ENGINES = ["scipy", "h5netcdf"]
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_both_kinds_of_netcdf_are_read(tmp_path, engine):
-    x, y, _ = datafile.read(str(netcdf(tmp_path / "d.nc", engine)))
+    x, y, *_ = datafile.read(str(netcdf(tmp_path / "d.nc", engine)))
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
     assert (tmp_path / "d.nc").read_bytes()[:3] == (b"CDF" if engine == "scipy" else b"\x89HD")
@@ -673,7 +673,7 @@ def test_any_damage_is_one_line_or_none(tmp_path, ending):
             content[place] = rng.integers(0, 256)
         path.write_bytes(content[: rng.integers(len(content) // 2, 2 * len(content))])
         try:
-            x, y, _ = datafile.read(str(path))
+            x, y, *_ = datafile.read(str(path))
         except InputError as error:
             messages.append(str(error))
         else:
@@ -681,3 +681,36 @@ def test_any_damage_is_one_line_or_none(tmp_path, ending):
             assert np.isfinite(x).all()
     assert len(messages) > 20
     assert all(message.isprintable() for message in messages)
+
+
+# --- samples that are not trained on --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[False, True, False, True], [0, 1, 0, 1], [0.0, 1.0, 0.0, 1.0]])
+def test_samples_may_be_kept_out_of_training(tmp_path, values):
+    path = tmp_path / "d.npz"
+    np.savez(path, x=X, y=Y, is_test=np.array(values))
+    assert datafile.read(str(path)).is_test.tolist() == [False, True, False, True]
+    np.savez(path, x=X, y=Y, is_test=np.zeros(4))
+    assert datafile.read(str(path)).is_test is None
+
+
+@pytest.mark.parametrize(
+    ("is_test", "weight", "what"),
+    [
+        ([0, 1], None, "is_test has shape (2,)"),
+        ([[0], [1], [0], [1]], None, "is_test has shape (4, 1)"),
+        ([0, 2, 0, 1], None, "is_test holds 2 at [1]"),
+        ([1, 1, 1, 1], None, "no sample that is trained on counts"),
+        ([1, 0, 1, 1], [1, 0, 1, 1], "no sample that is trained on counts"),
+    ],
+)
+def test_what_is_no_choice_of_test_samples_is_refused(tmp_path, is_test, weight, what):
+    more = {} if weight is None else {"weight": np.array(weight)}
+    path = tmp_path / "d.npz"
+    np.savez(path, x=X, y=Y, is_test=np.array(is_test), **more)
+    with pytest.raises(InputError) as caught:
+        datafile.read(str(path))
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "; allowed: " in str(caught.value)

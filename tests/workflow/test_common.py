@@ -49,6 +49,27 @@ def common(tmp_path: Path, tiny_values: Callable[..., dict[str, Any]]) -> Callab
     return build
 
 
+def test_a_style_of_ones_own_is_a_file_and_counts_by_its_content(
+    common: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, style = tmp_path / "experiment.yaml", tmp_path / "own.mplstyle"
+    plain = common()
+    assert plain["config"]["figure_style"] is None
+    digests = [plain["style_digest"]()]
+    for content in ("font.size: 9", "font.size: 10"):
+        style.write_text(content)
+        names = load_common(file, figure_style=str(style))
+        assert names["config"]["figure_style"] == str(style)
+        digests.append(names["style_digest"]())
+    assert len(set(digests)) == 3
+    style.rename(tmp_path / "elsewhere.mplstyle")
+    moved = load_common(file, figure_style=str(tmp_path / "elsewhere.mplstyle"))
+    assert moved["style_digest"]() == digests[-1]
+    with pytest.raises(SystemExit) as stopped:
+        load_common(file, figure_style=str(style))
+    assert stopped.value.code == 2
+
+
 def test_jobs_get_the_experiment_of_one_file(common: Callable[..., Any]) -> None:
     names = common(seed=7)
     assert names["EXPERIMENT"].seed == 7

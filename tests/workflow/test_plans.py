@@ -50,6 +50,10 @@ def replace(file: str, old: str, new: str) -> Callable[[Tree, Values], object]:
     return make
 
 
+def write(file: str, text: str) -> Callable[[Tree, Values], object]:
+    return lambda tree, values: (tree.path / file).write_text(text, encoding="utf-8")
+
+
 def upgrade(library: str) -> Callable[[Tree, Values], object]:
     """Let a library be of another version, for all that ask."""
 
@@ -116,6 +120,12 @@ CHANGES = {
     ),
     "results moved": Change(move_results, {}, ("--config", "results=moved results")),
     "style of the figures": Change(edit(f"{PACKAGE}/figures/style.py"), FIGURES),
+    "default style sheet": Change(edit(f"{PACKAGE}/figures/default.mplstyle"), FIGURES),
+    "style sheet of one's own": Change(
+        write("own.mplstyle", "font.size: 9\n"),
+        FIGURES,
+        ("--config", "figure_style=own.mplstyle"),
+    ),
     "code of the report": Change(
         edit(f"{PACKAGE}/report/claims.py"), {"write_report": 1, "all": 1}
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 from _job import LOG, running
 
 with running(snakemake, "figures") as job:
-    from resnet_limits import integrity, store
+    from resnet_limits import integrity, provenance, store
     from resnet_limits.stages import figures
 
     distances = store.open_groups(job.path_of("errors"))
@@ -17,6 +17,9 @@ with running(snakemake, "figures") as job:
             picture = figures.figure(
                 name, job.experiment, job.open_store, distances, rates, prediction
             )
+            metadata = provenance.picture_metadata(
+                job.experiment, name, title=picture.title, description=picture.message
+            )
             for file in files:
                 if file.stem == name:
-                    job.vouch_for(picture.save(file))
+                    job.vouch_for(picture.save(file, metadata.get(file.suffix[1:])))

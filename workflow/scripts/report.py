@@ -1,4 +1,4 @@
-"""Write the page that tells of the experiment."""
+"""Write the page that tells of the experiment, and beside it where all results come from."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from _job import running
 
 with running(snakemake, "report") as job:
     from resnet_limits import integrity
+    from resnet_limits.stages import lineage
     from resnet_limits.stages.report import report
 
     page = Path(snakemake.output.report)
@@ -14,3 +15,6 @@ with running(snakemake, "report") as job:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(page)
     job.vouch_for(page)
+    pages = [*map(Path, snakemake.input.figures), page]
+    for written in lineage.write(job.experiment, job.paths, pages):
+        job.vouch_for(written)

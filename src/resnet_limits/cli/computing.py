@@ -53,7 +53,8 @@ def validate(config: Config) -> None:
         make_dynamics(experiment, problem_from(experiment, data))
     sizes = data.sizes
     typer.echo(one_line(f"{config}: experiment {experiment.experiment}"))
-    typer.echo("problem: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    tests = f", test samples {int(data['is_test'].sum())}" if "is_test" in data else ""
+    typer.echo("problem: " + ", ".join(f"{name} {size}" for name, size in sizes.items()) + tests)
     typer.echo(f"shapes: {len(experiment.shapes)}, seeds: {len(experiment.seeds)}")
     typer.echo("pairs: " + ", ".join(experiment.pairs))
     for kind in COMMANDS:

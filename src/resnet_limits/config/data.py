@@ -17,6 +17,7 @@ from resnet_limits.config.values import (
     Samples,
     Section,
     Seed,
+    TestSamples,
 )
 
 MAX_DATA_VALUES = 10_000_000
@@ -24,6 +25,10 @@ MAX_DATA_VALUES = 10_000_000
 
 # Characters of the text that ``characters`` takes, and how many different ones it has.
 _TEXT_CHARACTERS, _TEXT_ALPHABET = 856, 32
+_TEST = (
+    "Further samples that are not trained on: they run through networks and limits with no weight "
+    "in the loss."
+)
 _POSITIONS = "Whether the one-hot position of its token is appended to every input."
 
 
@@ -56,6 +61,7 @@ class LinearTeacherData(Section):
 
     kind: Literal["linear_teacher"]
     samples: Samples = Field(1, description="Number of samples N.")
+    test_samples: TestSamples = Field(0, description=_TEST)
     inputs: DataSize = Field(description="Input dimension d_in.")
     targets: DataSize = Field(description="Target dimension d_out.")
     seed: Seed = Field(0, description="Names the draw of the data.")
@@ -64,7 +70,7 @@ class LinearTeacherData(Section):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        _check_data_size(self.samples, self.inputs, self.targets)
+        _check_data_size(self.samples + self.test_samples, self.inputs, self.targets)
         return self
 
 
@@ -75,6 +81,7 @@ class DigitsData(Section):
     samples: Annotated[int, Strict(), Field(ge=1, le=1797)] = Field(
         description="Number of images, balanced over the classes as far as possible."
     )
+    test_samples: Annotated[int, Strict(), Field(ge=0, le=1796)] = Field(0, description=_TEST)
     classes: Annotated[int, Strict(), Field(ge=2, le=10)] = Field(
         10, description="The digits 0 to classes - 1 are used."
     )
@@ -136,7 +143,7 @@ class CharactersData(Section):
 
 
 class FileData(Section):
-    """Data from a file with arrays x and y, and weight where there is one."""
+    """Data from a file with arrays x and y, and weight and is_test where there are any."""
 
     kind: Literal["file"]
     path: Annotated[str, Strict()] = Field(
@@ -146,8 +153,9 @@ class FileData(Section):
         json_schema_extra={"$comment": "a path that ends in .npz, .zarr, .zarr.zip or .nc"},
         description=(
             "File or Zarr folder with x (samples, [tokens,] inputs) and y (samples, [tokens,] "
-            "targets), and weight (samples, [tokens]) where rows do not count alike; a relative "
-            "path starts from the experiment file's folder."
+            "targets), weight (samples, [tokens]) where rows do not count alike, and is_test "
+            "(samples) where some are not trained on; a relative path starts from the experiment "
+            "file's folder."
         ),
     )
     positions: Flag = Field(False, description=_POSITIONS)

@@ -34,12 +34,15 @@ class _Stage:
         The sizes (or names) that tell one job of the stage from another.
     after : tuple of str
         The stages whose results it reads; those among `_COMPARED` only as far as a pair needs them.
+    also : tuple of str
+        Further stages whose results it reads, and whose keys stand in those of `after` already.
     """
 
     module: str
     reads: tuple[str, ...] = ()
     cell: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 _LIMIT_READS = ("problem", "model", "training", "numerics", "seed")
@@ -58,21 +61,33 @@ _COMPARED = ("dmft", "mean_ode", "wide", "finite")
 SEEDED = frozenset({"mean_ode", "wide", "finite"})
 """The stages whose results hold seeds."""
 
+_AFTER_DMFT = ("dmft",), ("problem",)
+
 _STAGES: dict[str, _Stage] = {
     "problem": _Stage(f"{PACKAGE}.stages.problem", ("problem",)),
     "dmft": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, (), ("problem",)),
-    "mean_ode": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["mean_ode"], ("dmft",)),
-    "wide": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["wide"], ("dmft",)),
+    "mean_ode": _Stage(
+        f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["mean_ode"], *_AFTER_DMFT
+    ),
+    "wide": _Stage(f"{PACKAGE}.stages.limits", _LIMIT_READS, CELL_KEYS["wide"], *_AFTER_DMFT),
     "finite": _Stage(
         f"{PACKAGE}.stages.networks",
         _FINITE_READS,
         SIZES,
         ("problem",),
     ),
-    "prediction": _Stage(f"{PACKAGE}.stages.prediction", _LIMIT_READS, (), ("dmft",)),
-    "errors": _Stage(f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED),
+    "prediction": _Stage(f"{PACKAGE}.stages.prediction", _LIMIT_READS, (), *_AFTER_DMFT),
+    "errors": _Stage(
+        f"{PACKAGE}.stages.errors", ("pairs", "save", "cells"), (), _COMPARED, ("problem",)
+    ),
     "rates": _Stage(f"{PACKAGE}.stages.rates", ("families",), (), ("errors", "prediction")),
-    "figures": _Stage(f"{PACKAGE}.stages.figures", (), ("name",), ("rates", "prediction")),
+    "figures": _Stage(
+        f"{PACKAGE}.stages.figures",
+        (),
+        ("name",),
+        ("rates", "prediction"),
+        ("errors", "dmft", "finite"),
+    ),
     "report": _Stage(f"{PACKAGE}.stages.report", (), (), ("figures",)),
 }
 
@@ -89,6 +104,24 @@ def _stage(stage: str) -> _Stage:
     if stage not in _STAGES:
         raise ValueError(f"stage {stage!r}: must be one of {', '.join(STAGES)}")
     return _STAGES[stage]
+
+
+def ancestors(stage: str, experiment: Experiment | None = None) -> tuple[str, ...]:
+    """Name the stages whose results a stage reads, upstream first.
+
+    Parameters
+    ----------
+    stage : str
+        One of `STAGES`.
+    experiment : Experiment, optional
+        Whose pairs say which limits and networks there are; all of them are named without it.
+    """
+    description = _stage(stage)
+    read = {*description.after, *description.also}
+    if experiment is not None:
+        # The DMFT limit's pilot fixes the quadrature of every limit.
+        read -= set(_COMPARED) - _needed(experiment) - {"dmft"}
+    return tuple(name for name in STAGES if name in read)
 
 
 def stage_key(stage: str, experiment: Experiment, **cell: int | str) -> str:

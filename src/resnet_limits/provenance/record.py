@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from resnet_limits.config import Experiment
-from resnet_limits.provenance import code
+from resnet_limits.provenance import citation, code
 from resnet_limits.provenance.code import canonical_json, digest
-from resnet_limits.provenance.keys import stage_module
+from resnet_limits.provenance.keys import ancestors, stage_key, stage_module
 
 _LIBRARIES = (
     "numpy",
@@ -62,23 +62,29 @@ def collect(
     -------
     dict
         ``experiment_file`` (YAML text), ``config_hash``, ``code_hash``, ``stage_key``,
-        ``package_version``, ``git_state``, ``library_versions`` (JSON text), ``device``,
+        ``derived_from`` (JSON text: the kinds of result that it was made from, each with its stage
+        key), ``source``, ``references``, ``package_version``, ``git_state``, ``library_versions``
+        (JSON text), ``device``,
         ``cuda_visible_devices`` (the environment variable, or ``"unset"``), ``seeds``,
         ``created`` (UTC, ISO 8601), ``wall_time_s``, ``peak_memory_bytes``, ``history``.
     """
     from resnet_limits import __version__
 
-    values = experiment.model_dump(mode="json")
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     sizes = "".join(f" {name}={size}" for name, size in (cell or {}).items())
     return {
-        "experiment_file": _experiment_file(experiment),
-        "config_hash": digest(canonical_json(values)),
+        "experiment_file": experiment_text(experiment),
+        "config_hash": config_hash(experiment),
         "code_hash": code.code_hash(stage_module(stage)),
         "stage_key": key,
+        "derived_from": canonical_json(
+            {earlier: stage_key(earlier, experiment) for earlier in ancestors(stage, experiment)}
+        ),
+        "source": f"{citation.NAME} {__version__}",
+        "references": citation.references(),
         "package_version": __version__,
         "git_state": git_state(),
-        "library_versions": canonical_json(_library_versions()),
+        "library_versions": canonical_json(library_versions()),
         "device": device,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
         "seeds": [int(seed) for seed in seeds],
@@ -89,9 +95,15 @@ def collect(
     }
 
 
+def config_hash(experiment: Experiment) -> str:
+    """Hash of the validated experiment: 32 hexadecimal digits."""
+    return digest(canonical_json(experiment.model_dump(mode="json")))
+
+
 # The same for all cells of a job, and slower to write than a cell's chunks.
 @lru_cache(maxsize=1)
-def _experiment_file(experiment: Experiment) -> str:
+def experiment_text(experiment: Experiment) -> str:
+    """Write the validated experiment as YAML, with all that its file left out."""
     values = experiment.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -132,7 +144,8 @@ def _git(*arguments: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _library_versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on; ``absent`` for none."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}

@@ -23,6 +23,8 @@ _JSON = {f"{kind}.json" for kind in JSON_KINDS}
 _HAS = {"rates.json": "pairs", "prediction.json": "hidden"}
 # What a folder of one experiment's results holds from its beginning, besides results.
 _MARKS = (_MANIFESTS, ".lock", ".jobs")
+# What tells of the provenance of all others, by their digests.
+_PROV = "provenance.json"
 # A result that changes while it is read is looked at again.
 _LOOKS = 3
 
@@ -212,12 +214,29 @@ def _manifest_findings(manifest: Path) -> list[str]:
     return []
 
 
+def _of_other_digests(document: Path) -> list[str]:
+    """Find the results that are not those whose provenance a PROV document tells."""
+    findings = []
+    for name, facts in integrity.read_json(document)["entity"].items():
+        manifest = manifest_of(document.parent / name.removeprefix("results:"))
+        if manifest is None or "rl:stage_key" not in facts:
+            continue
+        if integrity.read_manifest(manifest).get("digest") != facts["rl:sha256"]:
+            findings.append(name.removeprefix("results:"))
+    if not findings:
+        return []
+    others = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return [f"{findings[0]}{others}: computed again since; run the pipeline to its end"]
+
+
 def _file_findings(path: Path, manifest: Path | None) -> list[str]:
     """Compare a file with its manifest; a JSON result must be what it is, too."""
     try:
         facts = {} if manifest is None else integrity.read_manifest(manifest)
         if manifest is not None and facts.get("digest") != integrity.digest(path):
             return [f"digest: not the one in {manifest.name}"]
+        if path.name == _PROV:
+            return _of_other_digests(path)
         if path.name not in _JSON:
             return []
         values = integrity.read_json(path)

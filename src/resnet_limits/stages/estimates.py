@@ -100,7 +100,7 @@ def _data_sizes(experiment: Experiment) -> _Data:
     data = experiment.problem.data
     match data:
         case DigitsData():
-            return _Data(data.samples, _PIXELS, data.classes)
+            return _Data(data.samples + data.test_samples, _PIXELS, data.classes)
         case InContextRegressionData(samples=samples, tokens=tokens):
             inputs = data.inputs + data.targets + data.positions * tokens
             return _Data(samples * tokens, inputs, data.targets, tokens)
@@ -116,7 +116,8 @@ def _data_sizes(experiment: Experiment) -> _Data:
             if len(x) == 2:
                 return _Data(x[0], x[-1], y[-1])
             return _Data(x[0] * x[1], x[-1] + data.positions * x[1], y[-1], x[1])
-    return _Data(data.samples, data.inputs, data.targets)
+    tests = data.test_samples if isinstance(data, LinearTeacherData) else 0
+    return _Data(data.samples + tests, data.inputs, data.targets)
 
 
 def work(kind: str, experiment: Experiment, **cell: int) -> Work:

@@ -114,8 +114,14 @@ def _at_knots(part: xr.Dataset, knots: np.ndarray) -> xr.Dataset:
     return xr.Dataset(variables, coords=coords, attrs=part.attrs)
 
 
-def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
-    """Add the basis of the inputs' span in which the embedding is meant, if any."""
+def _with_data(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
+    """Add what of the data explains the rest.
+
+    That is which samples are not trained on, and the basis of the inputs' span in which the
+    embedding is meant, if any.
+    """
+    if problem.is_test is not None:
+        dataset = dataset.assign_coords(is_test=("sample", problem.is_test.astype(np.int8)))
     if problem.input_rotation is None:
         return dataset
     return dataset.assign(input_rotation=(("input", "rank"), problem.input_rotation))
@@ -171,7 +177,7 @@ def dmft(experiment: Experiment, made: Problem | None = None) -> xr.Dataset:
     )
     _admit(limits, first, 0, "dmft")
     plan, solution = limits.make_plan(tolerance, experiment.seed)
-    dataset = _with_rotation(problem, _dataset(problem, solution, plan, device))
+    dataset = _with_data(problem, _dataset(problem, solution, plan, device))
     dataset.attrs["limit_tolerance"] = tolerance
     return dataset
 
@@ -223,7 +229,7 @@ def _each_seed(
     status = np.where(diverged, DIVERGED, OK)
     status[[seed not in solved for seed in seeds]] = NOT_RUN
     # Added here and not to the parts, where joining would repeat it for every seed.
-    return _with_rotation(problem, joined).assign(
+    return _with_data(problem, joined).assign(
         nodes=("seed", np.array([nodes.get(seed, 0) for seed in seeds])),
         status=("seed", status.astype(np.int8)),
         diverged_step=("seed", first),

@@ -105,6 +105,8 @@ def finite(
             "device": devices.describe(device),
         },
     )
+    if problem.is_test is not None:
+        dataset = dataset.assign_coords(is_test=("sample", problem.is_test.astype(np.int8)))
     where = f"L={shape.depth} M={shape.width} D={shape.embed_dim}"
     diverged = trained.status == DIVERGED
     if diverged.any():

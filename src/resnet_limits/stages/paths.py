@@ -219,6 +219,18 @@ class Paths:
         return self.folder / "report.html"
 
     @property
+    def lineage(self) -> dict[str, Path]:
+        """What says of all results where they come from, by form.
+
+        ``experiment``: the validated experiment file; ``prov``: W3C PROV; ``crate``: RO-Crate.
+        """
+        return {
+            "experiment": self.folder / "experiment.yaml",
+            "prov": self.folder / "provenance.json",
+            "crate": self.folder / "ro-crate-metadata.json",
+        }
+
+    @property
     def workflow_page(self) -> Path:
         """The page of the pipeline's jobs, beside the report."""
         return self.folder / "workflow.html"

@@ -73,7 +73,12 @@ def report(experiment: Experiment, paths: Paths) -> str:
         beside={
             # Made after this page, of which it is no part.
             paths.workflow_page.name: "the pipeline’s jobs, their graph and run times",
-            **{name: what for name, what in _BESIDE.items() if (paths.folder / name).exists()},
+            # Provenance is written by the same job, after the page that it names.
+            **{
+                name: what
+                for name, what in _BESIDE.items()
+                if (file := paths.folder / name).exists() or file in paths.lineage.values()
+            },
         },
     )
     return render(contents)

@@ -102,8 +102,14 @@ _ROTATION = Variable(
     "orthonormal basis Q of the span of the inputs; Phi = [W_e Q, W_u]",
     required=False,
 )
-
-
+_IS_TEST = Variable(
+    ("sample",),
+    "int8",
+    "whether a sample is outside of training, without a weight in the loss",
+    units=None,
+    required=False,
+    attrs={"flag_values": [0, 1], "flag_meanings": "training test"},
+)
 _NODES = Variable(
     ("seed",), "int", "depth nodes of the seed's limit, plan_nodes or more; 0 if not_run", None
 )
@@ -176,6 +182,7 @@ def _limit_schema(title: str, summary: str, *, seeded: bool, attrs: tuple[str, .
                 ("node",), "float64", "depth s in [0, 1] of a node; between nodes, a polynomial"
             ),
             "replicate": _index("replicate", "number of the scrambling", required=False),
+            "is_test": _IS_TEST,
             **({"seed": _SEED} if seeded else {}),
         },
         ("quadrature_points", "quadrature_kind", *attrs),
@@ -200,7 +207,7 @@ SCHEMAS: dict[str, Schema] = {
             ),
             "input_rotation": _ROTATION,
         },
-        {},
+        {"is_test": _IS_TEST},
     ),
     "dmft": _limit_schema(
         "DMFT limit",
@@ -241,6 +248,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "seed": _SEED,
             "step": _STEP,
+            "is_test": _IS_TEST,
             "layer": Variable(("depth_point",), "int", "layer index l of a depth point", None),
             "s": Variable(("depth_point",), "float64", "depth fraction of a depth point, s = l/L"),
         },
