@@ -35,9 +35,7 @@ def test_every_result_is_there_and_sound(finished_tree: Tree, tiny_values: Value
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
     assert json.loads(paths.store("rates").read_text())["experiment"] == "tiny"
     names = {path.name for path in paths.figures.iterdir()}
-    assert names == {
-        f"{name}.{form}" for name in figure_names(experiment) for form in FIGURE_FORMS
-    }
+    assert names == {f"{name}.{form}" for name in figure_names(experiment) for form in FIGURE_FORMS}
 
 
 def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
