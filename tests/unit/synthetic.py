@@ -237,9 +237,19 @@ class Study:
             if name != "hidden_max_mean_abs":
                 stderr = np.full(error.shape, LIMIT_STDERR * level * 7)
                 variables[f"{name}_stderr"] = (("cell", "step"), stderr)
+        depths = [
+            np.array(depth_layers(self.experiment, int(size) or 16)) / (size or 16) for size in L
+        ]
+        s = np.full((len(cells), max(map(len, depths))), np.nan)
+        for k, own in enumerate(depths):
+            s[k, : len(own)] = own
+        # In this study distances grow in proportion to the depth.
+        by_depth = variables["hidden_rms"][1][:, :, None] * s[:, None, :]
+        variables["hidden_rms_at"] = (("cell", "step", "depth_point"), by_depth)
         return xr.Dataset(
             variables,
             {
+                "s": (("cell", "depth_point"), s),
                 "step": steps,
                 "depth": ("cell", L),
                 "width": ("cell", M),

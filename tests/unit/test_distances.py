@@ -519,6 +519,58 @@ def test_every_block_is_read_once_and_memory_is_bounded() -> None:
     assert peak < 24 * 2**20 < finite["hidden"].nbytes / 5
 
 
+def traced_peak(compute: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        compute()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_depths_of_limits_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(15)
+    one, two = limit(rng, sample=32), limit(rng, seeds=None, sample=32)
+    phi, s = rng.normal(size=(S, D, R)), np.linspace(0, 1, 2001)
+    everything = S * K * len(s) * 32 * R * 8
+    whole = distances.limit_distances(one, two, phi, s)
+    monkeypatch.setattr(distances, "_COEF_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(distances, "_WORK_ELEMENTS", 1 << 14)
+    found: list[xr.Dataset] = []
+    peak = traced_peak(lambda: found.append(distances.limit_distances(one, two, phi, s)))
+    assert peak < 6 * 2**20 < everything / 3
+    xr.testing.assert_allclose(found[0], whole, rtol=1e-13)
+
+
+def test_many_directions_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coefficients at all depths may be far larger than the states: with 64 directions, D = 2."""
+    rng = np.random.default_rng(16)
+    steps, points, rows, directions = 16, 64, 128, 64
+    hidden = rng.normal(size=(1, steps, points, rows, 2)).astype(np.float32)
+    coefs = rng.normal(size=(1, steps, rows, len(NODES), directions))
+    matrix, phi = rng.normal(size=(points, len(NODES))), rng.normal(size=(1, 2, directions))
+    whole = distances._block_sums(hidden, phi, matrix, coefs)
+    monkeypatch.setattr(distances, "_COEF_ELEMENTS", 1 << 18)
+    monkeypatch.setattr(distances, "_WORK_ELEMENTS", 1 << 14)
+    found = []
+    peak = traced_peak(lambda: found.append(distances._block_sums(hidden, phi, matrix, coefs)))
+    everything = steps * points * rows * directions * 8
+    assert peak < 12 * 2**20 < everything / 4
+    np.testing.assert_allclose(found[0], whole, rtol=1e-13)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_outputs_are_read_some_steps_at_a_time(lazy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(17)
+    phi, finite, ds = rng.normal(size=(S, D, R)), network(rng), limit(rng)
+    whole = compare(finite, {"wide": ds}, phi)["wide"]
+    monkeypatch.setattr(distances, "_PIECE_BYTES", 2 * ds["output"].isel(step=0).nbytes)
+    pieces = list(distances._pieces([ds["output"].chunk(step=1).data, finite["output"].data]))
+    assert [len(piece[0][0]) for piece in pieces] == [2, 2]
+    found = compare(finite.chunk(step=1) if lazy else finite, {"wide": ds.chunk(step=1)}, phi)
+    xr.testing.assert_allclose(found["wide"], whole, rtol=1e-14)
+
+
 # --- the stage ------------------------------------------------------------------------------------
 
 
@@ -685,6 +737,56 @@ def test_tables_against_brute_force_through_files(
                     expected = brute_force(finite, ds, phi, k, step)
                     actual = [found[v].values[step] for v in distances.VARIABLES]
                     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_seeds_whose_embedding_rows_do_not_fit_are_compared_in_parts(
+    tiny_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, lazy: bool
+) -> None:
+    experiment = tiny_experiment(sweep={"seeds": 5, "limit_seeds": {"mean_ode": 7}})
+    results = Results(experiment)
+
+    def open_store(kind: str, cell: dict[str, int]) -> xr.Dataset:
+        found = results(kind, cell).load()
+        return found.chunk(seed=2, step=1) if lazy and "seed" in found.dims else found
+
+    whole = stage.errors(experiment, open_store)
+    monkeypatch.setattr(stage, "_ROWS_BYTES", 8 * 16 * results.problem.embedding_dims * 2)
+    asked: list[int] = []
+    rows = stage._Stores._rows
+
+    def watched(self: Any, embed_dim: int, seeds: tuple[int, ...]) -> np.ndarray:
+        asked.append(embed_dim * len(seeds))
+        return rows(self, embed_dim, seeds)
+
+    monkeypatch.setattr(stage._Stores, "_rows", watched)
+    parts = stage.errors(experiment, open_store)
+    assert max(asked) == 2 * 16
+    for pair, table in whole.items():
+        xr.testing.assert_identical(parts[pair], table)
+
+
+def test_progress_is_told_and_ends_at_everything(
+    tiny_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny_experiment()
+    monkeypatch.setattr(stage, "_TELL_SECONDS", 0.0)
+    told: list[tuple[str, int, int, str]] = []
+    results = Results(experiment)
+    stage.errors(experiment, results, tell=lambda *what: told.append(what))
+    cells = len(experiment.shapes) + len(experiment.wide_cells) + len(experiment.embed_dims)
+    assert {total for _, _, total, _ in told} == {cells}
+    assert [number for _, number, _, _ in told] == sorted(number for _, number, _, _ in told)
+    size = sum(results("finite", shape._asdict())["hidden"].nbytes for shape in experiment.shapes)
+    assert told[0][0] == "L2_M8_D4"
+    assert "networks done at" in told[1][3]
+    assert told[-1][1:3] == (cells, cells)
+    assert told[-1][3] == f"{size / 1e9:.2f} of {size / 1e9:.2f} GB read"
+    # In between no more often than asked for.
+    monkeypatch.setattr(stage, "_TELL_SECONDS", 1e9)
+    told.clear()
+    stage.errors(experiment, results, tell=lambda *what: told.append(what))
+    assert [number for _, number, _, _ in told] == [1, cells]
 
 
 def test_only_what_the_pairs_need_is_opened(tiny_experiment: Callable[..., Experiment]) -> None:

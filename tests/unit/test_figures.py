@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-from pathlib import Path
+import re
 
-import docutils.core
-import jinja2
 import matplotlib as mpl
 import numpy as np
 import pytest
 import synthetic
 import xarray as xr
-from docutils.writers import get_writer_class
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic import Study
@@ -22,16 +20,17 @@ from synthetic import Study
 from resnet_limits import fitted as fits
 from resnet_limits.config import Shape
 from resnet_limits.errors.rates import fit_rates
-from resnet_limits.figures import scaling, style
+from resnet_limits.figures import panels, style
+from resnet_limits.figures import terms as causes
 from resnet_limits.figures.cells import by_shape
+from resnet_limits.figures.picture import FORMS, PICTURES, Picture, Twin, new_figure
 from resnet_limits.fitted import rates_table_rows
 from resnet_limits.predicted import Known
 from resnet_limits.problem import embedding_rows, make_problem
-from resnet_limits.stages.figures import figure, save
-from resnet_limits.stages.paths import FIGURES
+from resnet_limits.stages.figures import figure
+from resnet_limits.stages.paths import FIGURE_FORMS, FIGURES, figure_names
 from resnet_limits.store import StoreError
 
-REPORT = Path(__file__).parents[2] / "workflow" / "report"
 LAST = 14
 
 
@@ -87,7 +86,7 @@ CASES = {
 }
 
 
-def drawn(study: Study, name: str, prediction: dict | None = None) -> Figure:
+def drawn(study: Study, name: str, prediction: dict | None = None) -> Picture:
     rates = json.loads(json.dumps(study.rates()))
     return figure(name, study.experiment, study.open_store, study.errors(), rates, prediction)
 
@@ -96,6 +95,9 @@ PREDICTED = {
     "hidden": {"1/L": 0.3, "sqrt(D/(LM))": 0.7, "1/sqrt(D)": 1.9},
     "output": {"1/L": 0.2, "D/(LM)": 0.1, "1/sqrt(LM)": 0.4, "1/sqrt(D)": 0.8},
 }
+
+
+DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def prediction(without: str = "", why: str = "") -> dict:
@@ -107,7 +109,20 @@ def prediction(without: str = "", why: str = "") -> dict:
         return {"amplitude": values, "uncertainty": [0.0] * (LAST + 1)}
 
     found = {q: {term: row(q, term) for term in terms} for q, terms in PREDICTED.items()}
-    return {"step": list(range(LAST + 1)), **found, "notes": {without: why} if why else {}}
+    depths = {
+        term: {
+            name: None if values is None else np.outer(np.array(values, float), DEPTHS).tolist()
+            for name, values in row("hidden", term).items()
+        }
+        for term in PREDICTED["hidden"]
+        if term != without
+    }
+    return {
+        "step": list(range(LAST + 1)),
+        **found,
+        "hidden_at": {"s": DEPTHS, **depths},
+        "notes": {without: why} if why else {},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +131,15 @@ def study() -> Study:
 
 
 @pytest.fixture(scope="module")
-def full(study) -> dict[str, Figure]:
+def full(study) -> dict[str, Picture]:
     return {name: drawn(study, name) for name in FIGURES}
 
 
-def words(fig: Figure) -> str:
-    return " ".join(" ".join(text.get_text() for text in fig.findobj(Text)).split())
+def words(picture: Picture) -> str:
+    """Give all that is said in a figure and beside it, but for its caption."""
+    inside = [text.get_text() for text in picture.figure.findobj(Text)]
+    said = [picture.title, picture.message, *picture.notes, picture.why_empty]
+    return " ".join(" ".join([*inside, *said]).replace("$", "").split())
 
 
 def lines(axes, label: str) -> list[np.ndarray]:
@@ -148,16 +166,91 @@ def rms_by_shape(dataset, variable: str) -> dict[tuple[int, int, int], float]:
 def test_every_figure_is_drawn_whatever_the_experiment_lacks(case):
     study = CASES[case]()
     for name in FIGURES:
-        fig = drawn(study, name)
-        assert isinstance(fig, Figure)
-        assert fig.axes
+        picture = drawn(study, name)
+        assert isinstance(picture.figure, Figure)
+        assert picture.figure.axes
+        says_all(picture)
 
 
 @pytest.mark.parametrize("study_of", ["full", "of_families"])
 def test_every_figure_is_drawn_of_a_whole_experiment(request, study_of):
-    for fig in request.getfixturevalue(study_of).values():
-        assert isinstance(fig, Figure)
-        assert fig.axes
+    for picture in request.getfixturevalue(study_of).values():
+        says_all(picture)
+
+
+def says_all(picture: Picture) -> None:
+    """Hold the contract of every figure: what is said, and a table where anything is drawn."""
+    said = picture.description()
+    assert list(said) == ["name", "title", "message", "caption", "notes", "status", "why_empty"]
+    assert said["name"] in FIGURES
+    for key in ("title", "message", "caption"):
+        assert said[key].strip(), key
+    assert said["message"].endswith(".")
+    assert {"hidden", "utputs"} <= set(re.findall("hidden|utputs", said["caption"]))
+    assert not re.search(r"\^\(|sqrt|\$", said["caption"])
+    assert all(isinstance(note, str) and note for note in said["notes"])
+    if said["status"] == "empty":
+        assert said["why_empty"]
+        assert not len(picture.table)
+    else:
+        assert re.search(r"\d", said["message"]), "a message has numbers"
+        assert len(picture.table)
+        assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in picture.table) or (
+            picture.name == "verdicts"
+        )
+    # No headline inside the picture.
+    assert picture.figure.get_suptitle() == ""
+
+
+def drawn_numbers(fig: Figure) -> list[np.ndarray]:
+    """Data, x and y, of all points, lines and bars in the panels of a figure."""
+    found = []
+    for axes in fig.axes:
+        if axes.get_label() == "<colorbar>":
+            # The bars of colours.
+            continue
+        for line in axes.lines:
+            found += [np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)]
+        for bars in axes.collections:
+            if isinstance(bars, LineCollection):
+                found += [np.array(segment).ravel() for segment in bars.get_segments()]
+    return found
+
+
+def not_in_the_table(picture: Picture) -> list[float]:
+    table = picture.table.select_dtypes("number").to_numpy(float).ravel()
+    known = np.sort(table[np.isfinite(table)])
+    missing = []
+    for values in drawn_numbers(picture.figure):
+        for value in values[np.isfinite(values)]:
+            k = np.searchsorted(known, value)
+            near = known[max(0, k - 1) : k + 1]
+            if not np.isclose(near, value, rtol=1e-9, atol=1e-12).any():
+                missing.append(float(value))
+    return missing
+
+
+TABLES = ("rates_table", "verdicts")
+
+
+@pytest.mark.parametrize("study_of", ["full", "of_families"])
+def test_every_number_that_is_drawn_stands_in_the_twin_table(request, study_of):
+    for name, picture in request.getfixturevalue(study_of).items():
+        if name not in TABLES and not picture.why_empty:
+            assert drawn_numbers(picture.figure), name
+            assert not_in_the_table(picture) == [], name
+
+
+def test_a_twin_table_that_lacks_a_number_is_seen(full):
+    for name in ("error_vs_shape", "distance_over_steps", "kernels"):
+        picture = full[name]
+        table = picture.table.copy()
+        column = (
+            "kernel" if name == "kernels" else table.columns[table.columns.str.endswith("_rms")][0]
+        )
+        table[column] *= 1.01
+        broken = Picture("x", "", "", "", picture.figure, table=table)
+        assert not_in_the_table(broken), name
 
 
 def test_an_unknown_name_is_refused(study):
@@ -166,14 +259,14 @@ def test_an_unknown_name_is_refused(study):
 
 
 @pytest.fixture(scope="module")
-def of_families() -> dict[str, Figure]:
+def of_families() -> dict[str, Picture]:
     return {name: drawn(families(), name) for name in FIGURES}
 
 
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("study_of", ["full", "of_families"])
 def test_no_words_lie_on_other_words(request, study_of, name):
-    no_words_lie_on_other_words(request.getfixturevalue(study_of)[name])
+    no_words_lie_on_other_words(request.getfixturevalue(study_of)[name].figure)
 
 
 def no_words_lie_on_other_words(fig: Figure) -> None:
@@ -220,7 +313,7 @@ def visible_texts(fig: Figure) -> list[Text]:
 
 
 def test_the_check_for_overlap_sees_an_overlap():
-    fig = style.new_figure(2.0)
+    fig = new_figure(0.8)
     axes = fig.add_subplot()
     axes.text(0.5, 0.5, "one word")
     axes.text(0.51, 0.5, "another")
@@ -228,17 +321,348 @@ def test_the_check_for_overlap_sees_an_overlap():
         no_words_lie_on_other_words(fig)
 
 
-def test_files_are_the_same_every_time_and_hold_text_as_text(study, tmp_path):
-    for name in ("trajectories",):
-        for form in ("svg", "png"):
-            first = save(drawn(study, name), tmp_path / f"a.{form}").read_bytes()
-            second = save(drawn(study, name), tmp_path / "deeper" / f"b.{form}").read_bytes()
-            assert first == second
-            assert len(first) > 10_000
-            if form == "svg":
-                assert b"<text" in first
-                assert b"<dc:date>" not in first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "deeper"]
+def test_the_files_of_a_figure_are_the_same_every_time(study, tmp_path):
+    assert FORMS == FIGURE_FORMS
+    first, second = drawn(study, "trajectories"), drawn(study, "trajectories")
+    for form in FIGURE_FORMS:
+        one = first.save(tmp_path / f"a.{form}").read_bytes()
+        other = second.save(tmp_path / "deeper" / f"b.{form}").read_bytes()
+        assert one == other, form
+        assert len(one) > 700
+    svg = (tmp_path / "a.svg").read_bytes()
+    assert b"<text" in svg
+    assert b"<dc:date>" not in svg
+    for form in PICTURES:
+        assert b"CreationDate" not in (tmp_path / f"a.{form}").read_bytes()
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert said == first.description()
+    with (tmp_path / "a.csv").open() as file:
+        lines_of_file = file.readlines()
+    assert len(lines_of_file) == len(first.table) + 1
+    assert lines_of_file[0].startswith("series,depth,width,embed_dim,gradient_step,seed,")
+    names = ["a.csv", "a.json", "a.pdf", "a.png", "a.svg", "deeper"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    with pytest.raises(ValueError, match="png"):
+        first.save(tmp_path / "a.gif")
+
+
+def test_pictures_carry_title_message_and_origin(study, tmp_path):
+    picture = drawn(study, "loss_curves")
+    png = picture.save(tmp_path / "a.png", {"Source": "an origin"}).read_bytes()
+    assert picture.message.encode("latin-1", "ignore")[:40] in png or b"Description" in png
+    assert b"an origin" in png
+    svg = picture.save(tmp_path / "a.svg", {"Source": "an origin"}).read_text()
+    assert picture.title in svg
+    assert "an origin" in svg
+    pdf = picture.save(tmp_path / "a.pdf", {"Keywords": "an origin"}).read_bytes()
+    assert b"an origin" in pdf
+
+
+# --- style ----------------------------------------------------------------------------------------
+
+
+def test_a_style_sheet_changes_fonts_sizes_and_colours(study, tmp_path):
+    sheet = tmp_path / "own.mplstyle"
+    sheet.write_text(
+        "figure.figsize: 5, 2  # inches\nfont.size: 11\nimage.cmap: plasma\n"
+        'text.color: "#aa0000"\n'
+        "axes.prop_cycle: cycler('color', ['112233', '445566', '778899', 'aabbcc', 'ddeeff'])\n"
+    )
+    plain = drawn(study, "three_terms").figure
+    with style.sheet(sheet):
+        own = drawn(study, "three_terms").figure
+        limit = drawn(study, "loss_curves").figure.axes[0].lines[-1]
+    assert own.get_figwidth() == pytest.approx(5 / 7.2 * plain.get_figwidth())
+    assert own.axes[0]._left_title.get_color() == "#112233"
+    assert plain.axes[0]._left_title.get_color() == "#0072b2"
+    assert to_hex(limit.get_color()) == "#aa0000"
+    assert drawn(study, "three_terms").figure.axes[0]._left_title.get_color() == "#0072b2"
+
+
+@pytest.mark.parametrize(
+    ("line", "words_of_it"),
+    [
+        ("font.sise: 8", "line 2: 'font.sise' is no setting"),
+        ("just words", "line 2: 'just words' is no setting"),
+        ("font.size: large", "line 2"),
+        ("svg.hashsalt: mine", "is fixed"),
+        ("backend: qtagg", "is fixed"),
+    ],
+)
+def test_a_bad_style_sheet_is_refused_in_one_line(tmp_path, line, words_of_it):
+    sheet = tmp_path / "own.mplstyle"
+    sheet.write_text(f"font.size: 9\n{line}\n")
+    with pytest.raises(style.StyleError, match=re.escape(words_of_it)) as raised:
+        style.read_sheet(sheet)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(style.StyleError, match="cannot be read"):
+        style.read_sheet(tmp_path / "none.mplstyle")
+
+
+def test_networks_are_told_apart_without_colour(full):
+    for name in ("loss_curves", "distance_over_steps", "kernels"):
+        series = [
+            line
+            for line in full[name].figure.axes[0].lines
+            if line.get_marker() not in ("", "None", None)
+        ]
+        looks = {(line.get_marker(), to_hex(line.get_color())) for line in series}
+        assert len({marker for marker, _ in looks}) == len(looks) > 1
+        greys = [np.dot(mpl.colors.to_rgb(c), (0.299, 0.587, 0.114)) for _, c in looks]
+        assert np.diff(np.sort(greys)).min() > 0.08
+
+
+# --- what was missing once ------------------------------------------------------------------------
+
+
+def test_every_swept_value_is_drawn_and_stands_on_its_bar():
+    widths = [8, 16, 32, 64, 128, 256]
+    study = small(grid={"depth": [4, 8], "width": widths, "embed_dim": [8, 32]})
+    picture = drawn(study, "error_vs_shape")
+    bars = [
+        axes for axes in picture.figure.axes if "M" in axes.get_xlabel() and axes.get_xticklabels()
+    ]
+    shown = [[text.get_text() for text in axes.get_xticklabels()] for axes in picture.figure.axes]
+    assert list(map(str, widths)) in shown
+    assert bars
+    own = picture.table[(picture.table["panel"] == "embed_dim")]
+    assert set(own["width"].dropna().astype(int)) >= set(widths)
+
+
+def test_values_for_which_there_is_no_room_are_named():
+    widths = [2**k for k in range(3, 15)]
+    study = small(grid={"depth": [4], "width": widths, "embed_dim": [8, 32]})
+    picture = drawn(study, "error_vs_shape")
+    (note,) = (note for note in picture.notes if "no room" in note)
+    drawn_widths = set(picture.table[picture.table["panel"] == "embed_dim"]["width"].dropna())
+    named = {int(value) for value in note.split("M = ")[1].rstrip(".").split(", ")}
+    assert named | drawn_widths == set(widths)
+    assert not named & drawn_widths
+
+
+def test_bars_of_different_lines_do_not_cover_one_another(full):
+    axes = full["error_vs_shape"].figure.axes[0]
+    places = []
+    for bars in axes.collections:
+        if isinstance(bars, LineCollection):
+            first = bars.get_segments()[0][0]
+            places.append(bars.get_transform().transform(first)[0])
+    assert len(places) == 3
+    assert np.diff(np.sort(places)).min() > 1.0
+
+
+def test_a_band_of_noise_is_drawn_whole_or_not_at_all():
+    axes = new_figure(1.0).add_subplot()
+    x = np.arange(3.0)
+    assert not panels.noise_band(axes, x, np.array([1e-3, 1e-5, 1e-2]), 1e-4)
+    assert not axes.collections
+    assert panels.noise_band(axes, x, np.array([1e-3, 2e-4, 1e-2]), 1e-4)
+    assert axes.collections
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least"), [(0.2, 0.9, 3), (0.03, 0.4, 3), (0.011, 0.09, 3), (0.31, 0.43, 2)]
+)
+def test_short_logarithmic_axes_have_labels(low, high, least):
+    fig = new_figure(1.0)
+    axes = fig.add_subplot()
+    axes.set_ylim(low, high)
+    panels.log_axis(axes, "y")
+    fig.draw_without_rendering()
+    texts = [
+        tick.label1.get_text()
+        for tick in axes.yaxis._update_ticks()
+        if low <= tick.get_loc() <= high and tick.label1.get_text()
+    ]
+    assert len(texts) >= least
+
+
+def test_best_shapes_have_intervals_and_those_at_the_edge_are_shown():
+    study = small()
+    rates = json.loads(json.dumps(study.rates()))
+    budget = rates["pairs"]["finite-dmft"]["hidden"]["14"]["fixed_budget"]
+    for point in budget["points"]:
+        point["error_interval"] = [0.9 * point["error"], 1.2 * point["error"]]
+    first = budget["points"].pop(0)
+    budget["edges"] = [{**first, "edge": "smallest D"}]
+    picture = figure(
+        "error_vs_parameters", study.experiment, study.open_store, study.errors(), rates
+    )
+    axes = picture.figure.axes[0]
+    ((P, error),) = lines(axes, "best, at the edge of $D$")
+    assert (P[0], error[0]) == (first["parameters"], first["error"])
+    bars = [s for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+    ends = {tuple(segment[:, 1]) for segment in bars}
+    assert tuple(first["error_interval"]) in ends
+    assert {tuple(point["error_interval"]) for point in budget["points"]} <= ends
+    said = f"For 1 of {1 + len(budget['points'])} values of P the shape of least hidden error has"
+    assert said in words(picture)
+    edge = picture.table[picture.table["series"] == "best shape, at an edge"]
+    assert edge["edge"].tolist() == ["smallest D"]
+
+
+# --- distances over depth and steps, kernels, accuracy --------------------------------------------
+
+
+def test_distances_over_depth_are_measured_and_predicted(study):
+    picture = drawn(study, "distance_over_depth", prediction())
+    pairs = ("finite-wide", "wide-mean_ode", "mean_ode-dmft", "finite-dmft")
+    terms_of_pair = dict(zip(pairs, ("W", "L", "D", "LWD"), strict=True))
+    table = picture.table
+    assert list(dict.fromkeys(table["pair"])) == list(pairs)
+    for pair, axes in zip(pairs, picture.figure.axes, strict=True):
+        own = table[(table["pair"] == pair) & (table["series"] == "measured")]
+        shapes = own[["depth", "width", "embed_dim"]].drop_duplicates().fillna(0).astype(int)
+        for shape in shapes.itertuples(index=False):
+            errors = study.errors()[pair].sel(step=LAST)
+            mine = np.logical_and.reduce(
+                [errors[n].values == v for n, v in zip(shapes.columns, shape, strict=True)]
+            )
+            values = errors["hidden_rms"].values[mine]
+            rows = own[(own[list(shapes.columns)].fillna(0) == list(shape)).all(axis=1)]
+            np.testing.assert_allclose(
+                rows["distance_rms"], np.sqrt((values**2).mean()) * rows["depth_s"]
+            )
+            np.testing.assert_allclose(rows["largest_seed"], values.max() * rows["depth_s"])
+            assert rows["depth_s"].min() > 0
+        curves = lines(axes, "_prediction")
+        assert len(curves) == len(shapes)
+        for (s, distance), shape in zip(curves, shapes.itertuples(index=False), strict=True):
+            sizes = [size or 1 for size in shape]
+            wanted = predicted("hidden", terms_of_pair[pair], *sizes)
+            np.testing.assert_allclose(distance, wanted * s)
+            with pytest.raises(AssertionError):
+                np.testing.assert_allclose(distance, 1.01 * wanted * s)
+
+
+def test_without_distances_over_depth_the_figure_says_so(study):
+    errors = {pair: dataset.drop_vars("hidden_rms_at") for pair, dataset in study.errors().items()}
+    picture = figure("distance_over_depth", study.experiment, study.open_store, errors, {})
+    assert picture.description()["status"] == "empty"
+    assert picture.why_empty == "There are no distances of hidden states over depth."
+    fig = drawn(study, "distance_over_depth")
+    assert "No predicted curve over depth of finite network – infinite width" in words(fig)
+
+
+def test_distances_over_steps_are_rms_over_seeds_without_the_limits_error(study):
+    picture = drawn(study, "distance_over_steps", prediction())
+    table = picture.table
+    for quantity in ("hidden", "output"):
+        own = table[
+            (table["pair"] == "finite-dmft")
+            & (table["observable"] == quantity)
+            & (table["series"] == "measured")
+        ]
+        last = own[own["gradient_step"] == LAST]
+        wanted = rms_by_shape(study.errors()["finite-dmft"], f"{quantity}_rms")
+        assert len(last) == 3
+        for row in last.itertuples():
+            shape = (int(row.depth), int(row.width), int(row.embed_dim))
+            assert row.distance_rms == pytest.approx(wanted[shape])
+            assert row.smallest_seed <= row.distance_rms <= row.largest_seed
+        curves = table[
+            (table["pair"] == "finite-dmft")
+            & (table["observable"] == quantity)
+            & (table["series"] == "predicted")
+            & (table["gradient_step"] == LAST)
+        ]
+        law = "LWD" if quantity == "hidden" else "LABD"
+        for row in curves.itertuples():
+            wanted_at = predicted(quantity, law, row.depth, row.width, row.embed_dim)
+            assert row.distance_rms == pytest.approx(wanted_at)
+
+
+def test_kernels_are_means_over_coordinates_and_quadratic_forms_of_the_limit():
+    study = Study(
+        synthetic.experiment(
+            model={"init_std": {"embedding": 0.5, "unembedding": 2.0}},
+            sweep={"shapes": [[8, 16, 16], [32, 128, 512]], "seeds": 2},
+        )
+    )
+    table = drawn(study, "kernels").table
+    dmft, gram = study.dmft(), np.diag([0.25, 0.25, 4.0, 4.0])
+    for field in ("hidden", "backward"):
+        c = dmft[f"{field}_coef"].values
+        own = table[(table["field"] == field) & (table["series"] == "DMFT limit")]
+        for step, sample in ((LAST, 0), (LAST, 1), (0, 0)):
+            rows = own[
+                (own["gradient_step"] == step)
+                & (own["gradient_step_other"] == LAST)
+                & (own["sample_other"] == sample)
+            ]
+            for s, node in ((0.0, 0), (0.5, 2), (1.0, 4)):
+                (value,) = rows[np.isclose(rows["depth_s"], s)]["kernel"]
+                wanted = c[step, node, 0] @ gram @ c[LAST, node, sample]
+                assert value == pytest.approx(wanted)
+                assert value != pytest.approx(c[step, node, 0] @ c[LAST, node, sample])
+    values = study.finite(32, 128, 512)["hidden"].values.astype(float)
+    rows = table[
+        (table["series"] == "network")
+        & (table["width"] == 128)
+        & (table["field"] == "hidden")
+        & (table["gradient_step"] == 0)
+    ]
+    per_seed = (values[:, 0, :, 0] * values[:, LAST, :, 0]).mean(axis=-1)
+    np.testing.assert_allclose(rows["kernel"], per_seed.mean(axis=0))
+    np.testing.assert_allclose(rows["smallest_seed"], per_seed.min(axis=0))
+    ends = table[table["series"].str.contains("all pairs") & (table["field"] == "backward")]
+    ends = ends[ends["width"] == 128]
+    backward = study.finite(32, 128, 512)["backward"].values[:, LAST, 0].astype(float)
+    wanted = [
+        (backward[:, i] * backward[:, j]).mean()
+        for i in range(min(4, backward.shape[1]))
+        for j in range(i, min(4, backward.shape[1]))
+    ]
+    np.testing.assert_allclose(ends["kernel"], wanted)
+
+
+class WithClasses(Study):
+    """Targets that are classes, and some samples that nothing was trained on."""
+
+    tests = 1
+
+    def problem(self):
+        problem = super().problem()
+        count, targets = problem["y"].shape
+        y = np.eye(targets)[np.arange(count) % targets]
+        is_test = np.arange(count) >= count - self.tests
+        problem["y"] = (("sample", "target"), y)
+        return problem.assign_coords(is_test=("sample", is_test)) if self.tests else problem
+
+
+@pytest.mark.parametrize("tests", [0, 1])
+def test_accuracy_counts_right_answers_of_training_and_test_samples_apart(study, tests):
+    classes = WithClasses(study.experiment)
+    classes.tests = tests
+    picture = drawn(classes, "accuracy")
+    parts = ["training", "test"] if tests else ["training"]
+    assert list(dict.fromkeys(picture.table["part"])) == parts
+    assert len(picture.figure.axes) == len(parts)
+    y = classes.problem()["y"].values.argmax(axis=-1)
+    rows = {"training": slice(0, len(y) - tests), "test": slice(len(y) - tests, None)}
+    for part in parts:
+        own = picture.table[picture.table["part"] == part]
+        limit = own[own["series"] == "DMFT limit"]
+        right = study.dmft()["output"].values.argmax(axis=-1) == y
+        np.testing.assert_allclose(limit["accuracy"], right[:, rows[part]].mean(axis=-1))
+        network = own[(own["series"] == "network") & (own["width"] == 8)]
+        right = study.finite(4, 8, 8)["output"].values.argmax(axis=-1) == y
+        share = right[:, :, rows[part]].mean(axis=-1)
+        np.testing.assert_allclose(network["accuracy"], share.mean(axis=0))
+        np.testing.assert_allclose(network["smallest_seed"], share.min(axis=0))
+
+
+def test_accuracy_needs_classes(study):
+    picture = drawn(study, "accuracy")
+    assert picture.why_empty == "The targets of this experiment are no classes."
+
+
+def test_figures_exist_where_their_data_may(study):
+    assert "accuracy" not in figure_names(study.experiment)
+    assert "frontier" not in figure_names(study.experiment)
+    assert "frontier" in figure_names(families().experiment)
+    digits = synthetic.experiment(problem={"data": {"kind": "digits", "samples": 8, "classes": 2}})
+    assert "accuracy" in figure_names(digits)
 
 
 def test_matplotlib_is_left_as_it_was(study):
@@ -252,11 +676,11 @@ def test_matplotlib_is_left_as_it_was(study):
 
 def test_error_vs_shape_shows_the_rms_over_seeds_and_the_fitted_law(study, full):
     fig = full["error_vs_shape"]
-    panels = fig.axes[:6]
+    panels = fig.figure.axes[:6]
     assert [axes.get_xlabel() for axes in panels[3:]] == [
-        "embedding dimension D",
-        "depth L",
-        "hidden width M",
+        "embedding dimension $D$",
+        "depth $L$",
+        "hidden width $M$",
     ]
     errors = study.errors()["finite-dmft"]
     hidden, output = (rms_by_shape(errors, name) for name in ("hidden_rms", "output_rms"))
@@ -287,25 +711,29 @@ def both(axes):
     return lines(axes, "_resolved"), lines(axes, "_unresolved")
 
 
-def test_error_vs_shape_says_that_depth_does_not_vary():
-    fig = drawn(one_depth(), "error_vs_shape")
-    assert words(fig).count("All networks have L = 50: there is no dependence on it to show.") == 2
-    assert not fig.axes[1].lines
-    assert fig.axes[0].lines
-    assert fig.axes[2].lines
+def test_error_vs_shape_leaves_out_a_size_that_does_not_vary():
+    picture = drawn(one_depth(), "error_vs_shape")
+    assert "No panel for L: all networks have L = 50." in picture.notes
+    shown = [axes for axes in picture.figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(shown) == 4
+    assert all(axes.lines for axes in shown)
+    labels = [axes.get_xlabel() for axes in shown[2:]]
+    assert labels == ["embedding dimension $D$", "hidden width $M$"]
 
 
 def test_error_vs_shape_says_that_no_size_varies_alone():
-    fig = drawn(small(grid=None, shapes=[[4, 4, 4], [8, 8, 8], [16, 16, 16]]), "error_vs_shape")
+    shapes = [[4, 4, 4], [8, 8, 8], [16, 16, 16]]
+    picture = drawn(small(grid=None, shapes=shapes), "error_vs_shape")
+    assert picture.description()["status"] == "empty"
     for symbol in "DLM":
-        assert f"No two shapes of this experiment differ in {symbol} alone." in words(fig)
+        assert f"no two shapes of this experiment differ in {symbol} alone" in picture.why_empty
 
 
 def test_error_vs_shape_falls_back_to_the_next_limit():
     study = small(pairs=["finite-wide"])
     fig = drawn(study, "error_vs_shape")
     assert "finite network – infinite width" in words(fig)
-    assert fig.axes[0].lines
+    assert fig.figure.axes[0].lines
 
 
 # --- error against parameters ---------------------------------------------------------------------
@@ -314,13 +742,13 @@ def test_error_vs_shape_falls_back_to_the_next_limit():
 def test_error_vs_parameters_shows_all_shapes_the_best_and_both_slopes(study, full):
     fig = full["error_vs_parameters"]
     rates, errors = study.rates(), study.errors()["finite-dmft"]
-    for axes, quantity, power in zip(fig.axes, ("hidden", "output"), (6, 5), strict=True):
+    for axes, quantity, power in zip(fig.figure.axes, ("hidden", "output"), (6, 5), strict=True):
         expected = rms_by_shape(errors, f"{quantity}_rms")
         ((P, error),) = lines(axes, "all shapes")
         wanted = sorted((Shape(*shape).parameters, value) for shape, value in expected.items())
         np.testing.assert_allclose(sorted(zip(P, error, strict=True)), wanted)
         budget = rates["pairs"]["finite-dmft"][quantity]["14"]["fixed_budget"]
-        ((P, error),) = lines(axes, "best shape for its P")
+        ((P, error),) = lines(axes, "best shape for its $P$")
         assert P.tolist() == [point["parameters"] for point in budget["points"]]
         assert error.tolist() == [point["error"] for point in budget["points"]]
         labels = {line.get_label(): np.log(line.get_data()) for line in axes.lines}
@@ -342,7 +770,7 @@ TERMS = (("finite-wide", 0.5), ("wide-mean_ode", -1.0), ("mean_ode-dmft", -0.5))
 def test_three_terms_shows_points_fits_and_theory(study, full):
     fig = full["three_terms"]
     rates = study.rates()["pairs"]
-    for axes, (pair, slope) in zip(fig.axes[:3], TERMS, strict=True):
+    for axes, (pair, slope) in zip(fig.figure.axes[:3], TERMS, strict=True):
         expected = rms_by_shape(study.errors()[pair], "hidden_rms")
         x, y = np.hstack(
             [np.hstack(lines(axes, "_resolved")), np.hstack(lines(axes, "_unresolved"))]
@@ -380,7 +808,8 @@ def test_a_key_names_only_what_is_drawn(study):
         (Known(of_pair, dict.fromkeys(of_pair, 0.0), ()), 2),
     ):
         axes = Figure().add_subplot()
-        scaling._sum_lines(axes, cells, None, found)
+        what = causes._What(causes._TERMS[0], "output", LAST, found)
+        causes._sum_lines(axes, cells, None, what, Twin())
         legend = axes.get_legend()
         assert len(legend.get_texts() if legend else []) == len(axes.lines) == keys
 
@@ -395,7 +824,7 @@ def test_three_terms_shows_what_is_not_resolved_hollow_above_the_noise(study):
         )
     )
     fig = figure("three_terms", study.experiment, study.open_store, errors, study.rates())
-    axes = fig.axes[1]
+    axes = fig.figure.axes[1]
     resolved, unresolved = (np.hstack(group) for group in both(axes))
     assert resolved.shape[1] > 0
     assert unresolved.shape[1] > 0
@@ -466,18 +895,18 @@ def test_a_study_in_which_everything_diverged_says_so():
         assert "All 9 networks diverged: there is nothing to draw." in words(drawn(study, name))
     fig = drawn(study, "loss_curves")
     assert "No finite network of this experiment was trained to the end." in words(fig)
-    assert [line.get_label() for line in fig.axes[0].lines] == ["DMFT limit"]
+    assert [line.get_label() for line in fig.figure.axes[0].lines] == ["DMFT limit"]
 
 
 def test_networks_that_diverged_are_replaced_by_their_neighbours():
     study = small()
     study.diverged = {(16, 128, 128, seed) for seed in range(3)} | {(4, 8, 8, 0)}
     fig = drawn(study, "loss_curves")
-    labels = [line.get_label() for line in fig.axes[0].lines]
+    labels = [line.get_label() for line in fig.figure.axes[0].lines]
     assert "L = 16, M = 128, D = 128" not in labels
     assert "L = 4, M = 8, D = 8" in labels
     assert "networks looked at diverged, left out." in words(fig)
-    for line in fig.axes[0].lines:
+    for line in fig.figure.axes[0].lines:
         assert np.isfinite(line.get_ydata()).all()
 
 
@@ -485,7 +914,7 @@ def test_networks_that_diverged_are_replaced_by_their_neighbours():
 
 
 def test_loss_curves_are_the_losses(study, full):
-    left, right = full["loss_curves"].axes
+    left, right = full["loss_curves"].figure.axes
     limit = study.dmft()
     by_label = {line.get_label(): np.array(line.get_data()) for line in left.lines}
     np.testing.assert_array_equal(by_label.pop("DMFT limit")[1], limit["loss"].values)
@@ -507,7 +936,7 @@ def test_loss_curves_of_few_saved_steps_take_the_limit_at_the_same_steps():
             sweep={"shapes": [[4, 8, 8], [8, 16, 16]], "seeds": 2},
         )
     )
-    _, right = drawn(study, "loss_curves").axes
+    _, right = drawn(study, "loss_curves").figure.axes
     values = study.finite(4, 8, 8)["loss"].values
     limit = study.dmft()["loss"].values[[5, 14]]
     x, y = right.lines[0].get_data()
@@ -516,10 +945,10 @@ def test_loss_curves_of_few_saved_steps_take_the_limit_at_the_same_steps():
 
 
 def test_trajectories_are_the_stored_fields_and_the_limit_of_the_same_rows(study, full):
-    panels = full["trajectories"].axes
+    panels = full["trajectories"].figure.axes
     assert len(panels) == 3
-    assert panels[0].get_title(loc="left") == "L = 4, M = 8, D = 8"
-    assert panels[2].get_title(loc="left") == "L = 16, M = 128, D = 128"
+    assert panels[0].get_title(loc="left").replace("$", "") == "L = 4, M = 8, D = 8"
+    assert panels[2].get_title(loc="left").replace("$", "") == "L = 16, M = 128, D = 128"
     rows = embedding_rows(make_problem(study.experiment), study.experiment.seed, 0, 8)
     (note,) = (text for text in words(full["trajectories"]).split("Seed 0")[1:])
     shown = [int(d) for d in note.split("coordinates ")[1].split(".")[0].split(", ")]
@@ -538,7 +967,7 @@ def test_trajectories_use_one_seed_that_no_network_lost():
     study.diverged = {(4, 8, 8, 0)}
     fig = drawn(study, "trajectories")
     assert "Seed 1, sample 0" in words(fig)
-    ends = [np.array([y[-1] for _, y in lines(axes, "_limit")]) for axes in fig.axes]
+    ends = [np.array([y[-1] for _, y in lines(axes, "_limit")]) for axes in fig.figure.axes]
     np.testing.assert_allclose(ends[0], ends[2])
 
 
@@ -569,7 +998,7 @@ def test_of_tokens_the_last_one_is_drawn_and_named(study, full):
     fig = drawn(tokens, "trajectories")
     assert "of token 2. The limit takes" in words(fig)
     assert "token" not in words(full["trajectories"])
-    for axes, plain in zip(fig.axes, full["trajectories"].axes, strict=True):
+    for axes, plain in zip(fig.figure.axes, full["trajectories"].figure.axes, strict=True):
         for label in ("_finite", "_limit"):
             for line, other in zip(lines(axes, label), lines(plain, label), strict=True):
                 np.testing.assert_allclose(line, other, rtol=1e-6)
@@ -599,13 +1028,13 @@ def test_histograms_count_coordinates_against_the_law_of_the_limit():
         )
     )
     fig = drawn(study, "histograms")
-    assert len(fig.axes) == 2 * 3
+    assert len(fig.figure.axes) == 2 * 3
     coefficients = study.dmft()["hidden_coef"].values[LAST, -1]
     gram = np.diag([0.25, 0.25, 4.0, 4.0])
     for row, sizes in enumerate(((8, 16, 16), (32, 128, 512))):
         hidden = study.finite(*sizes)["hidden"].values[:, LAST, -1].astype(float)
         for sample in range(3):
-            axes = fig.axes[3 * row + sample]
+            axes = fig.figure.axes[3 * row + sample]
             std = np.sqrt(coefficients[sample] @ gram @ coefficients[sample])
             (line,) = axes.lines
             x, density = line.get_data()
@@ -643,7 +1072,7 @@ def test_stores_that_cannot_be_opened_are_named_and_replaced(study):
 
     fig = figure("loss_curves", study.experiment, open_store, study.errors(), study.rates())
     assert "Could not be opened: L16_M128_D128." in words(fig)
-    assert len(fig.axes[0].lines) > 2
+    assert len(fig.figure.axes[0].lines) > 2
 
 
 def test_without_finite_networks_or_limits_nothing_is_invented(study):
@@ -657,10 +1086,10 @@ def test_without_finite_networks_or_limits_nothing_is_invented(study):
     ):
         fig = figure(name, study.experiment, nothing, {}, {})
         assert sentence in words(fig)
-        assert not any(axes.lines for axes in fig.axes)
+        assert not any(axes.lines for axes in fig.figure.axes)
     for name in ("error_vs_shape", "error_vs_parameters", "three_terms", "rates_table"):
         fig = figure(name, study.experiment, nothing, {}, {})
-        assert not any(axes.lines for axes in fig.axes)
+        assert not any(axes.lines for axes in fig.figure.axes)
     assert "No rates were fitted." in words(fig)
 
 
@@ -735,7 +1164,7 @@ def test_measured_rates_are_drawn_as_they_are_given():
                 interval = fit["exponent_interval"]
                 shown = style.with_interval(fit["exponent"], interval, style.fixed)
                 assert f"exponent {shown}" in text
-            resolved, unresolved = both(fig.axes[1])
+            resolved, unresolved = both(fig.figure.axes[1])
             drawn_shapes = sum(group.shape[1] for group in resolved)
             assert drawn_shapes == rates["pairs"]["wide-mean_ode"]["hidden"][str(LAST)]["shapes"]
             hollow = sum(group.shape[1] for group in unresolved)
@@ -791,7 +1220,7 @@ def test_frontier_shows_every_pair_of_every_family(of_families):
     rates = study.rates()
     places = [(name, quantity) for name in rates["families"] for quantity in ("hidden", "output")]
     drawn_fits = 0
-    for axes, (name, quantity) in zip(of_families["frontier"].axes, places, strict=True):
+    for axes, (name, quantity) in zip(of_families["frontier"].figure.axes, places, strict=True):
         theories = lines(axes, "_theory")
         fits = iter(lines(axes, "_fit"))
         written = " ".join(text.get_text() for text in axes.texts)
@@ -849,7 +1278,7 @@ def test_frontier_counts_what_it_leaves_out():
         (*shape, seed) for shape in study.experiment.shapes for seed in study.experiment.seeds
     }
     fig = drawn(study, "frontier")
-    assert len(fig.axes[0].containers) == 1
+    assert len(fig.figure.axes[0].containers) == 1
 
 
 def test_frontier_without_families_says_so(full):
@@ -920,7 +1349,8 @@ def test_error_vs_shape_draws_the_prediction_and_not_the_fit(study):
         2: lambda x, k: (16, x, values[k % 3]),
     }
     places = [
-        (axes, ("hidden", "output")[k // 3], place[k % 3]) for k, axes in enumerate(fig.axes[:6])
+        (axes, ("hidden", "output")[k // 3], place[k % 3])
+        for k, axes in enumerate(fig.figure.axes[:6])
     ]
     terms = {"hidden": "LWD", "output": "LABD"}
     assert check_predictions(fig, places, terms) == 18
@@ -942,7 +1372,7 @@ def test_three_terms_draws_predicted_terms_alone(study):
     terms = (("W", "L", "D"), ("AB", "L", "D"))
     for row, quantity in enumerate(("hidden", "output")):
         for column, own in enumerate(terms[row]):
-            axes = fig.axes[3 * row + column]
+            axes = fig.figure.axes[3 * row + column]
             found = lines(axes, "_prediction")
             assert len(found) == (2 if own == "AB" else 1)
             for (x, y), D in zip(found, (8, 128), strict=False):
@@ -963,7 +1393,9 @@ def test_three_terms_draws_predicted_terms_alone(study):
 
 def test_error_vs_parameters_draws_the_least_error_that_is_predicted(study):
     fig = drawn(study, "error_vs_parameters", prediction())
-    for axes, quantity, terms in zip(fig.axes, ("hidden", "output"), ("LWD", "LABD"), strict=True):
+    for axes, quantity, terms in zip(
+        fig.figure.axes, ("hidden", "output"), ("LWD", "LABD"), strict=True
+    ):
         ((P, least),) = lines(axes, "prediction, best shape")
         for number, error in zip(P[::10], least[::10], strict=True):
             D = np.geomspace(1, number, 20001)
@@ -983,7 +1415,7 @@ def test_frontier_draws_the_prediction_for_the_shapes_of_the_points():
         "finite-dmft": {"hidden": "LWD", "output": "LABD"},
     }
     places = [(name, quantity) for name in rates["families"] for quantity in ("hidden", "output")]
-    for axes, (name, quantity) in zip(fig.axes, places, strict=True):
+    for axes, (name, quantity) in zip(fig.figure.axes, places, strict=True):
         found = lines(axes, "_prediction")
         pairs = rates["families"][name]["pairs"]
         for (P, error), (pair, of_pair) in zip(found, pairs.items(), strict=True):
@@ -1007,39 +1439,15 @@ def test_figures_say_what_is_not_predicted(study, name):
     assert "No predicted curve where hidden and output errors depend on 1/L." in words(fig)
     # What is whole is drawn all the same.
     if name == "three_terms":
-        assert [len(lines(axes, "_prediction")) for axes in fig.axes[:6]] == [1, 0, 1, 2, 0, 1]
-        assert [len(lines(axes, "_theory")) for axes in fig.axes[:6]] == [0, 1, 0, 0, 1, 0]
-
-
-# --- captions -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["workflow", *FIGURES])
-@pytest.mark.parametrize(
-    "config",
-    [{}, {**synthetic.experiment().model_dump(mode="json"), "seeds": "8 to 200"}],
-    ids=["empty", "study"],
-)
-def test_captions_render_as_in_the_report(name, config):
-    """Snakemake renders a caption with Jinja2 and docutils, and gives it ``snakemake.config``."""
-    source = (REPORT / f"{name}.rst").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(source).render(snakemake=type("S", (), {"config": config}))
-    complaints = io.StringIO()
-    parts = docutils.core.publish_parts(
-        text, writer=get_writer_class("html")(), settings_overrides={"warning_stream": complaints}
-    )
-    assert complaints.getvalue() == ""
-    assert "{" not in parts["html_body"]
-    assert len(parts["html_body"]) > 200
-    if name == "workflow" and config:
-        assert "synthetic" in parts["html_body"]
-    if name in ("workflow", "error_vs_shape") and config:
-        assert "8 to 200 seeds" in " ".join(parts["html_body"].split())
-
-
-def test_every_caption_belongs_to_a_figure():
-    assert {path.stem for path in REPORT.glob("*.rst")} == {"workflow", *FIGURES}
+        assert [len(lines(axes, "_prediction")) for axes in fig.figure.axes[:6]] == [
+            1,
+            0,
+            1,
+            2,
+            0,
+            1,
+        ]
+        assert [len(lines(axes, "_theory")) for axes in fig.figure.axes[:6]] == [0, 1, 0, 0, 1, 0]
 
 
 # --- what is told beside the figures --------------------------------------------------------------
@@ -1050,11 +1458,11 @@ def test_every_caption_belongs_to_a_figure():
     [[1, 1000, 1024, 1100, 1000000], [10, 11, 12, 13, 1000], [2, 3, 4, 5, 6, 7, 8, 9, 10, 2000]],
 )
 def test_labels_of_sizes_do_not_touch(sizes):
-    fig = style.new_figure(2.0)
+    fig = new_figure(0.8)
     for axes in fig.subplots(1, 3):
         axes.plot(sizes, sizes)
         axes.set_xscale("log")
-        style.size_ticks(axes, sizes)
+        panels.size_ticks(axes, sizes)
         axes.set_yticks([])
     no_words_lie_on_other_words(fig)
     ticks = axes.get_xticks()

@@ -42,18 +42,24 @@ def test_every_kind_has_a_place():
 def test_figures_and_report():
     paths = Paths(Path("elsewhere"), "e")
     assert paths.figures == Path("elsewhere/e/figures")
+    assert paths.figure("frontier", "pdf") == Path("elsewhere/e/figures/frontier.pdf")
     assert paths.report == Path("elsewhere/e/report.html")
+    assert paths.workflow_page == Path("elsewhere/e/workflow.html")
+    assert paths.page_stage(paths.report) == "report"
+    assert paths.page_stage(paths.figures / "frontier.png") == "figures"
+    assert paths.page_stage(paths.workflow_page) == "figures"
 
 
-def test_the_frontier_is_drawn_for_families_only(tiny_experiment, tiny_values):
-    assert set(FIGURES) - set(figure_names(tiny_experiment())) == {"frontier"}
+def test_figures_are_drawn_where_their_data_may_be(tiny_experiment, tiny_values):
+    assert set(FIGURES) - set(figure_names(tiny_experiment())) == {"frontier", "accuracy"}
     family = {
         "parameters": [100],
         "depth": {"factor": 2, "exponent": 0},
         "embed_dim": {"factor": 4, "exponent": 0},
     }
     values = tiny_values() | {"sweep": {"families": {"a": family}}}
-    assert figure_names(experiment_from_dict(values)) == FIGURES
+    with_families = figure_names(experiment_from_dict(values))
+    assert with_families == tuple(name for name in FIGURES if name != "accuracy")
 
 
 def test_wildcards_make_patterns():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -617,6 +618,27 @@ def test_best_shapes_fall_as_theory_says(observable: str, law: Law) -> None:
     for point in found["points"]:
         assert point["parameters"] == point["depth"] * point["width"] * point["embed_dim"]
         assert WIDE_GRID[0] < point["embed_dim"] < WIDE_GRID[-1]
+        assert inside(point["error"], point["error_interval"])
+        low, high = point["error_interval"]
+        assert high > 1.01 * low
+    for point in found["edges"]:
+        assert point["edge"] in ("smallest D", "largest D")
+
+
+def test_intervals_of_best_shapes_hold_the_law_as_often_as_they_say() -> None:
+    held, wrong = [], []
+    for draw in range(12):
+        dataset = study(hidden_law, WIDE_GRID, WIDE_GRID, WIDE_GRID, seeds=6, draw=draw)
+        found = fit(dataset, "finite-dmft", "hidden", STEP)["fixed_budget"]
+        for point in found["points"] + found["edges"]:
+            sizes = (point["depth"], point["width"], point["embed_dim"])
+            true = math.sqrt(hidden_law(*map(float, sizes)))
+            held.append(inside(true, point["error_interval"]))
+            wrong.append(inside(1.5 * true, point["error_interval"]))
+    # The best of several is chosen by its error, which makes it a little too small.
+    assert np.mean(held) > 0.75
+    # Negative control: intervals that hold anything would hold this too.
+    assert np.mean(wrong) < 0.2
 
 
 def test_errors_that_fall_faster_are_rejected() -> None:
@@ -642,6 +664,11 @@ def test_best_shapes_at_the_edge_do_not_count() -> None:
     found = fit(study(noise_law), "finite-dmft", "hidden", STEP)["fixed_budget"]
     assert found["exponent"] is None
     assert found["points"] == []
+    assert {point["edge"] for point in found["edges"]} == {"smallest D"}
+    at_edges = [point["error"] for point in found["edges"]]
+    assert len(at_edges) >= 3
+    assert all(np.isfinite(at_edges))
+    assert all(point["error_interval"] for point in found["edges"])
     assert "between" in found["reason"]
     few = fit(
         study(hidden_law, depth=[4, 8], width=[8], embed_dim=[8]), "finite-dmft", "hidden", STEP

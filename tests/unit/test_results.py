@@ -395,6 +395,9 @@ def test_fields_are_those_of_the_stores(folders, name, of):
             of_seed = coefs[k] if "seed" in limit.dims else coefs
             wanted = (of_seed @ rows_of(results, shape[2], seed).T)[own.step.values]
             np.testing.assert_allclose(found.sel(seed=seed), wanted, rtol=1e-8, atol=1e-10)
+            # The control: the rows of another seed are told apart.
+            other = (of_seed @ rows_of(results, shape[2], seed + 1).T)[own.step.values]
+            assert not np.allclose(found.sel(seed=seed), other, rtol=0.1)
     assert (field - results.field(*shape, limit="dmft")).shape == field.shape
 
 
@@ -534,6 +537,30 @@ def test_distance_over_depth_by_hand(grid):
         np.testing.assert_allclose(found.sel(seed=k), wanted, rtol=1e-7, atol=1e-10)
 
 
+def test_distance_over_depth_without_a_table_of_it(grid, tmp_path):
+    """Tables of older versions lack it, and the fields themselves are compared."""
+    folder = tmp_path / "grid"
+    shutil.copytree(grid.path, folder)
+    tables = store.open_groups(folder / "errors.zarr")
+    older = {
+        pair: table.load().drop_vars(["hidden_rms_at", "s"]).drop_encoding()
+        for pair, table in tables.items()
+    }
+    shutil.rmtree(folder / "errors.zarr")
+    attrs = store.open_store(grid.path / "errors.zarr").attrs
+    store.write(older, folder / "errors.zarr", attrs=attrs)
+    results = open_results(folder)
+    for pair, sizes in (
+        ("finite-dmft", {"depth": 4, "width": 6, "embed_dim": 4}),
+        ("finite-wide", {"depth": 4, "width": 4, "embed_dim": 8}),
+        ("wide-mean_ode", {"depth": 2, "embed_dim": 8}),
+    ):
+        found = results.distance(pair, by=["s", "seed"], **sizes)
+        stored = grid.distance(pair, by=["s", "seed"], **sizes)
+        np.testing.assert_allclose(found, stored, rtol=1e-7, atol=1e-10)
+        np.testing.assert_array_equal(found.s, stored.s)
+
+
 def test_distance_over_depth_is_taken_from_the_table_where_it_is_there(grid, tmp_path):
     """Doctored numbers show which of both is used; depths are padded as for other depths."""
     folder = tmp_path / "grid"
@@ -541,7 +568,7 @@ def test_distance_over_depth_is_taken_from_the_table_where_it_is_there(grid, tmp
     tables = store.open_groups(folder / "errors.zarr")
     changed = {}
     for pair, lazy in tables.items():
-        table = lazy.load()
+        table = lazy.drop_vars(["hidden_rms_at", "s"], errors="ignore").load()
         cells_, steps, points = table.sizes["cell"], table.sizes["step"], 7
         depth = np.where(table.depth.values, table.depth.values, points - 1)
         s = np.full((cells_, points), np.nan)

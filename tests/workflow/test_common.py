@@ -16,8 +16,6 @@ import pytest
 import yaml
 from trees import ROOT
 
-from resnet_limits.stages.paths import FIGURES
-
 COMMON = ROOT / "rules" / "common.smk"
 
 
@@ -51,9 +49,25 @@ def common(tmp_path: Path, tiny_values: Callable[..., dict[str, Any]]) -> Callab
     return build
 
 
-def test_every_figure_has_a_caption() -> None:
-    for name in ("workflow", *FIGURES):
-        assert (ROOT / "workflow" / "report" / f"{name}.rst").is_file()
+def test_a_style_of_ones_own_is_a_file_and_counts_by_its_content(
+    common: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, style = tmp_path / "experiment.yaml", tmp_path / "own.mplstyle"
+    plain = common()
+    assert plain["config"]["figure_style"] is None
+    digests = [plain["style_digest"]()]
+    for content in ("font.size: 9", "font.size: 10"):
+        style.write_text(content)
+        names = load_common(file, figure_style=str(style))
+        assert names["config"]["figure_style"] == str(style)
+        digests.append(names["style_digest"]())
+    assert len(set(digests)) == 3
+    style.rename(tmp_path / "elsewhere.mplstyle")
+    moved = load_common(file, figure_style=str(tmp_path / "elsewhere.mplstyle"))
+    assert moved["style_digest"]() == digests[-1]
+    with pytest.raises(SystemExit) as stopped:
+        load_common(file, figure_style=str(style))
+    assert stopped.value.code == 2
 
 
 def test_jobs_get_the_experiment_of_one_file(common: Callable[..., Any]) -> None:
@@ -120,18 +134,30 @@ def test_switches_are_true_or_false(name: str, capsys: pytest.CaptureFixture[str
         assert "allowed: true, false" in capsys.readouterr().err
 
 
-def test_captions_count_by_what_they_say(tmp_path: Path) -> None:
+def test_texts_count_by_what_they_say(tmp_path: Path) -> None:
     """And not by where the checkout is, which may have several names."""
-    digest = load_common()["captions_digest"]()
+    digest = load_common()["workflow_texts_digest"]()
     (tmp_path / "workflow").mkdir()
     copy = tmp_path / "workflow" / "report"
     shutil.copytree(ROOT / "workflow" / "report", copy)
     names = load_common()
     names["SNAKEMAKE"]._workflow.basedir = str(tmp_path)
-    assert names["captions_digest"]() == digest
-    with (copy / "three_terms.rst").open("a") as stream:
+    assert names["workflow_texts_digest"]() == digest
+    with (copy / "workflow.rst").open("a") as stream:
         stream.write("More.")
-    assert names["captions_digest"]() != digest
+    assert names["workflow_texts_digest"]() != digest
+
+
+def test_templates_count_by_what_they_say(tmp_path: Path) -> None:
+    names = load_common()
+    digest = names["templates_digest"]()
+    copy = tmp_path / "templates"
+    shutil.copytree(names["TEMPLATES"], copy)
+    names["TEMPLATES"] = copy
+    assert names["templates_digest"]() == digest
+    with (copy / "page.css").open("a") as stream:
+        stream.write("p {}")
+    assert names["templates_digest"]() != digest
 
 
 def test_missing_data_file_is_one_line(
@@ -163,5 +189,4 @@ def test_environment_of_jobs_has_the_packages_of_the_project() -> None:
     for line in project["dependencies"]:
         name, _, bounds = re.fullmatch(r"([a-z0-9-]+)(\[\w+\])?(.*)", line).groups()
         wanted[name] = bounds
-    del wanted["typer"]  # of the command line, which no job uses
     assert found == wanted

@@ -58,7 +58,8 @@ def validate(config: Config) -> None:
     typer.echo(f"shapes: {len(experiment.shapes)}, seeds: {len(experiment.seeds)}")
     typer.echo("pairs: " + ", ".join(experiment.pairs))
     for kind in COMMANDS:
-        typer.echo(f"{kind}: {len(paths.cells(kind, experiment))} results")
+        count = len(paths.cells(kind, experiment))
+        typer.echo(f"{kind}: {count} result{'' if count == 1 else 's'}")
 
 
 def dmft_for(experiment: Experiment, results: Path) -> xr.Dataset:

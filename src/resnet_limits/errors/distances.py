@@ -156,7 +156,11 @@ def finite_distances(
         ]
     hidden = _array(finite, "hidden", own)
     if isinstance(hidden, np.ndarray):
-        sums = _block_sums(hidden, embedding[own.seeds], *operands)
+        rows, parts = embedding[own.seeds], []
+        for states, *coefs in _pieces([hidden, *operands[1::2]]):
+            operands[1::2] = coefs
+            parts.append(_block_sums(states, rows, *operands))
+        sums = np.concatenate(parts, axis=2)
         tell(hidden.nbytes)
     else:
         sums = _lazy_sums(hidden, embedding[own.seeds], *operands, tell=tell)

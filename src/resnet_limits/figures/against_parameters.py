@@ -28,6 +28,8 @@ from resnet_limits.optimum import best_sizes
 from resnet_limits.predicted import Known, Prediction, known
 
 _PAIR = "finite-dmft"
+_FEW_SHAPES = 20
+"""Up to this number, the points of all shapes are drawn large and dark."""
 
 _CAPTION = """\
 Distance of finite networks from the DMFT limit against the number P = LMD: left, in the hidden
@@ -154,9 +156,9 @@ def _panel(
 ) -> None:
     twin, fixed = record
     every = cells.parameters
-    axes.plot(
-        every, cells.error, "o", ms=2.6, mfc=style.pale(), mec="none", label="all shapes", zorder=1
-    )
+    few = len(every) <= _FEW_SHAPES
+    look: dict[str, Any] = {"ms": 4.0 if few else 2.6, "mfc": style.GREY if few else style.pale()}
+    axes.plot(every, cells.error, "o", mec="none", label="all shapes", zorder=1, **look)
     twin.add(series="measured", **fixed, **panels.error_columns(cells), parameters=every)
     if found.is_complete:
         P = np.geomspace(every.min() / 1.5, every.max() * 1.5, 60)

@@ -137,7 +137,8 @@ def error_vs_shape(
     chosen = {x: found for x, found in lines.items() if found}
     notes = [_why_no_lines(cells, x) for x in _PANEL_SIZES if x not in chosen]
     if not chosen:
-        return empty(name, title, _CAPTION, "No size varies alone. " + " ".join(notes))
+        reasons = [note.partition(": ")[2].removesuffix(".") for note in notes]
+        return empty(name, title, _CAPTION, sentence("no size varies alone", *reasons))
     figure = new_figure(1.9, 0.2 + 0.8 * len(chosen) / 3)
     axes_of = figure.subplots(2, len(chosen), sharex="col", squeeze=False)
     twin, message = Twin(), []
@@ -150,6 +151,10 @@ def error_vs_shape(
         for axes, (x, choice) in zip(row, chosen.items(), strict=True):
             shown = _size_lines(axes, cells, x, choice, fit, found, (twin, fixed))
             lowest, highest = extend(shown, lowest, highest)
+        # Curves may leave small shapes far below them; they must not flatten everything else.
+        curves = [line.get_ydata() for axes in row for line in axes.lines]
+        most = max((np.max(curve, initial=0.0) for curve in curves), default=0.0)
+        highest = max(highest, min(most, 2.5 * highest))
         panels.common_y(list(row), lowest / 1.3, highest * 1.3)
         row[0].set_ylabel(style.AXIS_NAMES[quantity])
         message.append(extremes(cells, quantity))
@@ -166,8 +171,7 @@ def error_vs_shape(
                 f"In the panel of {SYMBOLS[x]} there is no room for the lines of "
                 f"{SYMBOLS[choice.colour]} = {values}."
             )
-    kinds = ["points", "range", "prediction", "fit"]
-    panels.key(figure, panels.marks(*kinds))
+    panels.key(figure, panels.marks(*panels.kinds_drawn(figure)))
     return Picture(
         name,
         title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +160,8 @@ def along_diagonal(shapes: Sequence[Shape], count: int) -> list[Shape]:
     """Pick shapes from the smallest to the largest that all sizes grow along.
 
     The ends are the shapes of least and of most parameters; between them, those nearest to the
-    straight line between the ends in (log L, log M, log D).
+    straight line between the ends in (log L, log M, log D). A size of 0, which is infinite, is
+    the same for all.
     """
     if not shapes:
         return []
@@ -167,8 +169,8 @@ def along_diagonal(shapes: Sequence[Shape], count: int) -> list[Shape]:
     if embed_dims > 2:
         # More networks than this would not all differ in the size that matters most.
         count = min(count, embed_dims)
-    ordered = sorted(shapes, key=lambda shape: (shape.parameters, shape))
-    logs = np.log(np.array(ordered, dtype=float))
+    ordered = sorted(shapes, key=lambda shape: (math.prod(size or 1 for size in shape), shape))
+    logs = np.log(np.maximum(np.array(ordered, dtype=float), 1.0))
     points = np.linspace(0, 1, count)[:, None]
     line = logs[0] + points * (logs[-1] - logs[0])
     distances = ((line[:, None, :] - logs[None, :, :]) ** 2).sum(axis=-1)

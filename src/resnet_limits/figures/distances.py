@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_limits.cells import NOISE_SHARE, VARIABLES
+from resnet_limits.cells import NOISE_SHARE, ROUNDING, VARIABLES
 from resnet_limits.figures import panels, style
 from resnet_limits.figures.cells import (
     OBSERVABLES,
@@ -34,6 +35,8 @@ _MOST_PANELS = 4
 _SHAPES = 4
 _MOST_POINTS = 21
 """So many steps or depths are drawn of more."""
+_SEEN = 1e-4
+"""Distances below this part of the largest may be the rounding of stored states."""
 
 _MARKS = """\
 - **Points** are networks or limits of one shape, told apart by colour and marker: the root mean
@@ -58,7 +61,7 @@ Distance over gradient steps: one column for each cause of error alone, and one 
 Above, the hidden states of the last layer; below, the outputs.
 
 {_MARKS}- The limits' own error is taken off, as a square, where it is not larger than the distance.
-  Steps at which a distance is zero have no place on the logarithmic axis.
+  Steps at which a distance is nothing but rounding have no place on the logarithmic axis.
 """
 
 
@@ -72,6 +75,11 @@ class _Measured:
     low: np.ndarray
     high: np.ndarray
     seeds: int
+
+    @property
+    def is_seen(self) -> np.ndarray:
+        """Whether each distance is more than the rounding of stored states."""
+        return self.rms > max(ROUNDING, _SEEN * self.rms.max(initial=0.0))
 
 
 def _panel_pairs(errors: Errors, step: int | None) -> list[str]:
@@ -133,9 +141,9 @@ def _draw(
     predicted: tuple[np.ndarray, np.ndarray] | None,
     record: tuple[Twin, str, dict[str, Any]],
 ) -> None:
-    """Draw distances of one shape beside the predicted, as far as they are positive."""
+    """Draw distances of one shape beside the predicted, as far as they exceed rounding."""
     twin, x_name, fixed = record
-    shown = found.rms > 0
+    shown = found.is_seen
     x, rms, low, high = (v[shown] for v in (found.x, found.rms, found.low, found.high))
     # A seed of no distance at all has no place on the axis; its bar starts below it.
     low = np.where(low > 0, low, rms / 1e3)
@@ -147,32 +155,34 @@ def _draw(
         **fixed,
         **sizes,
         seeds=found.seeds,
-        **{x_name: found.x},
-        distance_rms=found.rms,
-        smallest_seed=found.low,
-        largest_seed=found.high,
+        **{x_name: x},
+        distance_rms=rms,
+        smallest_seed=found.low[shown],
+        largest_seed=high,
     )
     if predicted is not None:
         at, curve = predicted
-        at, curve = at[curve > 0], curve[curve > 0]
+        at, curve = at[curve > ROUNDING], curve[curve > ROUNDING]
         axes.plot(at, curve, color=look["color"], label="_prediction", lw=1.1, zorder=2)
         twin.add(series="predicted", **fixed, **sizes, **{x_name: at}, distance_rms=curve)
 
 
 def _scale(row: Sequence[Axes], found: Sequence[_Measured]) -> None:
     """Give a row of panels one logarithmic scale."""
-    values = [m.rms[m.rms > 0] for m in found if (m.rms > 0).any()]
-    lowest = min((v.min() for v in values), default=np.inf)
+    lowest = min((m.rms[m.is_seen].min(initial=np.inf) for m in found), default=np.inf)
     highest = max((m.high.max() for m in found), default=0.0)
     panels.common_y(row, lowest / 2, highest * 1.4)
 
 
-def _key(shapes: Sequence[Shape], figure: Any) -> None:
+def _key(shapes: Sequence[Shape], twin: Twin, figure: Figure) -> None:
     handles = [
         panels.mark(style.shape_math(*shape), ls="none", **_look(shapes, k))
         for k, shape in enumerate(shapes)
     ]
-    panels.key(figure, [*handles, *panels.marks("range", "prediction")], 3)
+    table = twin.frame()
+    kinds = ["range"] if (table["seeds"] > 1).any() else []
+    kinds += ["prediction"] if (table["series"] == "predicted").any() else []
+    panels.key(figure, [*handles, *panels.marks(*kinds)])
 
 
 def _heads(row: Sequence[Axes], pairs: Sequence[str]) -> None:
@@ -248,7 +258,7 @@ def distance_over_depth(
     _scale(row, drawn)
     _heads(row, pairs)
     row[0].set_ylabel("hidden distance (RMS)")
-    _key(shapes, figure)
+    _key(shapes, twin, figure)
     notes = [f"No predicted curve over depth of {', '.join(without)}."] if without else []
     return Picture(
         name,
@@ -332,7 +342,7 @@ def distance_over_steps(
         axes.set_xlabel("gradient step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _heads(axes_of[0], pairs)
-    _key(shapes, figure)
+    _key(shapes, twin, figure)
     return Picture(
         name,
         title,

@@ -110,7 +110,6 @@ def frontier(rates: Mapping[str, Any], prediction: Prediction | None = None) -> 
             ),
             *panels.marks("interval", "fit"),
         ],
-        3,
     )
     return Picture(
         name,

@@ -117,16 +117,18 @@ def kernels(
         row[-1].set_ylabel(f"{_SYMBOLS[field]} of networks")
         message.append(
             f"at the last step {'Γ_h' if field == 'hidden' else 'Γ_b'} of networks with "
-            f"{style.shape_words(*largest[0])} is {style.number(largest[1])} from the limit's, which "
-            f"is {style.number(largest[2])} (RMS over pairs of samples)"
+            f"{style.shape_words(*largest[0])} is {style.number(largest[1])} away from the "
+            f"limit's, which is {style.number(largest[2])} (RMS over pairs of samples)"
         )
     axes_of[0][-1].set_title(f"step {places[0].step_other},\nall pairs of samples")
     axes_of[1][-1].set_xlabel(r"limit's $\Gamma$")
+    several = any(len(values) > 1 for net in networks for values in net.over_depth.values())
+    kinds = [*["range"] * several, "limit"]
     handles = [
         panels.mark(style.shape_math(*_shape(network)), ls="none", **_look(k, len(networks)))
         for k, network in enumerate(networks)
     ]
-    panels.key(figure, [*handles, *panels.marks("range", "limit")])
+    panels.key(figure, [*handles, *panels.marks(*kinds)])
     return Picture(name, title, sentence(*message), _CAPTION, finished(figure), notes, twin.frame())
 
 
@@ -163,6 +165,9 @@ def _points(
     axes.plot(
         x, columns["kernel"], ls="none", label="_finite", zorder=3, transform=transform, **look
     )
+    # What is drawn beside its place does not widen the axes by itself.
+    axes.update_datalim(np.column_stack([np.tile(x, 2), np.concatenate([low, high])]))
+    axes.autoscale_view()
 
 
 def _over_depth(

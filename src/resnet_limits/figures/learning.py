@@ -133,9 +133,7 @@ def loss_curves(
         axes_of, ("loss", "|loss \N{MINUS SIGN} limit's loss|, RMS over seeds"), strict=False
     ):
         _over_steps(axes, label)
-    panels.key(
-        figure, [*_network_keys([curve.shape for curve in curves]), *panels.marks(*kinds)], 3
-    )
+    panels.key(figure, [*_network_keys([curve.shape for curve in curves]), *panels.marks(*kinds)])
     return Picture(
         name,
         title,
@@ -317,7 +315,7 @@ def accuracy(found: Sequence[Accuracy], why_empty: str = "", notes: Sequence[str
         words.append(f"of the {part} samples {' and '.join(ends)} are right at the last step")
     axes_of[0].set_ylim(-0.02, 1.04)
     has_limit = any(curve.shape is None for curve in found)
-    panels.key(figure, [*_network_keys(shapes), *panels.marks(*["limit"] * has_limit)], 3)
+    panels.key(figure, [*_network_keys(shapes), *panels.marks(*["limit"] * has_limit)])
     return Picture(
         name, title, sentence(*words), _ACCURACY_CAPTION, finished(figure), notes, twin.frame()
     )

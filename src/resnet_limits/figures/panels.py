@@ -49,12 +49,16 @@ def log_axis(axes: Axes, which: str) -> None:
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = math.log10(high / low) if low > 0 else math.inf
     if decades < 0.3:
-        axis.set_major_locator(MaxNLocator(4))
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axis.set_minor_locator(FixedLocator([]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif decades < 2.3:
         # Powers of ten alone would leave one label or two on such a short range.
-        subs = (1.0, 2.0, 5.0) if decades > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        subs: tuple[float, ...] = (1.0, 2.0, 5.0)
+        if decades < 1.2:
+            subs = (1.0, 2.0, 3.0, 5.0)
+        if decades < 0.7:
+            subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(_tick_label))
     axis.set_minor_formatter(NullFormatter())
@@ -151,7 +155,11 @@ def points(
     """
     place = shifted(axes, shift)
     colour = look["color"]
-    axes.vlines(x, cells.low, cells.high, colors=colour, lw=0.7, alpha=0.7, transform=place)
+    wide = cells.high > cells.low
+    if wide.any():
+        low, high = cells.low[wide], cells.high[wide]
+        look_of_bar: dict[str, Any] = {"lw": 0.7, "alpha": 0.7, "label": "_range"}
+        axes.vlines(x[wide], low, high, colors=colour, transform=place, **look_of_bar)
     for mask, face, label in (
         (cells.resolved, colour, "resolved"),
         (~cells.resolved, "white", "unresolved"),
@@ -203,12 +211,26 @@ def small_print(axes: Axes, x: float, y: float, text: str, **font: Any) -> None:
     axes.text(x, y, text, transform=axes.transAxes, fontsize=style.small(), **font)
 
 
-def key(figure: Figure, handles: Sequence[Line2D | Patch], columns: int | None = None) -> None:
-    """Put a legend for all panels above them, where it covers nothing."""
-    if handles:
-        figure.legend(
-            handles=list(handles), loc="outside upper left", ncols=columns or len(handles)
-        )
+def key(figure: Figure, handles: Sequence[Line2D | Patch]) -> None:
+    """Put a legend for all panels above them, in as many lines as it needs."""
+    if not handles:
+        return
+    # In widths of a letter: a label, its handle, and the space between.
+    letter = 0.58 * style.small() / 72
+    widths = [len(str(h.get_label()).replace("$", "")) + 7.5 for h in handles]
+    room = figure.get_figwidth() / letter
+    columns = next(
+        (
+            count
+            for count in range(len(handles), 1, -1)
+            if sum(max(widths[k::count]) for k in range(count)) <= room
+        ),
+        1,
+    )
+    # Matplotlib fills column by column; so it reads line by line.
+    lines = -(-len(handles) // columns)
+    columns = -(-len(handles) // lines)
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns)
 
 
 def size_key(figure: Figure, axes: Axes, values: Sequence[int], title: str) -> None:
@@ -231,6 +253,26 @@ def size_key(figure: Figure, axes: Axes, values: Sequence[int], title: str) -> N
 def mark(label: str, **look: Any) -> Line2D:
     """Make an entry of a key."""
     return Line2D([], [], label=label, **look)
+
+
+def kinds_drawn(figure: Figure) -> list[str]:
+    """Say which entries of `marks` a figure of errors needs, by what is in it."""
+    labels = {
+        str(artist.get_label())
+        for axes in figure.axes
+        for artist in (*axes.lines, *axes.collections)
+        if not isinstance(artist, Line2D) or len(np.atleast_1d(artist.get_xdata()))
+    }
+    known = {
+        "_resolved": "points",
+        "_unresolved": "hollow",
+        "_range": "range",
+        "_prediction": "prediction",
+        "_fit": "fit",
+        "_theory": "theory",
+        "_noise": "noise",
+    }
+    return [kind for label, kind in known.items() if label in labels]
 
 
 def marks(*kinds: str) -> list[Line2D | Patch]:

@@ -21,6 +21,8 @@ import matplotlib.font_manager
 import numpy as np
 from matplotlib.colors import to_hex
 
+from resnet_limits.config import InputError
+
 DEFAULT_SHEET = Path(__file__).with_name("default.mplstyle")
 
 _OWN: ContextVar[dict[str, Any] | None] = ContextVar("own", default=None)
@@ -31,7 +33,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class StyleError(ValueError):
+class StyleError(InputError):
     """A style sheet is not one; the message says which line, and why."""
 
 
@@ -244,6 +246,13 @@ def number(value: float | None, digits: int = 3) -> str:
         mantissa, power = f"{value:.{digits - 1}e}".split("e")
         text = f"{mantissa}e{int(power)}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def number_math(value: float, digits: int = 1) -> str:
+    """Write a number inside a figure, with powers of ten as powers."""
+    mantissa, e, power = number(value, digits).partition("e")
+    power = power.replace("\N{MINUS SIGN}", "-")
+    return rf"${mantissa}\times10^{{{power}}}$" if e else mantissa
 
 
 def fixed(value: float | None, places: int = 2) -> str:

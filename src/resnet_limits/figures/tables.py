@@ -183,8 +183,8 @@ def rates_table(rates: Mapping[str, Any]) -> Picture:
     return Picture(
         name,
         title,
-        f"{seen} fitted exponents and {len(rows) - seen} amplitudes of terms or reasons why there "
-        f"is no fit, of {len(lines)} pairs at the steps {', '.join(map(str, steps))}.",
+        f"{seen} of {len(rows)} rows have a fitted exponent; pairs: {len(lines)}, steps: "
+        f"{', '.join(map(str, steps))}.",
         _RATES_CAPTION,
         sheet.finish(y),
         [f"Cells are counted at step {steps[-1]}."],

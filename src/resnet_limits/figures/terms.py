@@ -105,7 +105,7 @@ def three_terms(
         return empty(name, title, _CAPTION, reason, [*notes, *counted(errors, pairs, step)])
     figure = new_figure(1.9, 0.2 + 0.8 * len(drawn) / 3)
     axes_of = figure.subplots(2, len(drawn), sharex="col", squeeze=False)
-    twin, message, has_noise = Twin(), [], False
+    twin, message = Twin(), []
     for row, quantity in zip(axes_of, OBSERVABLES, strict=True):
         lowest, highest = np.inf, 0.0
         found = [by_shape(errors, term.pair, quantity, step) for term in drawn]
@@ -120,7 +120,7 @@ def three_terms(
                 continue
             what = _What(term, quantity, step, known(prediction, term.pair, quantity, step))
             message.append(_term_panel(axes, cells, rates, what, twin))
-            has_noise = _noise(axes, cells, term.variable, bottom, twin) or has_noise
+            _noise(axes, cells, term.variable, bottom)
         # A quarter of the height above is for words.
         panels.common_y(list(row), bottom, highest * max(4.0, (highest / bottom) ** (1 / 3)))
         row[0].set_ylabel(style.AXIS_NAMES[quantity])
@@ -128,8 +128,7 @@ def three_terms(
         colour = style.pair_colour(term.pair)
         above.set_title(style.pair_name(term.pair), color=colour, weight="bold")
         below.set_xlabel(term.label)
-    kinds = ["points", "range", "prediction", "fit", *(["noise"] if has_noise else [])]
-    panels.key(figure, panels.marks(*kinds))
+    panels.key(figure, panels.marks(*panels.kinds_drawn(figure)))
     return Picture(
         name,
         title,
@@ -166,19 +165,18 @@ def _variable(cells: ShapeErrors, name: str) -> np.ndarray:
     return D / (L * M) if name == "D/(LM)" else {"L": L, "D": D}[name]
 
 
-def _noise(axes: Axes, cells: ShapeErrors, name: str, bottom: float, twin: Twin) -> bool:
+def _noise(axes: Axes, cells: ShapeErrors, name: str, bottom: float) -> None:
     """Shade the limits' standard error, or say how small it is where there is no place for it."""
     x = _variable(cells, name)
     levels = np.unique(x)
     noise = np.array([cells.stderr[x == level].max() for level in levels])
     wide = np.concatenate([[levels[0] / 10], levels, [levels[-1] * 10]])
     if noise.max() > 0 and panels.noise_band(axes, wide, np.pad(noise, 1, "edge"), bottom):
-        return True
+        return
     words = "limits without quadrature error"
     if noise.max() > 0:
-        words = f"limits' standard error {style.number(noise.max(), 1)} at most"
+        words = f"limits' standard error {style.number_math(noise.max())} at most"
     panels.small_print(axes, 0.03, 0.02, words, va="bottom", color=style.GREY)
-    return False
 
 
 def _term_panel(
@@ -191,7 +189,7 @@ def _term_panel(
     _points(axes, x, cells, look)
     twin.add(series="measured", **what.fixed, value=x, **panels.error_columns(cells))
     fit, reason = fit_of(rates, pair, quantity, step)
-    words = textwrap.wrap(reason, 32)
+    words = textwrap.wrap(f"no fit: {reason}", 32) if reason else []
     if len(terms_of(pair, quantity)) > 1:
         words = _sum_lines(axes, cells, fit, what, twin) or words
     else:
@@ -295,9 +293,8 @@ def _said(cells: ShapeErrors, fit: Fit | None, what: _What) -> str:
     if fit is None or fit.get("exponent") is None or fit.get("theory") is None:
         return f"{style.pair_name(what.term.pair)}: {extremes(cells, what.quantity)}"
     return (
-        f"{style.pair_name(what.term.pair)}: the {what.quantity} error grows with "
-        f"{style.variable_name(str(fit['variable']))} to the power {_exponent_words(fit)} "
-        f"(theory {style.fraction(fit['theory'])})"
+        f"{what.quantity} error as {style.variable_name(str(fit['variable']))} to the power "
+        f"{_exponent_words(fit)}, theory {style.fraction(fit['theory'])}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from resnet_limits.config import Experiment
 from resnet_limits.fitted import verdict_counts
+from resnet_limits.provenance import citation
 from resnet_limits.report import claims, methods, rates, run
 from resnet_limits.report.markup import (
     csv_bytes,
@@ -39,7 +40,7 @@ class Drawing:
     kind : str
         Of the picture: ``image/svg+xml`` or ``image/png``.
     table : bytes
-        Every number that is drawn, as CSV; empty if there is none.
+        Every number that is drawn, as CSV; empty if there are none, or too many for the page.
     header, rows : list
         The table's column names and first rows.
     row_count : int
@@ -69,8 +70,8 @@ class Drawing:
 
     @property
     def csv(self) -> str:
-        """The table as an address."""
-        return data_link(self.table, "text/csv")
+        """The table as an address: inside the page, or beside it if that would be too large."""
+        return data_link(self.table, "text/csv") if self.table else f"figures/{self.name}.csv"
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def render(contents: Contents) -> str:
             configuration_link=data_link(contents.configuration.encode(), "text/yaml"),
             versions=_each(contents.made, "versions"),
             libraries=_each(contents.made, "libraries"),
+            authors=citation.AUTHORS,
+            references=citation.REFERENCES,
             duration=run.duration,
             memory=run.memory,
             pair_name=claims.style.pair_name,

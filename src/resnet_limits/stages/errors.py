@@ -181,8 +181,9 @@ class _Stores:
         fitting = max(1, _ROWS_BYTES // (8 * embed_dim * self.problem.embedding_dims))
         if seeds <= fitting:
             return [dataset]
-        # Between chunks, each of which is read once.
-        chunk = max((pieces[0] for pieces in [dataset.chunksizes.get("seed", (1,))]), default=1)
+        # Between the chunks of what is largest, each of which is read once.
+        largest = max(dataset.variables.values(), key=lambda variable: variable.nbytes)
+        chunk = largest.chunksizes.get("seed", (1,))[0]
         step = max(chunk, fitting - fitting % chunk)
         found = [dataset.isel(seed=slice(k, k + step)) for k in range(0, seeds, step)]
         known = [set(_seeds_of(other)) for other in others if "seed" in other.dims]

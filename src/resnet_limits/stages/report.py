@@ -21,14 +21,17 @@ from resnet_limits.stages.paths import FIGURE_FORMS, Paths, cell_name, cells, fi
 _MOST_ROWS = 10
 # A picture of many points is smaller as pixels.
 _MOST_SVG_BYTES = 400_000
+# Larger tables stay beside the page, so that it opens at once.
+_MOST_CSV_BYTES = 1_000_000
 
 _BESIDE = {
     "rates.json": "all rates and claims",
     "prediction.json": "predicted amplitudes",
     "errors.zarr": "all distances",
     "figures": "the figures as PNG, SVG and PDF",
-    "provenance.json": "provenance in the W3C PROV vocabulary",
-    "ro-crate-metadata.json": "RO-Crate",
+    "experiment.yaml": "the validated experiment",
+    "provenance.json": "where every result comes from, in W3C PROV",
+    "ro-crate-metadata.json": "the folder as an RO-Crate",
 }
 
 
@@ -97,7 +100,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _made(kind: str, experiment: Experiment, paths: Paths) -> Made:
     """Gather what manifests and attributes tell of the results of one kind."""
-    missing, unwell, attributes = [], [], []
+    missing: list[str] = []
+    unwell: list[str] = []
+    attributes: list[Mapping[str, Any]] = []
     status = dict.fromkeys(("ok", "diverged", "not_run"), 0)
     seconds = 0.0
     for cell in cells(kind, experiment):
@@ -172,7 +177,7 @@ def _reached(experiment: Experiment, paths: Paths) -> Iterator[Reached]:
                 continue
             error, depth_error = found["output_stderr"], found["depth_error"]
             inner = [dim for dim in error.dims if dim != "seed"]
-            of_seed = np.sqrt((error**2).mean(inner)).values
+            of_seed = np.sqrt((error**2).mean(inner).values)
             # A seed that was not run has no error; a limit of none of them has none to tell.
             if np.isfinite(of_seed).any():
                 yield Reached(
@@ -206,7 +211,7 @@ def _drawing(name: str, paths: Paths) -> Drawing:
         why_empty=str(told.get("why_empty") or "") if told.get("status") == "empty" else "",
         picture=picture,
         kind=kind,
-        table=content if count else b"",
+        table=content if count and len(content) <= _MOST_CSV_BYTES else b"",
         header=header,
         rows=rows,
         row_count=count,

@@ -189,7 +189,7 @@ def kernels(experiment: Experiment, open_store: OpenStore) -> Picture:
     )
     token, notes = _token_shown(limit), networks.notes
     notes = [
-        f"Samples {samples[0]} to {samples[-1]}"
+        (f"Samples 0 to {samples[-1]}" if len(samples) > 1 else "Sample 0")
         + ("" if token is None else f", token {token}")
         + ", the means over coordinates of each seed.",
         *notes,
