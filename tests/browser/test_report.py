@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from conftest import Opened
 from report_contents import CLAIMS, contents
 from resnet_limits.report.page import render
 
@@ -32,7 +31,7 @@ def changed(file: Path, old: str, new: str) -> Path:
     return broken
 
 
-def serious(opened: Opened) -> list[str]:
+def serious(opened: Any) -> list[str]:
     """Name the faults that axe-core finds serious or critical."""
     found = Axe().run(opened.page).response["violations"]
     return [
@@ -42,7 +41,7 @@ def serious(opened: Opened) -> list[str]:
     ]
 
 
-def is_in_view(opened: Opened, selector: str) -> bool:
+def is_in_view(opened: Any, selector: str) -> bool:
     """Whether an element lies wholly on the first screen."""
     box = opened.page.locator(selector).bounding_box()
     height = (opened.page.viewport_size or {})["height"]

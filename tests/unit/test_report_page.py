@@ -461,7 +461,10 @@ def test_the_page_is_made_from_files(folder: tuple[Any, Paths]) -> None:
     assert "Mean ODE, missing: mean_ode/D4, mean_ode/D16." in read.text
     assert "10 seconds" in read.text
     assert "0.12346" in read.text
-    assert read.of("a", href="workflow.html")
+    # Made after this page, and named by it.
+    for name in ("workflow.html", "provenance.json", "ro-crate-metadata.json", "experiment.yaml"):
+        assert read.of("a", href=name)
+    assert "arXiv:2603.18168" in read.text
 
 
 def test_a_large_picture_is_embedded_as_pixels(folder: tuple[Any, Paths]) -> None:

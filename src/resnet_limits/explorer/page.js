@@ -11,7 +11,7 @@ const [RESOLVED, BELOW] = [0, 1];
 
 // Columns that were unpacked, the latest used last.
 const unpacked = new Map();
-const MOST_UNPACKED = 400;
+const MOST_UNPACKED = 150;
 
 async function bytesOf(place) {
   const text = atob(page.columns[place]);
@@ -96,8 +96,8 @@ function predictedAt(pair, observable, k, i) {
   return Math.sqrt(square);
 }
 
-// All cells of a pair, for one observable at one step.
-async function cellsAt(pair, observable, k) {
+// All cells of a pair, for one observable at one step; written into old rows where there are some.
+async function cellsAt(pair, observable, k, old = []) {
   const parts = pair.observables[observable];
   const [value, second, state] = await Promise.all([
     values(parts.value[k]), values((parts.stderr || parts.reference)[k]), codes(parts.state[k])]);
@@ -108,11 +108,11 @@ async function cellsAt(pair, observable, k) {
     squares[pair.shape[i]] += value[i] ** 2;
     counts[pair.shape[i]]++;
   }
-  const rows = [];
+  const rows = old.length === pair.count ? old : [];
   for (let i = 0; i < pair.count; i++) {
     const shape = pair.shape[i];
     const predicted = predictedAt(pair, observable, k, i);
-    rows.push({
+    rows[i] = Object.assign(rows[i] || {}, {
       i,
       depth: pair.columns.depth[i], width: pair.columns.width[i],
       embed_dim: pair.columns.embed_dim[i], seed: pair.columns.seed[i],
@@ -263,7 +263,7 @@ function refresh() {
 
 async function refreshOnce() {
   if (!pair || pair.name !== choice.pair) await choosePair(choice.pair);
-  rows = await cellsAt(pair, choice.observable, choice.step);
+  rows = await cellsAt(pair, choice.observable, choice.step, rows);
   const colour = fillColours();
   const across = variableOf(choice.across);
   for (const row of rows) {
@@ -343,7 +343,7 @@ function panelSpec(colour) {
       if (encoding.x.field === "x") encoding.x.title = ACROSS[name];
     }
     if (encoding.y && encoding.y.title === "value") {
-      encoding.y.title = choice.observable === "loss" ? "loss" : "distance";
+      encoding.y.title = "distance or loss";
     }
     if (encoding.color && encoding.color.field === "c") {
       encoding.color.title = isRatio ? ["measured /", "predicted"]
@@ -377,8 +377,7 @@ async function newView(spec, element) {
 
 async function drawPanels(colour) {
   const drawn = JSON.stringify([
-    pair.name, choice.across, colour, choice.observable === "loss", isDark.matches,
-    $("panels").clientWidth]);
+    pair.name, choice.across, colour, isDark.matches, $("panels").clientWidth]);
   if (drawn === panelsDrawn) return fillPanels();
   if (embedded) embedded.finalize();
   brush = {};
@@ -394,40 +393,50 @@ async function drawPanels(colour) {
   });
 }
 
-// The data sets of the panels. Cells without a number have no field for it.
-function panelRows() {
+// The data sets of the panels: which rows, and what of them. Cells without a number have no field
+// for it.
+const bare = ({ i, x, c, state, inside, depth, width, embed_dim, parameters }) =>
+  ({ i, x, c, state, inside, depth, width, embed_dim, parameters });
+const DRAWN = {
+  cells: (row) => ({ ...bare(row), value: row.value }),
+  edge: bare,
+  predicted: ({ i, x, predicted }) => ({ i, x, value: predicted }),
+};
+
+function drawnRows() {
   const shown = rows.filter(isShown);
-  const bare = ({ i, x, c, state, inside, depth, width, embed_dim, parameters }) =>
-    ({ i, x, c, state, inside, depth, width, embed_dim, parameters });
   const shapes = choice.predictions ? pair.members.map(([i]) => rows[i]) : [];
   return {
-    cells: shown.filter((row) => row.value > 0).map((row) => ({ ...bare(row), value: row.value })),
-    edge: shown.filter((row) => !(row.value > 0)).map(bare),
-    predicted: shapes.filter((row) => row.predicted > 0)
-      .map(({ x, predicted }) => ({ x, value: predicted })),
-    chosen: chosenRows(),
+    cells: shown.filter((row) => row.value > 0),
+    edge: shown.filter((row) => !(row.value > 0)),
+    predicted: shapes.filter((row) => row.predicted > 0),
   };
 }
 
+function panelRows() {
+  const found = Object.entries(drawnRows()).map(([name, some]) => [name, some.map(DRAWN[name])]);
+  return { ...Object.fromEntries(found), chosen: chosenRows() };
+}
+
 function fillPanels() {
-  for (const [name, found] of Object.entries(panelRows())) put(name, found);
+  for (const [name, some] of Object.entries(drawnRows())) put(name, some);
+  view.data("chosen", chosenRows());
   return view.runAsync();
 }
 
 // Where the same cells are there as before they are changed in place: their marks stay.
 const CHANGING = ["x", "c", "value", "state", "inside"];
-function put(name, found) {
+function put(name, some) {
   const old = view.data(name);
-  if (!old.length || old.length !== found.length || old.some((row, k) => row.i !== found[k].i)
-      || found[0].i === undefined) {
-    view.data(name, found);
+  if (!old.length || old.length !== some.length || old.some((row, k) => row.i !== some[k].i)) {
+    view.data(name, some.map(DRAWN[name]));
     return;
   }
-  const fresh = new Map(found.map((row) => [row.i, row]));
   const change = emptyChange(name);
-  for (const field of CHANGING) {
-    if (old.some((row, k) => row[field] !== found[k][field])) {
-      change.modify(() => true, field, (row) => fresh.get(row.i)[field]);
+  for (const field of CHANGING.filter((key) => key in old[0])) {
+    const source = name === "predicted" && field === "value" ? "predicted" : field;
+    if (old.some((row, k) => row[field] !== some[k][source])) {
+      change.modify(() => true, field, (row) => rows[row.i][source]);
     }
   }
   view.change(name, change);

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ BUDGET = 4_700_000
 """Bytes that a page may have; steps are left out where all of them would take more."""
 
 
+_MARKUP_BYTES = 20_000
 _LIBRARIES = "window.vegaEmbed = vegaEmbed;"
 
 _LABELS = {
@@ -91,11 +93,16 @@ def render(
         Bytes that the page should not exceed. Distances over depth are there at the last step at
         least, distances at two steps at least, if there are so many.
     """
-    libraries = vl_convert.javascript_bundle(_LIBRARIES)
+    libraries = _libraries()
     own = _resource("page.js")
     style = _resource("page.css")
     columns = {pair: _Columns(cells, prediction) for pair, cells in pairs.items()}
-    room = budget - sum(len(text.encode()) for text in (libraries, own, style)) - 30_000
+    specs = {
+        "panels": {pair: charts.panels(cells.sizes) for pair, cells in pairs.items()},
+        "details": charts.details(),
+    }
+    beside = (libraries, own, style, _as_script_data(specs))
+    room = budget - sum(len(text.encode()) for text in beside) - _MARKUP_BYTES
     kept = _fitting(list(columns.values()), room)
     pool = _Pool()
     content = {
@@ -107,10 +114,7 @@ def render(
         "labels": _LABELS,
         "names": _NAMES,
         "pairs": {pair: column.content(pool.add, kept) for pair, column in columns.items()},
-        "specs": {
-            "panels": {pair: charts.panels(cells.sizes) for pair, cells in pairs.items()},
-            "details": charts.details(),
-        },
+        "specs": specs,
     }
     content["columns"] = pool.texts
     all_steps = max(len(cells.steps) for cells in pairs.values())
@@ -137,6 +141,11 @@ def render(
         data=Markup(_as_script_data(content)),
     )
     return Page(html, steps, all_steps)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> str:
+    return vl_convert.javascript_bundle(_LIBRARIES)
 
 
 def _resource(name: str) -> str:

@@ -35,6 +35,8 @@ _MOST_PANELS = 4
 _SHAPES = 4
 _MOST_POINTS = 21
 """So many steps or depths are drawn of more."""
+_SEEN = 1e-4
+"""Distances below this part of the largest may be the rounding of stored states."""
 
 _MARKS = """\
 - **Points** are networks or limits of one shape, told apart by colour and marker: the root mean
@@ -73,6 +75,11 @@ class _Measured:
     low: np.ndarray
     high: np.ndarray
     seeds: int
+
+    @property
+    def is_seen(self) -> np.ndarray:
+        """Whether each distance is more than the rounding of stored states."""
+        return self.rms > max(ROUNDING, _SEEN * self.rms.max(initial=0.0))
 
 
 def _panel_pairs(errors: Errors, step: int | None) -> list[str]:
@@ -136,7 +143,7 @@ def _draw(
 ) -> None:
     """Draw distances of one shape beside the predicted, as far as they exceed rounding."""
     twin, x_name, fixed = record
-    shown = found.rms > ROUNDING
+    shown = found.is_seen
     x, rms, low, high = (v[shown] for v in (found.x, found.rms, found.low, found.high))
     # A seed of no distance at all has no place on the axis; its bar starts below it.
     low = np.where(low > 0, low, rms / 1e3)
@@ -162,7 +169,7 @@ def _draw(
 
 def _scale(row: Sequence[Axes], found: Sequence[_Measured]) -> None:
     """Give a row of panels one logarithmic scale."""
-    lowest = min((m.rms[m.rms > ROUNDING].min(initial=np.inf) for m in found), default=np.inf)
+    lowest = min((m.rms[m.is_seen].min(initial=np.inf) for m in found), default=np.inf)
     highest = max((m.high.max() for m in found), default=0.0)
     panels.common_y(row, lowest / 2, highest * 1.4)
 

@@ -54,7 +54,11 @@ def log_axis(axes: Axes, which: str) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif decades < 2.3:
         # Powers of ten alone would leave one label or two on such a short range.
-        subs = (1.0, 2.0, 5.0) if decades > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        subs: tuple[float, ...] = (1.0, 2.0, 5.0)
+        if decades < 1.2:
+            subs = (1.0, 2.0, 3.0, 5.0)
+        if decades < 0.7:
+            subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(_tick_label))
     axis.set_minor_formatter(NullFormatter())

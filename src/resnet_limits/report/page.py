@@ -8,6 +8,7 @@ from typing import Any
 
 from resnet_limits.config import Experiment
 from resnet_limits.fitted import verdict_counts
+from resnet_limits.provenance import citation
 from resnet_limits.report import claims, methods, rates, run
 from resnet_limits.report.markup import (
     csv_bytes,
@@ -148,6 +149,8 @@ def render(contents: Contents) -> str:
             configuration_link=data_link(contents.configuration.encode(), "text/yaml"),
             versions=_each(contents.made, "versions"),
             libraries=_each(contents.made, "libraries"),
+            authors=citation.AUTHORS,
+            references=citation.REFERENCES,
             duration=run.duration,
             memory=run.memory,
             pair_name=claims.style.pair_name,

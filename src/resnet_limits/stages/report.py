@@ -29,8 +29,9 @@ _BESIDE = {
     "prediction.json": "predicted amplitudes",
     "errors.zarr": "all distances",
     "figures": "the figures as PNG, SVG and PDF",
-    "provenance.json": "provenance in the W3C PROV vocabulary",
-    "ro-crate-metadata.json": "RO-Crate",
+    "experiment.yaml": "the validated experiment",
+    "provenance.json": "where every result comes from, in W3C PROV",
+    "ro-crate-metadata.json": "the folder as an RO-Crate",
 }
 
 
