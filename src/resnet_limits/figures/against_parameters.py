@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from resnet_limits.figures import panels, style
 from resnet_limits.figures.cells import (
@@ -90,6 +92,7 @@ def error_vs_parameters(
             reason = budget.get("reason") or "no best shapes were found"
             notes.append(f"No exponent of the {quantity} error: {reason}.")
         notes += _edges(budget, quantity)
+    panels.key(figure, _entries(figure))
     return Picture(
         name,
         title,
@@ -103,6 +106,18 @@ def error_vs_parameters(
         ],
         twin.frame(),
     )
+
+
+def _entries(figure: Figure) -> list[Any]:
+    """Name each kind of points and lines once, without the exponents, which panels have."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            kind = label.partition(", exponent")[0]
+            if kind not in found:
+                found[kind] = copy.copy(handle)
+                found[kind].set_label(kind)
+    return list(found.values())
 
 
 def _said(cells: ShapeErrors, budget: Fit, quantity: str) -> str:
@@ -181,10 +196,15 @@ def _panel(
     positive = cells.error[cells.error > 0]
     # Where all errors are zero, any scale will do.
     low, high = (positive.min() / 1.4, positive.max() * 1.4) if len(positive) else (0.1, 1.0)
+    # Intervals of few seeds may span decades; they must not flatten everything else.
+    ends = [p["error_interval"][0] for p in (*points, *edges) if p.get("error_interval")]
+    low = max(min([low, *(end / 1.1 for end in ends if end > 0)]), low / 3)
     axes.set_ylim(low, high)
     panels.log_axis(axes, "x")
     panels.log_axis(axes, "y")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, columnspacing=1.0)
+    named = [str(line.get_label()) for line in axes.lines]
+    exponents = [name for name in named if "exponent" in name]
+    axes.set_title("; ".join(exponents), fontsize=style.small())
 
 
 def _powers(
