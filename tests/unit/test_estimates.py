@@ -441,7 +441,7 @@ def test_distances_take_time_with_bytes_and_limits(tiny_experiment: Build) -> No
     assert estimates.seconds("errors", single) < 0.8 * four
     # Limits alone: no network is read.
     between = distances_of(tiny_experiment, 4096, sweep={"pairs": ["mean_ode-dmft"]})
-    assert estimates.seconds("errors", between) < 2.0 < one
+    assert estimates.seconds("errors", between) < 1.0 < one
 
 
 def test_memory_of_distances_does_not_grow_with_a_network(tiny_experiment: Build) -> None:
