@@ -17,7 +17,7 @@ SHELL := /bin/bash
 STUDIES := paper-linear paper-tanh frontier
 # Results of other values are replaced if REPLACE is anything but nothing, 0, no or false.
 REPLACING := $(if $(filter-out 0 no false,$(REPLACE)),replace=true)
-.PHONY: help run $(STUDIES) docs test test-slurm torture gpu-check lint format clean
+.PHONY: help run $(STUDIES) docs test test-slurm test-browser torture gpu-check lint format clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,15 @@ test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here
 	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 	        apt-get -qq install --no-install-recommends slurm-wlm munge > /dev/null; }
 	@$(BIN)/python -m pytest tests/slurm --numprocesses 4 --dist load
+
+test-browser: $(VENV)/installed-dev ## Run the tests of the pages in Chromium (installs it on Debian as root).
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
+	        echo "error: chromium is missing; allowed: root on Debian, or install it" >&2; \
+	        exit 2; }; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	        apt-get -qq install --no-install-recommends chromium fonts-dejavu-core > /dev/null; }
+	@$(BIN)/python -m pytest tests/browser
 
 torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
 	@$(BIN)/python tests/faults/torture.py

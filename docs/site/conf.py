@@ -11,7 +11,7 @@ author = "the authors of resnet-limits"
 version = release = version_of("resnet-limits")
 
 extensions = [
-    "codelinks",
+    "adjust",
     "mathml",
     "myst_parser",
     "sphinx.ext.napoleon",
@@ -25,6 +25,7 @@ myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_type_aliases = {name: name for name in ("Array", "ArrayLike", "Arrays", "Fit")}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

@@ -26,7 +26,7 @@ MODULES = {
         *("config", "kinds", "kept", "datafile", "datashape", "problem", "randomness"),
         *("units", "norms", "rules", "dynamics"),
     ),
-    "Results": ("fields", "store", "provenance", "cells", "fitted", "laws"),
+    "Results": ("results", "fields", "store", "provenance", "cells", "fitted", "laws"),
     "Stages": (
         *("stages.problem", "stages.limits", "stages.networks", "stages.prediction"),
         *("stages.errors", "stages.rates", "stages.figures", "stages.publish"),

@@ -2,7 +2,8 @@
 
 The distance of a network from the DMFT limit has several causes (docs/concepts/scaling.md).
 Each is a *term*, a product of powers of depth L, width M and embedding dimension D. A pair
-of networks or limits isolates some of the terms; where there are several, they add in quadrature:
+of networks or limits isolates some of the terms; where there are several, they add as
+root-sum-square:
 they are a bias (1/L, D/(LM)) and centred noise of independent origin (sqrt(D/(LM)), 1/sqrt(LM),
 1/sqrt(D)), whose mean squares add.
 
@@ -55,7 +56,7 @@ class Law:
     theory : float or None
         Its exponent.
     terms : tuple of str
-        Variables that enter linearly and add in quadrature.
+        Variables that enter linearly and add as root-sum-square.
     depends : tuple of str
         The sizes the distance depends on.
     budget : float or None

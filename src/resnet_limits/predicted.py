@@ -108,7 +108,7 @@ def distance_at(
     prediction : mapping or None
         The contents of prediction.json.
     pair : str
-        A key of `laws.LAWS`; its terms add in quadrature.
+        A key of `laws.LAWS`; its terms add as root-sum-square.
     step : int
         Number of gradient steps.
     sizes : array_like, shape (..., 3)

@@ -2,7 +2,7 @@
 
 Sizes are written as in the stores: samples N, tokens, inputs d_in, targets d_out; "rows" are the
 samples, or with tokens the (sample, token) pairs, token fastest. ``r_in`` is the number of
-independent inputs and ``r = r_in + d_out`` the number of embedding directions
+independent inputs and ``r = r_in + d_out`` the reduced dimension
 (docs/concepts/limits.md).
 """
 
@@ -192,7 +192,7 @@ class Problem:
 
     @property
     def embedding_dims(self) -> int:
-        """Number of embedding directions, r = r_in + d_out."""
+        """Reduced dimension, r = r_in + d_out: columns of the embedding and unembedding."""
         return self.input_dims + self.output_dims
 
 
@@ -460,7 +460,7 @@ def gram_root(problem: Problem, rows: Array) -> Array:
     Parameters
     ----------
     problem : Problem
-        Gives the number of embedding directions r.
+        Gives the reduced dimension r.
     rows : ndarray, shape (D, r)
         Phi, as from `embedding_rows`; D may be less than r.
 

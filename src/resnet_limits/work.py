@@ -85,7 +85,7 @@ class Work:
     itemsize : int
         Bytes of one number of the arithmetic.
     inputs, targets : int
-        Independent inputs and targets; together the embedding directions r.
+        Independent inputs and targets; together the reduced dimension r.
     buffers : int
         Numbers that the training rule keeps beside each weight.
     additive : bool
@@ -116,7 +116,7 @@ class Work:
 
     @property
     def directions(self) -> int:
-        """Embedding directions r."""
+        """Reduced dimension r."""
         return self.inputs + self.targets
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,10 +51,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Opened]]:
-    """Give what opens a file in a window of its own, as ``open_page(path, width=360)``."""
+    """Give what opens a file in a window of its own, as ``open_page(path, width=360)``.
+
+    Nothing but the file can be reached; of a page of several files, those below ``within`` too.
+    """
     contexts = []
 
-    def opened(file: Path, width: int = 1280, height: int = 720, **options: Any) -> Opened:
+    def opened(
+        file: Path,
+        width: int = 1280,
+        height: int = 720,
+        within: Path | None = None,
+        **options: Any,
+    ) -> Opened:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         found = Opened(context.new_page())
@@ -61,7 +71,10 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Opened]]:
 
         def watch(route: Route) -> None:
             asked = route.request.url
-            if asked.partition("#")[0] == address or asked.startswith(("data:", "blob:")):
+            is_own = re.split("[?#]", asked)[0] == address or (
+                within is not None and asked.startswith(f"{within.resolve().as_uri()}/")
+            )
+            if is_own or asked.startswith(("data:", "blob:")):
                 route.continue_()
             else:
                 found.requests.append(asked)

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from pages import RUN, Runner, blocks, differences, is_shown
 from trees import IGNORED, made_once
 
@@ -28,7 +31,7 @@ PAGES = [
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
     ROOT / "config" / "README.md",
 ]
-LANGUAGES = {*RUN, "", "yaml", "json", "math", "mermaid"}
+LANGUAGES = {*RUN, "", "yaml", "json", "math"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -81,6 +84,38 @@ def test_blocks_print_what_is_shown(page, clone, tmp_path):
         pytest.fail("\n".join(found), pytrace=False)
 
 
+NOTEBOOKS = sorted((ROOT / "workflow" / "notebooks").glob("*.ipynb"))
+
+
+def run_notebook(path: Path, folder: Path) -> nbformat.NotebookNode:
+    """Run all cells of a notebook in a folder; an error in a cell is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    return client.execute()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path, clone):
+    done = run_notebook(path, clone / path.parent.relative_to(ROOT))
+    shown = [output for cell in done.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_notebook_is_seen(tmp_path):
+    cells = [nbformat.v4.new_code_cell("1 / 0")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "wrong.ipynb")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        run_notebook(tmp_path / "wrong.ipynb", tmp_path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path):
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert [c for c in cells if c.outputs or c.execution_count is not None] == []
+
+
 @every_page
 def test_blocks_have_a_language_that_is_known(page):
     assert {block.language for block in blocks(page.read_text(encoding="utf-8"))} <= LANGUAGES
@@ -117,6 +152,17 @@ def test_parts_of_experiment_files_are_valid(page, tmp_path):
             experiment_from_dict(merged(quickstart, shown), where=f"line {block.line}")
         except InputError as error:
             pytest.fail(str(error))
+
+
+def test_ten_questions_take_ten_lines_each():
+    text = (ROOT / "docs" / "how-to" / "ten-questions.md").read_text(encoding="utf-8")
+    questions = text.split("\n## ")[1:]
+    programs = [[b for b in blocks(part) if b.language == "python"] for part in questions]
+    assert len(questions) == 10
+    for question, (program, *more) in zip(questions, programs, strict=True):
+        assert more == []
+        assert program.is_run, question
+        assert len(program.text.splitlines()) <= 10, question
 
 
 # --- the test itself ------------------------------------------------------------------------------

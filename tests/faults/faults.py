@@ -32,6 +32,7 @@ STAGES = {
     "rates": 4,
     "figures": 5,
     "report": 6,
+    "workflow_page": 6,
 }
 
 
@@ -100,7 +101,8 @@ def assert_whole(folder: Path, wanted: Mapping[str, str]) -> None:
     assert differences(contents(folder), wanted) == []
     assert unsound(folder) == []
     assert debris(folder) == []
-    assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    for page in ("report.html", "workflow.html"):
+        assert (folder / page).read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
 # --- damage ---------------------------------------------------------------------------------------

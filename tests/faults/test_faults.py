@@ -33,6 +33,7 @@ HARM = {
     "rates.json": "page",
     "figures/three_terms.svg": "page",
     "report.html": "page",
+    "workflow.html": "page",
 }
 
 
@@ -102,7 +103,7 @@ def test_a_dry_run_names_damage_and_changes_nothing(copy: Tree) -> None:
         assert "results/tiny/mean_ode/D4.zarr: damaged (its digest" in done.stdout
         assert planned(done.stdout) == {
             "mean_ode": 1, "measure_errors": 1, "fit_rates": 1, "draw_figures": 1,
-            "write_report": 1, "all": 1,
+            "write_report": 1, "write_workflow_page": 1, "all": 1,
         }  # fmt: skip
         assert path.exists()
 

@@ -32,10 +32,11 @@ def test_quickstart_goes_through_to_its_report(cluster: Cluster, tmp_path: Path)
                 assert store.check(path, manifest=manifest) == []
             else:
                 assert integrity.digest(path) == integrity.read_manifest(manifest)["digest"]
-    assert "data:image/png" in paths.report.read_text(encoding="utf-8")
+    assert "<img src=" in paths.report.read_text(encoding="utf-8")
+    assert paths.workflow_page.exists()
     jobs = site.jobs()
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
-    # Nothing ran beside the queue, the four last steps shared a job, and nothing asked for a GPU:
+    # Nothing ran beside the queue, the five last steps shared a job, and nothing asked for a GPU:
     # data, DMFT limit, prediction, these, and six jobs of bundles.
     names = [job["Comment"].removeprefix("rule_").rpartition("_")[0] for job in jobs]
     assert set(names) >= {"finite", "mean_ode", "wide"}

@@ -109,5 +109,5 @@ def test_the_last_sweep_is_what_the_error_tables_are_of(tmp_path: Path) -> None:
 def test_a_bundle_says_what_is_in_it() -> None:
     first, last = ({"depth": 2, "width": 8, "embed_dim": size} for size in (4, 16))
     assert Bundle("finite_01", [first], 2).said() == "L2_M8_D4"
-    assert Bundle("finite_12", [first, last], 2).said() == "2 cells, L2_M8_D4 to L2_M8_D16"
+    assert Bundle("finite_12", [first, last], 2).said() == "2 results, L2_M8_D4 to L2_M8_D16"
     assert Bundle("mean_ode_01", [{"embed_dim": 4}], 2).said() == "D4"

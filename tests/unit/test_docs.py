@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -22,7 +23,7 @@ from resnet_limits.config import experiment_from_dict, json_schema
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [
-    *sorted(DOCS.rglob("*.md")),
+    *sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "site"),
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "config/README.md")),
 ]
 COMMANDS = {
@@ -73,6 +74,47 @@ def test_broken_links_are_seen():
     assert broken_links(DOCS / "README.md", text) == ["nowhere.md", "#no-such-heading"]
 
 
+def unsound_addresses(text: str) -> list[str]:
+    """Addresses elsewhere that cannot be right; nothing is asked of them."""
+    found = re.findall(r"\]\(([a-z]+:[^)]*)\)|<([a-z]+://[^>]*)>", prose(text))
+    unsound = []
+    for address in map("".join, found):
+        parts = urlsplit(address)
+        is_host = re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc)
+        if parts.scheme != "https" or not is_host or re.search(r"\s|[.,;]$", address):
+            unsound.append(address)
+    return unsound
+
+
+@every_page
+def test_addresses_elsewhere_are_well_formed(page):
+    assert unsound_addresses(page.read_text()) == []
+
+
+def test_unsound_addresses_are_seen():
+    wrong = [
+        "http://a.org/x",
+        "https://localhost/x",
+        "https://a.org/x y",
+        "https://a.org/x.",
+        "htps://a.org",
+    ]
+    text = " ".join(f"[a]({address})" for address in [*wrong, "https://arxiv.org/abs/2603.18168"])
+    assert unsound_addresses(text) == wrong
+
+
+@every_page
+def test_pictures_have_alternative_texts(page):
+    assert re.findall(r"!\[\s*\]\([^)]*\)", prose(page.read_text())) == []
+
+
+@every_page
+def test_headings_are_distinct(page):
+    """Two headings of one name would share an anchor, which GitHub and the site number."""
+    slugs = [slug(h) for h in re.findall(r"^#+ (.*)$", prose(page.read_text()), re.MULTILINE)]
+    assert len(slugs) == len(set(slugs))
+
+
 # --- pages that sources cite ----------------------------------------------------------------------
 
 
@@ -100,7 +142,8 @@ def test_missing_pages_are_seen():
 
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text()))
-    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}
+    pages = {str(page.relative_to(DOCS)) for page in PAGES if page.is_relative_to(DOCS)}
+    pages.remove("README.md")
     assert pages <= linked
 
 

@@ -21,7 +21,7 @@ FLOOR = {
     "threads": 2, "cells": 2, "fitted": 2, "kept": 2, "datashape": 2,
     "optimum": 2, "predicted": 2,
     "dynamics": 3, "errors": 3, "explorer": 3, "figures": 3, "work": 3,
-    "limits": 4, "networks": 4,
+    "limits": 4, "networks": 4, "report": 4,
     "stages": 5,
     "results": 6, "cli": 6,
     "__main__": 7,

@@ -43,6 +43,10 @@ def test_figures_and_report():
     paths = Paths(Path("elsewhere"), "e")
     assert paths.figures == Path("elsewhere/e/figures")
     assert paths.report == Path("elsewhere/e/report.html")
+    assert paths.workflow_page == Path("elsewhere/e/workflow.html")
+    assert paths.page_stage(paths.report) == "report"
+    assert paths.page_stage(paths.figures / "frontier.png") == "figures"
+    assert paths.page_stage(paths.workflow_page) == "figures"
 
 
 def test_the_frontier_is_drawn_for_families_only(tiny_experiment, tiny_values):

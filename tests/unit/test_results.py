@@ -299,7 +299,8 @@ def test_networks_of_shapes_that_are_no_grid(shapes):
         one = one.squeeze().transpose("seed", "step")
         np.testing.assert_array_equal(one.sel(seed=own.seed), own.loss)
         assert np.isnan(one.drop_sel(seed=own.seed)).all()
-    XX
+    wanted = [shape.parameters for shape in shapes.experiment.shapes]
+    assert shapes.networks.parameters.values.tolist() == wanted
 
 
 def test_limits_are_aligned_with_networks(grid, shapes):
@@ -394,6 +395,9 @@ def test_fields_are_those_of_the_stores(folders, name, of):
             of_seed = coefs[k] if "seed" in limit.dims else coefs
             wanted = (of_seed @ rows_of(results, shape[2], seed).T)[own.step.values]
             np.testing.assert_allclose(found.sel(seed=seed), wanted, rtol=1e-8, atol=1e-10)
+            # The control: the rows of another seed are told apart.
+            other = (of_seed @ rows_of(results, shape[2], seed + 1).T)[own.step.values]
+            assert not np.allclose(found.sel(seed=seed), other, rtol=0.1)
     assert (field - results.field(*shape, limit="dmft")).shape == field.shape
 
 
@@ -533,6 +537,30 @@ def test_distance_over_depth_by_hand(grid):
         np.testing.assert_allclose(found.sel(seed=k), wanted, rtol=1e-7, atol=1e-10)
 
 
+def test_distance_over_depth_without_a_table_of_it(grid, tmp_path):
+    """Tables of older versions lack it, and the fields themselves are compared."""
+    folder = tmp_path / "grid"
+    shutil.copytree(grid.path, folder)
+    tables = store.open_groups(folder / "errors.zarr")
+    older = {
+        pair: table.load().drop_vars(["hidden_rms_at", "s"]).drop_encoding()
+        for pair, table in tables.items()
+    }
+    shutil.rmtree(folder / "errors.zarr")
+    attrs = store.open_store(grid.path / "errors.zarr").attrs
+    store.write(older, folder / "errors.zarr", attrs=attrs)
+    results = open_results(folder)
+    for pair, sizes in (
+        ("finite-dmft", {"depth": 4, "width": 6, "embed_dim": 4}),
+        ("finite-wide", {"depth": 4, "width": 4, "embed_dim": 8}),
+        ("wide-mean_ode", {"depth": 2, "embed_dim": 8}),
+    ):
+        found = results.distance(pair, by=["s", "seed"], **sizes)
+        stored = grid.distance(pair, by=["s", "seed"], **sizes)
+        np.testing.assert_allclose(found, stored, rtol=1e-7, atol=1e-10)
+        np.testing.assert_array_equal(found.s, stored.s)
+
+
 def test_distance_over_depth_is_taken_from_the_table_where_it_is_there(grid, tmp_path):
     """Doctored numbers show which of both is used; depths are padded as for other depths."""
     folder = tmp_path / "grid"
@@ -540,7 +568,7 @@ def test_distance_over_depth_is_taken_from_the_table_where_it_is_there(grid, tmp
     tables = store.open_groups(folder / "errors.zarr")
     changed = {}
     for pair, lazy in tables.items():
-        table = lazy.load()
+        table = lazy.drop_vars(["hidden_rms_at", "s"], errors="ignore").load()
         cells_, steps, points = table.sizes["cell"], table.sizes["step"], 7
         depth = np.where(table.depth.values, table.depth.values, points - 1)
         s = np.full((cells_, points), np.nan)
@@ -571,6 +599,16 @@ def test_predicted_distances(grid):
     wanted = table[3] * np.sqrt(8 / (4 * 6))
     assert float(found.sel(depth=4, width=6, embed_dim=8, step=3)) == pytest.approx(wanted)
     assert grid.predicted("mean_ode-dmft", "output").dims == ("embed_dim", "step")
+
+
+def test_predicted_distances_over_depth(grid):
+    """They end in those at s = 1, and bear the depths of the file."""
+    over = grid.predicted("finite-wide", by="s")
+    assert over.dims == ("depth", "width", "embed_dim", "step", "s")
+    assert over.s.values.tolist() == grid.prediction["hidden_at"]["s"]
+    np.testing.assert_allclose(over.sel(s=1.0), grid.predicted("finite-wide"), rtol=1e-9)
+    with pytest.raises(InputError, match="by: got s of output; allowed: s of hidden"):
+        grid.predicted("finite-wide", "output", by="s")
 
 
 def test_claims_are_those_of_the_file(grid):

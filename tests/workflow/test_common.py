@@ -16,8 +16,6 @@ import pytest
 import yaml
 from trees import ROOT
 
-from resnet_limits.stages.paths import FIGURES
-
 COMMON = ROOT / "rules" / "common.smk"
 
 
@@ -49,11 +47,6 @@ def common(tmp_path: Path, tiny_values: Callable[..., dict[str, Any]]) -> Callab
         return load_common(file, results=str(tmp_path / "results"))
 
     return build
-
-
-def test_every_figure_has_a_caption() -> None:
-    for name in ("workflow", *FIGURES):
-        assert (ROOT / "workflow" / "report" / f"{name}.rst").is_file()
 
 
 def test_jobs_get_the_experiment_of_one_file(common: Callable[..., Any]) -> None:
@@ -133,18 +126,30 @@ def test_errors_workers_are_a_number(capsys: pytest.CaptureFixture[str]) -> None
         assert error.endswith("; allowed: a number, 0 or more\n")
 
 
-def test_captions_count_by_what_they_say(tmp_path: Path) -> None:
+def test_texts_count_by_what_they_say(tmp_path: Path) -> None:
     """And not by where the checkout is, which may have several names."""
-    digest = load_common()["captions_digest"]()
+    digest = load_common()["workflow_texts_digest"]()
     (tmp_path / "workflow").mkdir()
     copy = tmp_path / "workflow" / "report"
     shutil.copytree(ROOT / "workflow" / "report", copy)
     names = load_common()
     names["SNAKEMAKE"]._workflow.basedir = str(tmp_path)
-    assert names["captions_digest"]() == digest
-    with (copy / "three_terms.rst").open("a") as stream:
+    assert names["workflow_texts_digest"]() == digest
+    with (copy / "workflow.rst").open("a") as stream:
         stream.write("More.")
-    assert names["captions_digest"]() != digest
+    assert names["workflow_texts_digest"]() != digest
+
+
+def test_templates_count_by_what_they_say(tmp_path: Path) -> None:
+    names = load_common()
+    digest = names["templates_digest"]()
+    copy = tmp_path / "templates"
+    shutil.copytree(names["TEMPLATES"], copy)
+    names["TEMPLATES"] = copy
+    assert names["templates_digest"]() == digest
+    with (copy / "page.css").open("a") as stream:
+        stream.write("p {}")
+    assert names["templates_digest"]() != digest
 
 
 def test_missing_data_file_is_one_line(

@@ -18,7 +18,7 @@ from trees import Tree, planned
 Values = Callable[..., dict[str, Any]]
 
 PACKAGE = "src/resnet_limits"
-FIGURES = {"draw_figures": 1, "write_report": 1, "all": 1}
+FIGURES = {"draw_figures": 1, "write_report": 1, "write_workflow_page": 1, "all": 1}
 RATES = {"fit_rates": 1, **FIGURES}
 ERRORS = {"measure_errors": 1, **RATES}
 NETWORKS = {"finite": 1, **ERRORS}
@@ -116,8 +116,14 @@ CHANGES = {
     ),
     "results moved": Change(move_results, {}, ("--config", "results=moved results")),
     "style of the figures": Change(edit(f"{PACKAGE}/figures/style.py"), FIGURES),
-    "caption": Change(
-        edit("workflow/report/three_terms.rst", "More."), {"write_report": 1, "all": 1}
+    "code of the report": Change(
+        edit(f"{PACKAGE}/report/claims.py"), {"write_report": 1, "all": 1}
+    ),
+    "template of the report": Change(
+        edit(f"{PACKAGE}/report/templates/page.css", "p {}"), {"write_report": 1, "all": 1}
+    ),
+    "text of the page of the jobs": Change(
+        edit("workflow/report/workflow.rst", "More."), {"write_workflow_page": 1, "all": 1}
     ),
     "fit of the rates": Change(edit(f"{PACKAGE}/errors/rates.py"), RATES),
     "distances": Change(edit(f"{PACKAGE}/errors/distances.py"), ERRORS),

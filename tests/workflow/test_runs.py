@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from trees import Tree, planned
 import faults
 from resnet_limits import store
 from resnet_limits.config import experiment_from_dict
-from resnet_limits.stages.paths import Paths, cells, figure_names
+from resnet_limits.stages.paths import FIGURE_FORMS, Paths, cells, figure_names
 
 Values = Callable[..., dict[str, Any]]
 
@@ -34,7 +35,7 @@ def test_every_result_is_there_and_sound(finished_tree: Tree, tiny_values: Value
     assert json.loads(paths.store("rates").read_text())["experiment"] == "tiny"
     names = {path.name for path in paths.figures.iterdir()}
     assert names == {
-        f"{name}.{form}" for name in figure_names(experiment) for form in ("png", "svg")
+        f"{name}.{form}" for name in figure_names(experiment) for form in FIGURE_FORMS
     }
 
 
@@ -42,23 +43,55 @@ def test_every_job_has_a_log_and_a_benchmark(finished_tree: Tree) -> None:
     folder = finished_tree.path / "results" / "tiny"
     logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log")}
     assert {path.stem for path in (folder / "benchmarks").glob("*.tsv")} == set(logs)
-    assert {"problem", "dmft", "finite_01", "errors", "rates", "figures", "report"} <= set(logs)
+    expected = {"problem", "dmft", "finite_01", "errors", "rates", "figures", "report"}
+    assert {*expected, "workflow_page"} <= set(logs)
     assert all("done in" in text for text in logs.values())
 
 
-def test_report_shows_every_figure_with_a_caption_and_works_offline(
+_FROM_ELSEWHERE = re.compile(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""")
+
+
+def test_report_shows_every_figure_once_and_every_claim_offline(
     finished_tree: Tree, tiny_values: Values
 ) -> None:
-    figures = figure_names(experiment_from_dict(tiny_values()))
-    page = (finished_tree.path / "results/tiny/report.html").read_text(encoding="utf-8")
-    assert all(f"{name}.png" in page for name in figures)
-    assert page.count("data:image/png") >= len(figures)
-    assert "<p>" in page.partition('"caption"')[2]
-    # Its statistics know every job but the report's own, and its stylesheet is ours.
-    logs = {path.stem for path in (finished_tree.path / "results/tiny/logs").glob("*.log")}
-    assert page.count('"runtime": ') == len(logs - {"report"})
+    folder = finished_tree.path / "results" / "tiny"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    # Claims and rates are tables of HTML.
+    figures = set(figure_names(experiment_from_dict(tiny_values()))) - {"rates_table", "verdicts"}
+    for name in figures:
+        told = json.loads((folder / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+        assert html.escape(told["title"]) in page
+        assert page.count(f'id="figure-{name}"') == 1
+    assert page.count("<img ") <= len(figures)
+    claims = json.loads((folder / "rates.json").read_text(encoding="utf-8"))["claims"]
+    assert page.count('<tr role="row" id="claim-') == len(claims) > 0
+    assert not _FROM_ELSEWHERE.search(page)
+
+
+def test_the_page_of_the_jobs_knows_every_job_and_embeds_no_figure(finished_tree: Tree) -> None:
+    folder = finished_tree.path / "results" / "tiny"
+    page = (folder / "workflow.html").read_text(encoding="utf-8")
+    # Its statistics know every job but those of the two pages, and its stylesheet is ours.
+    logs = {path.stem for path in (folder / "logs").glob("*.log")}
+    assert page.count('"runtime": ') == len(logs - {"report", "workflow_page"})
     assert "safe center" in page
-    assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
+    assert "data:image/png" not in page
+    assert "data:image/svg" not in page
+    assert "report.html" in page
+    assert not _FROM_ELSEWHERE.search(page)
+
+
+def test_the_report_stays_if_the_page_of_the_jobs_cannot_be_made(
+    finished_tree: Tree, tmp_path: Path
+) -> None:
+    tree = finished_tree.copy(tmp_path / "tree")
+    tree.replace("workflow/scripts/workflow_page.py", '"--report"', '"--no-such-option"')
+    for name in ("report.html", "workflow.html"):
+        (tree.path / "results" / "tiny" / name).unlink()
+    done = tree.run("--configfile", "experiment.yaml")
+    assert done.returncode != 0
+    assert (tree.path / "results/tiny/report.html").exists()
+    assert not (tree.path / "results/tiny/workflow.html").exists()
 
 
 def test_second_run_does_nothing(finished_tree: Tree) -> None:
@@ -142,10 +175,11 @@ def test_the_report_is_of_the_experiment_that_was_planned(
 ) -> None:
     tree = finished_tree.copy(tmp_path / "tree")
     (tree.path / "results/tiny/report.html").unlink()
+    (tree.path / "results/tiny/workflow.html").unlink()
     arguments = ("--configfile", "experiment.yaml")
     with faults.started(tree, *arguments) as process:
         ended = time.monotonic() + 120
-        while not faults.job_processes(tree, "report"):
+        while not faults.job_processes(tree, "workflow_page"):
             assert process.poll() is None, (tree.path / "output").read_text()
             assert time.monotonic() < ended
             time.sleep(0.01)

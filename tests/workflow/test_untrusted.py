@@ -159,8 +159,7 @@ def test_spaces_and_other_letters_in_every_name(
         for cell in cells(kind, experiment):
             manifest = paths.manifest(kind, **cell)
             assert store.check(paths.store(kind, **cell), manifest=manifest) == []
-    page = paths.report.read_text(encoding="utf-8")
-    assert "data:image/png" in page
-    assert page.count('"runtime": ') >= 8
+    assert "données à nous.npz" in paths.report.read_text(encoding="utf-8")
+    assert paths.workflow_page.read_text(encoding="utf-8").count('"runtime": ') >= 8
     again = tree.run("--dry-run", "--config", f"experiment_file={file}", f"results={results}")
     assert planned(again.stdout) == {}

@@ -31,9 +31,9 @@ Out = Annotated[
 Results = Annotated[
     Path, typer.Option("--results", metavar="FOLDER", help="Folder of all results.")
 ]
-Depth = Annotated[int, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")]
+Depth = Annotated[int, typer.Option("--depth", metavar="L", min=1, help="Number of layers.")]
 Width = Annotated[
-    int, typer.Option("--width", metavar="M", min=1, help="Hidden units of each block.")
+    int, typer.Option("--width", metavar="M", min=1, help="Hidden units of each layer.")
 ]
 EmbedDim = Annotated[
     int, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")

@@ -15,10 +15,10 @@ from resnet_limits.config import Experiment, InputError, Shape
 from resnet_limits.kinds import SYMBOLS
 
 AnyDepth = Annotated[
-    int | None, typer.Option("--depth", metavar="L", min=1, help="Number of blocks.")
+    int | None, typer.Option("--depth", metavar="L", min=1, help="Number of layers.")
 ]
 AnyWidth = Annotated[
-    int | None, typer.Option("--width", metavar="M", min=1, help="Hidden units of each block.")
+    int | None, typer.Option("--width", metavar="M", min=1, help="Hidden units of each layer.")
 ]
 AnyEmbedDim = Annotated[
     int | None, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")

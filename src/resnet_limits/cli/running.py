@@ -72,7 +72,7 @@ def options(
 ) -> None:
     """Residual networks against their infinite-size limit.
 
-    A network has L blocks of M hidden units and embedding dimension D.
+    A network has L layers of M hidden units, and embedding dimension D.
     """
     Session.verbose = verbose
     LOG.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)

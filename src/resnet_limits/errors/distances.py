@@ -439,7 +439,8 @@ def _standard_errors(
 ) -> dict[str, Array]:
     """RMS standard errors of a limit, or of a difference of limits.
 
-    The scatter over scramblings, what more depth nodes would change, and rounding, in quadrature.
+    The root-sum-square of the scatter over scramblings, of what more depth nodes would change, and
+    of rounding.
     """
     # A single replicate is an exact cubature, and its deviation from itself is zero.
     share = 1.0 / max(1, hidden.shape[2] - 1)

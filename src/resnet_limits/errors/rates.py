@@ -2,7 +2,7 @@
 
 Per shape the mean square over its seeds is taken, and the law of the distance (`laws`) fitted to
 it together with the known noise of the limits (`likelihood`): a power of one variable, or several
-terms in quadrature.
+terms, added as root-sum-square.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def best_shape(
     -------
     dict
         ``depth``, ``width``, ``embed_dim``, ``parameters`` (their product), ``predicted_error``,
-        ``terms`` (the part of each term, which add in quadrature), ``interval`` (95 % of the sizes
-        and the error of the best real sizes, from the amplitudes' uncertainties; None without
+        ``terms`` (the part of each term; they add as root-sum-square), ``interval`` (95 % of the
+        sizes and the error of the best real sizes, from the amplitudes' uncertainties; None without
         these), ``within`` (by part above the least error, between which values each size may
         lie, the others at their best), ``shallower`` (the shape of the least depth, at the same
         embedding dimension, whose predicted error is within one per cent of the best; None where

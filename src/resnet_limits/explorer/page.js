@@ -14,7 +14,9 @@ const unpacked = new Map();
 const MOST_UNPACKED = 400;
 
 async function bytesOf(place) {
-  const bytes = Uint8Array.from(atob(page.columns[place]), (letter) => letter.charCodeAt(0));
+  const text = atob(page.columns[place]);
+  const bytes = new Uint8Array(text.length);
+  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
@@ -148,13 +150,14 @@ const choice = {
 let pair = null; // the pair that is shown
 let rows = []; // all its cells
 let listed = []; // those in the table
+let embedded = null; // the panels
 let view = null;
 let brush = {};
 let panelsDrawn = "";
 
 const ACROSS = {
-  ratio: "D/(LM)", parameters: "P = LMD", depth: "depth L", width: "width M",
-  embed_dim: "embedding dimension D", weights: "weights",
+  ratio: "D/(LM)", parameters: "P = LMD", depth: "L, depth", width: "M, width",
+  embed_dim: "D, embedding dimension", weights: "weights",
 };
 
 function variableOf(name) {
@@ -314,6 +317,7 @@ function everyLayer(node, visit) {
   }
 }
 
+const MANY = 1500; // cells of which smaller marks are drawn
 const STYLES = { edge: "--bad", chosen: "--ring", predicted: "--predicted" };
 
 function panelSpec(colour) {
@@ -330,6 +334,7 @@ function panelSpec(colour) {
     ? { name: "viridis", extent: [0.25, 1] } : { name: "viridis", extent: [0, 0.88] };
   const isRatio = colour === "ratio";
   everyLayer(spec.hconcat, (encoding, layer) => {
+    if (layer.data.name === "cells" && rows.length > MANY) layer.mark.size = 12;
     if (STYLES[layer.mark.style]) layer.mark.color = colourOf(STYLES[layer.mark.style]);
     if (encoding.x) {
       const name = encoding.x.field === "x" ? choice.across : encoding.x.field;
@@ -338,8 +343,7 @@ function panelSpec(colour) {
       if (encoding.x.field === "x") encoding.x.title = ACROSS[name];
     }
     if (encoding.y && encoding.y.title === "value") {
-      encoding.y.title = choice.observable === "loss"
-        ? "loss" : `distance of ${choice.observable.split("_")[0]}`;
+      encoding.y.title = choice.observable === "loss" ? "loss" : "distance";
     }
     if (encoding.color && encoding.color.field === "c") {
       encoding.color.title = isRatio ? ["measured /", "predicted"]
@@ -364,21 +368,23 @@ function isSelected(row) {
 }
 
 async function newView(spec, element) {
-  const embedded = await vegaEmbed(element, spec, {
+  const made = await vegaEmbed(element, spec, {
     mode: "vega-lite", actions: false, renderer: "canvas", hover: false, defaultStyle: false,
     config: theme(), tooltip: showTip, logLevel: 1,
   });
-  return embedded.view;
+  return made;
 }
 
 async function drawPanels(colour) {
   const drawn = JSON.stringify([
-    pair.name, choice.across, colour, choice.observable, isDark.matches, $("panels").clientWidth]);
+    pair.name, choice.across, colour, choice.observable === "loss", isDark.matches,
+    $("panels").clientWidth]);
   if (drawn === panelsDrawn) return fillPanels();
-  if (view) view.finalize();
+  if (embedded) embedded.finalize();
   brush = {};
   panelsDrawn = drawn;
-  view = await newView(panelSpec(colour), $("panels"));
+  embedded = await newView(panelSpec(colour), $("panels"));
+  view = embedded.view;
   view.addSignalListener("brush", (name, value) => {
     brush = value || {};
     soon(list);
@@ -404,8 +410,37 @@ function panelRows() {
 }
 
 function fillPanels() {
-  for (const [name, found] of Object.entries(panelRows())) view.data(name, found);
+  for (const [name, found] of Object.entries(panelRows())) put(name, found);
   return view.runAsync();
+}
+
+// Where the same cells are there as before they are changed in place: their marks stay.
+const CHANGING = ["x", "c", "value", "state", "inside"];
+function put(name, found) {
+  const old = view.data(name);
+  if (!old.length || old.length !== found.length || old.some((row, k) => row.i !== found[k].i)
+      || found[0].i === undefined) {
+    view.data(name, found);
+    return;
+  }
+  const fresh = new Map(found.map((row) => [row.i, row]));
+  const change = emptyChange(name);
+  for (const field of CHANGING) {
+    if (old.some((row, k) => row[field] !== found[k][field])) {
+      change.modify(() => true, field, (row) => fresh.get(row.i)[field]);
+    }
+  }
+  view.change(name, change);
+}
+
+// The bundle of the libraries gives vegaEmbed alone, not vega.changeset: a view makes one whenever
+// it inserts, and hands it to its own pulse.
+function emptyChange(name) {
+  let made = null;
+  view.pulse = (source, change) => { made = change; return view; };
+  view.insert(name, []);
+  delete view.pulse;
+  return made;
 }
 
 function chosenRows() {
@@ -581,7 +616,7 @@ async function drawLines(name, content) {
   $(`${name}-said`).textContent = (content.title || "") + (content.note || "");
   if (!content.why && !content.rows.length) content.why = "No number to draw.";
   if (content.why) {
-    if (detailViews[name]) detailViews[name].view.finalize();
+    if (detailViews[name]) detailViews[name].embedded.finalize();
     delete detailViews[name];
     const words = document.createElement("div");
     words.className = "none";
@@ -591,7 +626,7 @@ async function drawLines(name, content) {
   }
   const drawn = `${isDark.matches} ${element.clientWidth}`;
   if (!detailViews[name] || detailViews[name].drawn !== drawn) {
-    if (detailViews[name]) detailViews[name].view.finalize();
+    if (detailViews[name]) detailViews[name].embedded.finalize();
     element.replaceChildren();
     const spec = structuredClone(page.specs.details[name]);
     const lines = ["--accent", "--others", "--limit", "--predicted", "--stderr"].map(colourOf);
@@ -600,10 +635,10 @@ async function drawLines(name, content) {
     });
     const sized = { ...spec, width: Math.max(200, element.clientWidth), height: 190,
       autosize: { type: "fit", contains: "padding" }, datasets: { [name]: content.rows } };
-    detailViews[name] = { drawn, view: await newView(sized, element) };
+    detailViews[name] = { drawn, embedded: await newView(sized, element) };
     return;
   }
-  await detailViews[name].view.data(name, content.rows).runAsync();
+  await detailViews[name].embedded.view.data(name, content.rows).runAsync();
 }
 
 // --- table --------------------------------------------------------------------------------------
@@ -874,6 +909,6 @@ listen();
 refresh().then(() => {
   document.documentElement.dataset.ready = "yes";
 });
-// For whoever wants to ask the charts: the scales of a panel, as in explorer.view().scale(...).
-window.explorer = { view: () => view };
+// For whoever wants to ask the charts: the view of the panels, and the lines of one cell.
+window.explorer = { view: () => view, lines: (name) => detailViews[name].embedded.view.data(name) };
 })();

@@ -25,10 +25,12 @@ BUDGET = 4_700_000
 """Bytes that a page may have; steps are left out where all of them would take more."""
 
 
+_LIBRARIES = "window.vegaEmbed = vegaEmbed;"
+
 _LABELS = {
-    "hidden": "hidden states, RMS at s = 1",
-    "hidden_max_mean_abs": "hidden states, largest mean |difference| over depth",
-    "output": "outputs, RMS",
+    "hidden": "hidden, RMS at s = 1",
+    "hidden_max_mean_abs": "hidden, largest mean |difference| over depth",
+    "output": "output, RMS",
     "loss": "loss",
 }
 _NAMES = {"finite": "networks", "wide": "infinite width", "mean_ode": "Mean ODE", "dmft": "DMFT"}
@@ -89,7 +91,7 @@ def render(
         Bytes that the page should not exceed. Distances over depth are there at the last step at
         least, distances at two steps at least, if there are so many.
     """
-    libraries = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    libraries = vl_convert.javascript_bundle(_LIBRARIES)
     own = _resource("page.js")
     style = _resource("page.css")
     columns = {pair: _Columns(cells, prediction) for pair, cells in pairs.items()}

@@ -24,7 +24,7 @@ DOUBLE_TOLERANCE = 1e-5
 # Activations with compiled code, in every built-in unit; an empty name is that of a unit whose map
 # is more than an activation.
 _KERNELS = frozenset({"", "linear", "tanh", "erf", "relu", "gelu", "silu"})
-# Standard error of the outputs with the pilot's first points, for each embedding direction: fitted
+# Standard error of the outputs with the pilot's first points, over the reduced dimension: fitted
 # to 40 problems, within a factor of 2 or 3.
 _FIRST_ERROR = 1.1e-4
 # How a standard error falls with the number of points.

@@ -90,9 +90,7 @@ class Line:
     cells: list[list[Row]]
 
 
-COLUMNS = tuple(
-    (kind, observable) for kind in (EXPONENT, AMPLITUDE) for observable in OBSERVABLES
-)
+COLUMNS = tuple((kind, observable) for kind in (EXPONENT, AMPLITUDE) for observable in OBSERVABLES)
 """Columns of the summary."""
 
 
@@ -123,8 +121,8 @@ def summary(rates: Mapping[str, Any]) -> list[Line]:
         # Exponents in P have a line of their own, in the columns of exponents.
         line = claim["claim"] if kind == EXPONENT_IN_P else ""
         column = (EXPONENT if kind == EXPONENT_IN_P else kind, where["observable"])
-        cells = found.setdefault((where["pair"], line), {})
-        cells.setdefault(column, []).append((int(where["step"]), row))
+        of_line = found.setdefault((where["pair"], line), {})
+        of_line.setdefault(column, []).append((int(where["step"]), row))
     keys = sorted(found, key=lambda key: (list(order).index(key[0]), key[1] != ""))
     lines = []
     for pair, line in keys:
@@ -140,30 +138,37 @@ def summary(rates: Mapping[str, Any]) -> list[Line]:
 
 def sentence(rates: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say how many claims hold, in pieces, each with the verdict that it is about (or "")."""
-    agree, disagree, undecided = verdict_counts(rates).values()
-    total = agree + disagree + undecided
+    counts = verdict_counts(rates)
+    agree, disagree, undecided = counts.values()
+    total = sum(counts.values())
     if not total:
         return [("No claim was judged.", "")]
-    if total == agree:
-        every = f"All {total} claims agree" if total > 1 else "The one claim agrees"
-        return [(every, "agrees"), (".", "")]
-    first = "None" if not agree else str(agree)
-    claims = f"{first} of {total} claims" if total > 1 else "The one claim"
     if total == 1:
-        return [(claims, ""), *((f" {word}", word) for word in ("disagrees",) if disagree)] + (
-            [(" is undecided", "undecided")] if undecided else []
-        ) + [(".", "")]
-    return [
-        (f"{claims} {'agree' if agree > 1 else 'agrees'}", "agrees" if agree else ""),
-        (", ", ""),
+        word = next(verdict for verdict, count in counts.items() if count)
+        return [
+            ("The one claim ", ""),
+            (f"{'is ' if word == 'undecided' else ''}{word}", word),
+            (".", ""),
+        ]
+    if agree == total:
+        return [(f"All {total} claims agree", "agrees"), (".", "")]
+    pieces = [
+        (f"{agree or 'None'} of {total} claims {_verb('agree', agree)}", "agrees", agree),
+        (f"{_none(disagree)} {_verb('disagree', disagree)}", "disagrees", disagree),
         (
-            f"{_none(disagree)} {'disagree' if disagree > 1 else 'disagrees'}",
-            "disagrees" if disagree else "",
+            f"{_none(undecided)} {'are' if undecided > 1 else 'is'} undecided",
+            "undecided",
+            undecided,
         ),
-        (", ", ""),
-        (f"{_none(undecided)} {'are' if undecided > 1 else 'is'} undecided", "undecided"),
-        (".", ""),
     ]
+    said: list[tuple[str, str]] = []
+    for words, verdict, count in pieces:
+        said += [(", ", "")] * bool(said) + [(words, verdict if count else "")]
+    return [*said, (".", "")]
+
+
+def _verb(word: str, count: int) -> str:
+    return word if count > 1 else f"{word}s"
 
 
 def _none(count: int) -> str:
@@ -253,9 +258,7 @@ def _notes(claim: Claim) -> list[str]:
         if "parameters" in judged:
             sizes = f"P {_span(judged['parameters'], power_of_ten)}"
         shapes = f"{judged['shapes']} of {judged['of']} shapes"
-        notes.append(
-            f"Judged on {shapes}{f' ({sizes})' if sizes else ''}: {judged['rule']}."
-        )
+        notes.append(f"Judged on {shapes}{f' ({sizes})' if sizes else ''}: {judged['rule']}.")
     slopes = claim.get("slopes") or []
     if slopes:
         told = ", ".join(

@@ -69,9 +69,16 @@ def paragraphs(experiment: Experiment) -> list[str]:
         training.rule.kind, training.rule.kind
     )
     momentum = getattr(training.rule, "momentum", 0.0)
-    said = [
+    further = [
+        f"momentum {momentum:g}" if momentum else "",
+        f"weight decay {training.weight_decay:g}" if training.weight_decay else "",
+        f"{training.schedule.kind} schedule" if training.schedule.kind != "constant" else "",
+        "in batches" if training.batches is not None else "",
+    ]
+    more = ", ".join(words for words in further if words)
+    return [
         f"Each layer of a network is {blocks}. Networks are trained with {rule}"
-        f"{f' (momentum {momentum:g})' if momentum else ''} at learning rate "
+        f"{f' ({more})' if more else ''} at learning rate "
         f"{training.learning_rate:g}, in the scaling in which the limit exists, for {updates} "
         f"{'update' if updates == 1 else 'updates'} ({training.steps} states, the first before "
         f"any update), on {_DATA.get(data.kind, data.kind)}{f' ({numbers})' if numbers else ''} "
@@ -80,10 +87,10 @@ def paragraphs(experiment: Experiment) -> list[str]:
         "A network has depth L, hidden width M and embedding dimension D; P = LMD counts its "
         "parameters up to a constant factor. Between a network and its limit at infinite size (the "
         "DMFT limit) stand two other limits, infinite width at finite depth and the Mean ODE of a "
-        "given embedding, so that each cause of the distance is measured alone. Networks and limits "
-        "share their embedding rows. Limits are solved, not extrapolated: expectations over units "
-        "are quasi-Monte Carlo sums, or exact where the units are linear, and their scatter over "
-        "independent scramblings is the standard error that is given.",
+        "given embedding, so that each cause of the distance is measured alone. Networks and "
+        "limits share their embedding rows. Limits are solved, not extrapolated: expectations over "
+        "units are quasi-Monte Carlo sums, or exact where the units are linear, and their scatter "
+        "over independent scramblings is the standard error that is given.",
         "The distance of hidden states is the root mean square over samples and coordinates in the "
         "last layer, that of outputs the root mean square over samples and targets. A distance "
         "below ten standard errors of the limits is below resolution: it is used, with that error "
@@ -100,7 +107,6 @@ def paragraphs(experiment: Experiment) -> list[str]:
         "true, chance would do this to any of them in at most one study of twenty (Holm’s method). "
         "Else it is undecided, and the reason says what would decide.",
     ]
-    return said
 
 
 def _branch(branch: BranchConfig) -> str:
@@ -135,13 +141,9 @@ def why_undecided(
     trained = any("finite" in pair.split("-") for pair in experiment.pairs)
     total = 0 if finite is None else finite.ok + finite.diverged + finite.not_run
     if not trained:
-        said.append(
-            "This experiment trains no finite network; it compares limits with each other."
-        )
+        said.append("This experiment trains no finite network; it compares limits with each other.")
     elif total and finite is not None and finite.diverged == total:
-        said.append(
-            f"All {total} finite networks diverged: no claim about them can be judged."
-        )
+        said.append(f"All {total} finite networks diverged: no claim about them can be judged.")
     elif finite is not None and finite.diverged:
         said.append(
             f"{finite.diverged} of {total} finite networks diverged and are left out of the fits."

@@ -39,7 +39,7 @@ class Drawing:
     kind : str
         Of the picture: ``image/svg+xml`` or ``image/png``.
     table : bytes
-        Every number that is drawn, as CSV; empty if there is none.
+        Every number that is drawn, as CSV; empty if there are none, or too many for the page.
     header, rows : list
         The table's column names and first rows.
     row_count : int
@@ -69,8 +69,8 @@ class Drawing:
 
     @property
     def csv(self) -> str:
-        """The table as an address."""
-        return data_link(self.table, "text/csv")
+        """The table as an address: inside the page, or beside it if that would be too large."""
+        return data_link(self.table, "text/csv") if self.table else f"figures/{self.name}.csv"
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,16 @@ def render(contents: Contents) -> str:
             script_hash=script_hash(script),
             verdict=claims.sentence(contents.rates),
             counts=verdict_counts(contents.rates),
-            why_no_verdict=methods.why_undecided(contents.experiment, contents.rates, contents.made),
+            why_no_verdict=methods.why_undecided(
+                contents.experiment, contents.rates, contents.made
+            ),
             summary=claims.summary(contents.rates),
             steps=[str(step) for step in contents.rates.get("steps") or ()],
             claims=claims.rows(contents.rates),
             claims_csv=data_link(
                 csv_bytes(claims.HEADER, claims.table(contents.rates)), "text/csv"
             ),
-            ran=run.sentence(
-                contents.experiment, contents.rates, contents.made, contents.reached
-            ),
+            ran=run.sentence(contents.experiment, contents.rates, contents.made, contents.reached),
             unwell=run.unwell(contents.made),
             cells=run.cell_rows(contents.rates),
             kinds=run.KIND_NAMES,

@@ -49,7 +49,7 @@ def table(rates: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
 def _line(row: Row) -> Line:
     return Line(
         pair=style.pair_name(row["pair"]),
-        quantity=QUANTITIES.get(row["quantity"], row["quantity"]),
+        quantity=QUANTITIES[row["quantity"]],
         step=str(row["step"]),
         variable=tables.variable_words(row),
         exponent=tables.exponent_words(row),

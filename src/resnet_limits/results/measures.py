@@ -162,7 +162,9 @@ def limit_field(
     limit = limit.chunk(step=max(1, _BLOCK_BYTES // step_bytes))
     found = fields.field(limit, rows, s, f"{variable}_coef")
     rest = [d for d in ("sample", "token", "coordinate") if d in found.dims]
-    return found.transpose("seed", "step", *s.dims, *rest)
+    return found.transpose("seed", "step", *s.dims, *rest).assign_attrs(
+        tree.attributes("finite", variable)
+    )
 
 
 def _limit(folder: Folder, kind: str, cell: dict[str, int]) -> xr.Dataset:

@@ -211,7 +211,7 @@ class Results:
                 )
                 if STATUS[status] == "diverged"
             ]
-        return pd.DataFrame(rows, columns=[*SIZES, "seed", "step"])
+        return pd.DataFrame(rows, columns=[*SIZES, "seed", "step"]).astype(int)
 
     # --- fields and kernels -----------------------------------------------------------------------
 
@@ -444,7 +444,9 @@ class Results:
         """The contents of prediction.json; empty if there is none."""
         return self._folder.json("prediction")
 
-    def predicted(self, pair: str = "finite-dmft", observable: str = "hidden") -> xr.DataArray:
+    def predicted(
+        self, pair: str = "finite-dmft", observable: str = "hidden", by: str | None = None
+    ) -> xr.DataArray:
         """Give the distances of a pair that the limit alone predicts, to leading order.
 
         Parameters
@@ -453,12 +455,21 @@ class Results:
             As for `distance`.
         observable : {"hidden", "output"}
             Others are not predicted.
+        by : {"s"}, optional
+            The distance of h at every depth in place of that at s = 1.
 
         Returns
         -------
         DataArray
-            Over the sizes that the pair depends on, and ``step``. NaN where a term is not known;
-            the attribute ``without`` names such terms.
+            Over the sizes that the pair depends on, ``step``, and ``s`` by depth. NaN where a term
+            is not known; the attribute ``without`` names such terms.
+
+        Raises
+        ------
+        NotThereError
+            If no prediction was made.
+        InputError
+            If an argument is not allowed.
         """
         if pair not in LAWS:
             raise InputError(f"pair: got {pair}; allowed: {', '.join(LAWS)}")
@@ -466,7 +477,11 @@ class Results:
             raise InputError(f"observable: got {observable}; allowed: {', '.join(PREDICTED)}")
         if not self.prediction:
             raise NotThereError(f"{self._folder.paths.store('prediction')}: no prediction was made")
-        return tree.predictions(self._folder, self.prediction, pair, observable)
+        if by is None:
+            return tree.predictions(self._folder, self.prediction, pair, observable)
+        if by != "s" or observable != "hidden":
+            raise InputError(f"by: got {by} of {observable}; allowed: s of hidden, or none")
+        return tree.predictions_over_depth(self._folder, self.prediction, pair)
 
     @cached_property
     def _rates(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from resnet_limits import predicted, store
 from resnet_limits.kinds import CELL_KEYS, SIZES, Shape
 from resnet_limits.laws import LAWS
-from resnet_limits.results.folder import Folder
+from resnet_limits.results.folder import Folder, NotThereError
 from resnet_limits.results.lazy import FILL, Stack, Table
 from resnet_limits.stages.paths import Cell
 from resnet_limits.store import SCHEMAS
@@ -51,7 +51,10 @@ def size_coords(folder: Folder, sizes: Sequence[str]) -> xr.Coordinates:
     """Coordinates of some sizes."""
     if folder.is_grid:
         return xr.Coordinates(
-            {name: xr.Variable(name, folder.values[name], _attrs("errors", name)) for name in sizes}
+            {
+                name: xr.Variable(name, folder.values[name], attributes("errors", name))
+                for name in sizes
+            }
         )
     index = pd.MultiIndex.from_tuples(folder.shapes, names=SIZES)
     return xr.Coordinates.from_pandas_multiindex(index, "shape")
@@ -64,7 +67,7 @@ def _front(folder: Folder, sizes: Sequence[str]) -> tuple[int, ...]:
     return tuple(len(folder.values[name]) for name in sizes)
 
 
-def _attrs(kind: str, name: str) -> dict[str, Any]:
+def attributes(kind: str, name: str) -> dict[str, Any]:
     """Give the attributes of a variable as in its store."""
     wanted = SCHEMAS[kind].all[name]
     units = {} if wanted.units is None else {"units": wanted.units}
@@ -122,7 +125,8 @@ def _places(folder: Folder, sizes: Sequence[str]) -> Iterator[tuple[tuple[int, .
 
 def _labels(labels: dict[str, NDArray[np.int64]]) -> dict[str, xr.Variable]:
     return {
-        name: xr.Variable(name, values, _attrs("finite", name)) for name, values in labels.items()
+        name: xr.Variable(name, values, attributes("finite", name))
+        for name, values in labels.items()
     }
 
 
@@ -132,7 +136,7 @@ def _with_parameters(folder: Folder, dataset: xr.Dataset) -> xr.Dataset:
     values = np.empty(_front(folder, SIZES))
     for place, cell in _places(folder, SIZES):
         values[place] = Shape(**cell).parameters
-    return dataset.assign_coords(parameters=(dims, values, _attrs("errors", "parameters")))
+    return dataset.assign_coords(parameters=(dims, values, attributes("errors", "parameters")))
 
 
 def _lazy(
@@ -155,7 +159,7 @@ def _lazy(
         return store.load_variables(folder.paths.store(kind, **cell), [variable])
 
     stack = Stack(places, name, dims, labels, sizes, dtype, load)
-    return xr.Variable((*front, *dims), stack.array(), _attrs(kind, name))
+    return xr.Variable((*front, *dims), stack.array(), attributes(kind, name))
 
 
 def network_fields(folder: Folder, depth: int, embed_dim: int) -> xr.Dataset:
@@ -181,10 +185,10 @@ def network_fields(folder: Folder, depth: int, embed_dim: int) -> xr.Dataset:
     return xr.Dataset(
         variables,
         {
-            "width": ("width", widths, _attrs("errors", "width")),
+            "width": ("width", widths, attributes("errors", "width")),
             **_labels(labels),
-            "layer": ("depth_point", layers, _attrs("finite", "layer")),
-            "s": ("depth_point", layers / depth, _attrs("finite", "s")),
+            "layer": ("depth_point", layers, attributes("finite", "layer")),
+            "s": ("depth_point", layers / depth, attributes("finite", "s")),
         },
         {"depth": depth, "embed_dim": embed_dim},
     )
@@ -275,26 +279,67 @@ def predictions(
     folder: Folder, prediction: Mapping[str, Any], pair: str, observable: str
 ) -> xr.DataArray:
     """Evaluate the predicted law of a distance at all shapes and steps that were predicted."""
-    sizes = LAWS[pair]["hidden"].depends
-    steps = list(prediction["step"])
-    places = list(_places(folder, sizes))
-    points = np.array([[cell.get(name, 0) for name in SIZES] for _, cell in places])
-    values = np.full((*_front(folder, sizes), len(steps)), np.nan)
+    sizes, points, values = _unpredicted(folder, prediction, pair)
     without: dict[str, None] = {}
-    for k, step in enumerate(steps):
+    for k, step in enumerate(prediction["step"]):
         found = predicted.known(prediction, pair, observable, step)
         without |= dict.fromkeys(found.without)
         distance = predicted.distance(found, points)
         if distance is not None:
             values[..., k] = distance.reshape(values.shape[:-1])
-    coords = size_coords(folder, sizes).assign(_labels({"step": np.array(steps)}))
+    found_here = _named_prediction(folder, prediction, sizes, values, {}, pair, observable)
+    return found_here.assign_attrs(without=", ".join(without))
+
+
+def predictions_over_depth(
+    folder: Folder, prediction: Mapping[str, Any], pair: str
+) -> xr.DataArray:
+    """Evaluate the predicted law of hidden states at all shapes, steps and depths.
+
+    Raises
+    ------
+    NotThereError
+        If the prediction has no depths.
+    """
+    sizes, points, front = _unpredicted(folder, prediction, pair)
+    s = (prediction.get("hidden_at") or {}).get("s")
+    if s is None:
+        raise NotThereError("prediction.json has no hidden_at: it was made by an older version")
+    values = np.full((*front.shape, len(s)), np.nan)
+    for k, step in enumerate(prediction["step"]):
+        found = predicted.distance_at(prediction, pair, step, points)
+        if found is not None:
+            values[..., k, :] = found[1].reshape(*front.shape[:-1], len(s))
+    return _named_prediction(folder, prediction, sizes, values, {"s": s}, pair, "hidden")
+
+
+def _unpredicted(
+    folder: Folder, prediction: Mapping[str, Any], pair: str
+) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.float64]]:
+    """Give the sizes of a pair, its shapes, and NaN for each of them and every step."""
+    sizes = LAWS[pair]["hidden"].depends
+    points = np.array([[cell.get(name, 0) for name in SIZES] for _, cell in _places(folder, sizes)])
+    return sizes, points, np.full((*_front(folder, sizes), len(prediction["step"])), np.nan)
+
+
+def _named_prediction(
+    folder: Folder,
+    prediction: Mapping[str, Any],
+    sizes: Sequence[str],
+    values: NDArray[np.float64],
+    depths: dict[str, Any],
+    pair: str,
+    observable: str,
+) -> xr.DataArray:
+    labels = _labels({"step": np.array(prediction["step"])})
+    coords = size_coords(folder, sizes).assign({**labels, **depths})
     attrs = {"long_name": f"predicted distance of {observable}, {pair}", "units": "1"}
     return xr.DataArray(
         values,
         coords,
-        (*size_dims(folder, sizes), "step"),
+        (*size_dims(folder, sizes), "step", *depths),
         "predicted",
-        {**attrs, "pair": pair, "observable": observable, "without": ", ".join(without)},
+        {**attrs, "pair": pair, "observable": observable},
     )
 
 

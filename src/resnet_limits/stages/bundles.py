@@ -42,12 +42,12 @@ class Bundle(NamedTuple):
     seeds: int
 
     def said(self) -> str:
-        """Say how many cells they are, and which are the first and the last."""
+        """Say how many results they are, and which are the first and the last."""
         kind = self.name.rpartition("_")[0]
         names = [cell_name(kind, **cell).partition("/")[2] for cell in self.cells]
         if len(names) == 1:
             return names[0]
-        return f"{len(names)} cells, {names[0]} to {names[-1]}"
+        return f"{len(names)} results, {names[0]} to {names[-1]}"
 
 
 def bundles(kind: str, experiment: Experiment, last_sweep: Mapping[str, int]) -> list[Bundle]:

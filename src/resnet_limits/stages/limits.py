@@ -115,7 +115,7 @@ def _at_knots(part: xr.Dataset, knots: np.ndarray) -> xr.Dataset:
 
 
 def _with_rotation(problem: Problem, dataset: xr.Dataset) -> xr.Dataset:
-    """Add the basis of the inputs' span in which the embedding directions are meant, if any."""
+    """Add the basis of the inputs' span in which the embedding is meant, if any."""
     if problem.input_rotation is None:
         return dataset
     return dataset.assign(input_rotation=(("input", "rank"), problem.input_rotation))

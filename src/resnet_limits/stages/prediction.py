@@ -166,13 +166,13 @@ def with_shape(
     -------
     dict
         The same with ``shape``: ``depth``, ``width``, ``embed_dim``; for ``hidden`` and ``output``
-        the RMS ``distance`` and its ``uncertainty`` at every step, and of what it is made in
-        quadrature, ``limit``, that of the limit of infinite width at this depth and embedding
-        dimension, and ``noise`` of the units; and ``leading``, what the amplitudes alone give:
-        ``distance``, ``uncertainty``, ``share``, by term, of the square, and ``without``, the terms
-        that are known at no step and count as zero; and for ``hidden_at``, at the depths ``s``,
-        ``leading`` of the hidden states over the depth. Numbers are null at steps at which they are
-        not known.
+        the RMS ``distance`` and its ``uncertainty`` at every step, and the two parts of which it
+        is the root-sum-square, ``limit``, that of the limit of infinite width at this depth and
+        embedding dimension, and ``noise`` of the units; and ``leading``, what the amplitudes alone
+        give: ``distance``, ``uncertainty``, ``share``, by term, of the square, and ``without``, the
+        terms that are known at no step and count as zero; and for ``hidden_at``, at the depths
+        ``s``, ``leading`` of the hidden states over the depth. Numbers are null at steps at which
+        they are not known.
     """
     added: dict[str, Any] = dict(shape._asdict())
     for name in PREDICTED:
@@ -191,7 +191,7 @@ def with_shape(
 
 
 def _leading(table: Mapping[str, Any], name: str, shape: Shape) -> dict[str, Any]:
-    """Add up the terms of the law, in quadrature."""
+    """Add up the terms of the law, as root-sum-square."""
     sizes = np.array(shape)
     parts, errors, without = {}, [], []
     for term in law_of("finite-dmft", name).terms:

@@ -21,6 +21,8 @@ from resnet_limits.stages.paths import FIGURE_FORMS, Paths, cell_name, cells, fi
 _MOST_ROWS = 10
 # A picture of many points is smaller as pixels.
 _MOST_SVG_BYTES = 400_000
+# Larger tables stay beside the page, so that it opens at once.
+_MOST_CSV_BYTES = 1_000_000
 
 _BESIDE = {
     "rates.json": "all rates and claims",
@@ -71,11 +73,7 @@ def report(experiment: Experiment, paths: Paths) -> str:
         beside={
             # Made after this page, of which it is no part.
             paths.workflow_page.name: "the pipeline’s jobs, their graph and run times",
-            **{
-                name: what
-                for name, what in _BESIDE.items()
-                if (paths.folder / name).exists()
-            },
+            **{name: what for name, what in _BESIDE.items() if (paths.folder / name).exists()},
         },
     )
     return render(contents)
@@ -96,7 +94,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _made(kind: str, experiment: Experiment, paths: Paths) -> Made:
     """Gather what manifests and attributes tell of the results of one kind."""
-    missing, unwell, attributes = [], [], []
+    missing: list[str] = []
+    unwell: list[str] = []
+    attributes: list[Mapping[str, Any]] = []
     status = dict.fromkeys(("ok", "diverged", "not_run"), 0)
     seconds = 0.0
     for cell in cells(kind, experiment):
@@ -129,7 +129,9 @@ def _made(kind: str, experiment: Experiment, paths: Paths) -> Made:
         **status,
         unwell=unwell,
         seconds=seconds,
-        peak_bytes=max((int(found.get("peak_memory_bytes") or 0) for found in attributes), default=0),
+        peak_bytes=max(
+            (int(found.get("peak_memory_bytes") or 0) for found in attributes), default=0
+        ),
         devices=each("device"),
         code_hashes=each("code_hash"),
         git_states=each("git_state"),
@@ -169,7 +171,7 @@ def _reached(experiment: Experiment, paths: Paths) -> Iterator[Reached]:
                 continue
             error, depth_error = found["output_stderr"], found["depth_error"]
             inner = [dim for dim in error.dims if dim != "seed"]
-            of_seed = np.sqrt((error**2).mean(inner)).values
+            of_seed = np.sqrt((error**2).mean(inner).values)
             # A seed that was not run has no error; a limit of none of them has none to tell.
             if np.isfinite(of_seed).any():
                 yield Reached(
@@ -203,7 +205,7 @@ def _drawing(name: str, paths: Paths) -> Drawing:
         why_empty=str(told.get("why_empty") or "") if told.get("status") == "empty" else "",
         picture=picture,
         kind=kind,
-        table=content if count else b"",
+        table=content if count and len(content) <= _MOST_CSV_BYTES else b"",
         header=header,
         rows=rows,
         row_count=count,

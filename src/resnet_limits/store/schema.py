@@ -295,7 +295,7 @@ SCHEMAS: dict[str, Schema] = {
         },
         {
             "step": _STEP,
-            "depth": Variable(("cell",), "int", "number of blocks, L", None),
+            "depth": Variable(("cell",), "int", "number of layers, L", None),
             "width": Variable(("cell",), "int", "hidden units per block, M", None),
             "embed_dim": Variable(("cell",), "int", "embedding dimension, D", None),
             "seed": Variable(("cell",), "int", "seed of embedding rows and block weights", None),

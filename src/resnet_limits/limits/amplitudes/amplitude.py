@@ -78,7 +78,7 @@ class Amplitude:
         return cls(value, np.divide(error, 2 * value, where=value > 0, out=0 * value))
 
     def with_error(self, error: Array) -> Amplitude:
-        """Add another source of error, in quadrature."""
+        """Add another source of error, as root-sum-square."""
         return Amplitude(self.value, np.hypot(self.uncertainty, error))
 
 

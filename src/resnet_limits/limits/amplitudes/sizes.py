@@ -47,7 +47,7 @@ class UnitNoise:
 
 @dataclass(frozen=True)
 class Distance:
-    """An RMS distance from the DMFT limit at every step, and its two parts, in quadrature.
+    """An RMS distance from the DMFT limit at every step: the root-sum-square of two parts.
 
     Attributes
     ----------

@@ -1,4 +1,6 @@
-"""Names of code in the pages become links to the reference, and other words do not.
+"""What the site does differently from Sphinx.
+
+Names of code in the pages become links to the reference, and other words do not.
 
 On GitHub ``problem.Problem`` is a word in the pages; in the site it leads to what the reference
 says of ``resnet_limits.problem.Problem``, if it says something. In docstrings Sphinx would look up
@@ -7,6 +9,7 @@ every word of a type: of "array (seeds, rows)" it would make a link to some attr
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -63,10 +66,34 @@ def _skip(_app: Sphinx, _what: str, _name: str, member: object, skip: bool, _: A
     return skip or type(member).__name__ == "_tuplegetter"
 
 
+def _signature(*event: Any) -> tuple[str, str] | None:
+    """Let unions with an alias of a type show its name."""
+    arguments, returned = event[-2:]
+    plain = [
+        re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", s or "") for s in (arguments, returned)
+    ]
+    return (plain[0], plain[1]) if arguments else None
+
+
+def _accessible(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _: Any) -> None:
+    """Put right in a page what screen readers and keyboards stumble over."""
+    body = context.get("body", "")
+    # What scrolls can be reached by the keyboard.
+    body = body.replace("<pre>", '<pre tabindex="0">')
+    # A list of parameters in a signature has no terms, as a list of definitions must have.
+    context["body"] = re.sub(
+        r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>",
+        lambda m: re.sub(r"<dd>(.*)</dd>", r'<span class="sig-line">\1</span>', m[1]),
+        body,
+    )
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the transforms."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("html-page-context", _accessible)
     app.add_post_transform(CodeLinks)
     app.add_post_transform(PlainTypes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
