@@ -67,7 +67,7 @@ def test_the_errors_stage_in_jobs_gives_the_same_bits(cluster: Cluster, tree: Tr
     large = xr.open_zarr(folder / "finite/L64_M256_D2048.zarr")["hidden"]
     assert large.nbytes > 2 * store.packing.CHUNK_BYTES
     shutil.rmtree(folder / "errors.zarr")
-    (folder / "manifests/errors.zarr.json").unlink()
+    (folder / "manifests/errors.json").unlink()
     before = len(started_in(cluster, tree))
     arguments = ("errors", "--configfile", "experiment.yaml", "--config", "errors_workers=2")
     in_cluster(cluster, tree, *tree.command(*arguments))

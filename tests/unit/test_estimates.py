@@ -420,3 +420,40 @@ def test_data_in_a_pipe_are_not_waited_for(tiny_experiment: Build, tmp_path: Pat
     experiment = tiny_experiment(problem={"data": {"kind": "file", "path": str(tmp_path / "a.nc")}})
     os.mkfifo(tmp_path / "a.nc")
     assert estimates._data_sizes(experiment) == (100, 100, 10, None)
+
+
+# --- distances ------------------------------------------------------------------------------------
+
+
+def distances_of(build: Build, embed_dim: int = 64, widths: int = 2, **other: Any) -> Experiment:
+    grid = {"depth": [16], "width": list(range(8, 8 + widths)), "embed_dim": [embed_dim]}
+    sweep = {"grid": grid, **other.pop("sweep", {})}
+    return build(problem=data(64, 32), sweep=sweep, save={"depth_points": 17}, **other)
+
+
+def test_distances_take_time_with_bytes_and_limits(tiny_experiment: Build) -> None:
+    one, four = (
+        estimates.seconds("errors", distances_of(tiny_experiment, size)) for size in (4096, 16384)
+    )
+    assert four == pytest.approx(4 * one, rel=0.4)
+    pairs = ["finite-dmft"]
+    single = distances_of(tiny_experiment, 16384, sweep={"pairs": pairs})
+    assert estimates.seconds("errors", single) < 0.8 * four
+    # Limits alone: no network is read.
+    between = distances_of(tiny_experiment, 4096, sweep={"pairs": ["mean_ode-dmft"]})
+    assert estimates.seconds("errors", between) < 1.0 < one
+
+
+def test_memory_of_distances_does_not_grow_with_a_network(tiny_experiment: Build) -> None:
+    few, many = (
+        estimates.megabytes(
+            "errors", distances_of(tiny_experiment, 4096, training={"steps": steps})
+        )
+        for steps in (30, 300)
+    )
+    assert many < few + 200 < 2000
+    # Rows of the embedding and tables do.
+    wide = estimates.megabytes("errors", distances_of(tiny_experiment, 2**20))
+    assert wide > few + 500
+    cells = distances_of(tiny_experiment, 4, widths=2000, training={"steps": 300})
+    assert estimates.megabytes("errors", cells) > few + 500

@@ -60,6 +60,10 @@ def test_a_record_is_there_while_its_job_runs(paths: Paths) -> None:
         assert found["job"] == "finite_01"
         assert (found["at"], found["number"], found["total"]) == ("finite/L2_M8_D4", 3, 7)
         assert found["process"] == os.getpid()
+        since = found["since"]
+        record.at("finite/L2_M8_D4", 3, 7, "half of it read")
+        (found,) = progress.running_jobs(paths)
+        assert (found["note"], found["since"]) == ("half of it read", since)
     assert progress.running_jobs(paths) == []
     assert not list(paths.running.iterdir())
 

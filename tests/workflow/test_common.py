@@ -134,6 +134,19 @@ def test_switches_are_true_or_false(name: str, capsys: pytest.CaptureFixture[str
         assert "allowed: true, false" in capsys.readouterr().err
 
 
+def test_errors_workers_are_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    for value, found in ((0, 0), (8, 8)):
+        assert load_common(errors_workers=value)["config"]["errors_workers"] == found
+    assert load_common()["config"]["errors_workers"] == 0
+    for value in (-1, 1.5, True, None, "slurm"):
+        with pytest.raises(SystemExit) as ended:
+            load_common(errors_workers=value)
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --config: errors_workers: got ")
+        assert error.endswith("; allowed: a number, 0 or more\n")
+
+
 def test_texts_count_by_what_they_say(tmp_path: Path) -> None:
     """And not by where the checkout is, which may have several names."""
     digest = load_common()["workflow_texts_digest"]()
