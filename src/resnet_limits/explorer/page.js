@@ -11,7 +11,7 @@ const [RESOLVED, BELOW] = [0, 1];
 
 // Columns that were unpacked, the latest used last.
 const unpacked = new Map();
-const MOST_UNPACKED = 150;
+const MOST_UNPACKED = 250;
 
 async function bytesOf(place) {
   const text = atob(page.columns[place]);
