@@ -113,7 +113,8 @@ PLACE = """
     }
   };
   walk(view.scenegraph().root, 0, 0);
-  const [left, top] = [view.origin()[0] + view.padding().left, view.origin()[1] + view.padding().top];
+  const padding = view.padding();
+  const [left, top] = [view.origin()[0] + padding.left, view.origin()[1] + padding.top];
   const box = document.querySelector("#panels canvas").getBoundingClientRect();
   return found.map(([x, y, opacity]) => [box.left + left + x, box.top + top + y, opacity]);
 }

@@ -26,6 +26,7 @@ BUDGET = 4_700_000
 """Bytes that a page may have; steps are left out where all of them would take more."""
 
 
+_SCRIPTS = ("cells.js", "charts.js", "table.js")
 _MARKUP_BYTES = 20_000
 _LIBRARIES = "window.vegaEmbed = vegaEmbed;"
 
@@ -94,7 +95,7 @@ def render(
         least, distances at two steps at least, if there are so many.
     """
     libraries = _libraries()
-    own = _resource("page.js")
+    own = _own_script()
     style = _resource("page.css")
     columns = {pair: _Columns(cells, prediction) for pair, cells in pairs.items()}
     specs = {
@@ -146,6 +147,12 @@ def render(
 @lru_cache(maxsize=1)
 def _libraries() -> str:
     return vl_convert.javascript_bundle(_LIBRARIES)
+
+
+def _own_script() -> str:
+    """Join the parts of the page's own script, whose names are nobody else's."""
+    parts = "\n".join(map(_resource, _SCRIPTS))
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
 def _resource(name: str) -> str:
