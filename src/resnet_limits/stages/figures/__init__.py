@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from resnet_limits.config import Experiment
 from resnet_limits.figures import tables
@@ -19,6 +17,9 @@ from resnet_limits.figures.terms import three_terms
 from resnet_limits.stages.figures import views
 from resnet_limits.stages.figures.networks import OpenStore
 from resnet_limits.stages.paths import FIGURES
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["figure", "sheet"]
 
