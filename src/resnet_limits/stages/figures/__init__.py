@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet_limits.config import Experiment
 from resnet_limits.figures import tables
 from resnet_limits.figures.against_parameters import error_vs_parameters
 from resnet_limits.figures.against_shape import error_vs_shape
+from resnet_limits.figures.cells import Errors
 from resnet_limits.figures.distances import distance_over_depth, distance_over_steps
 from resnet_limits.figures.frontier import frontier
 from resnet_limits.figures.picture import Picture
@@ -17,9 +18,6 @@ from resnet_limits.figures.terms import three_terms
 from resnet_limits.stages.figures import views
 from resnet_limits.stages.figures.networks import OpenStore
 from resnet_limits.stages.paths import FIGURES
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 __all__ = ["figure", "sheet"]
 
@@ -44,7 +42,7 @@ def figure(
     name: str,
     experiment: Experiment,
     open_store: OpenStore,
-    errors: Mapping[str, xr.Dataset],
+    errors: Errors,
     rates: Mapping[str, Any],
     prediction: Mapping[str, Any] | None = None,
 ) -> Picture:
