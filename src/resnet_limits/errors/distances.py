@@ -472,18 +472,8 @@ def _line_sums(
 ) -> tuple[Array, Array]:
     """Sum |h - H| and (h - H)^2 over coordinates, with H = Phi c, in bounded memory.
 
-    Parameters
-    ----------
-    coefs : ndarray, shape (lines, r)
-        c, one line for each step, depth and sample.
-    embedding : ndarray, shape (D, r)
-        Phi.
-    hidden : ndarray, shape (lines, D), optional
-        h; zero if left out.
-
-    Returns
-    -------
-    absolute, squared : ndarray, shape (lines,)
+    Lines are those of coefficients, shape (lines, r), one for each step, depth and sample, and of
+    the states, shape (lines, D), which are zero if left out; Phi has the shape (D, r).
     """
     lines, embed_dim = len(coefs), len(embedding)
     absolute, squared = np.zeros(lines), np.zeros(lines)
