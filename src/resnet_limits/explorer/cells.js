@@ -2,8 +2,24 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const SYMBOL = { depth: "L", width: "M", embed_dim: "D" };
 const SIZES = Object.keys(SYMBOL);
+const COLUMNS = [...SIZES, "seed", "parameters", "weights"];
 const ROWS = 15;
 const [RESOLVED, BELOW] = [0, 1];
+
+// --- elements -----------------------------------------------------------------------------------
+
+// What is drawn often keeps its elements and changes their words: elements that are thrown away
+// fill the memory long before the browser clears it.
+function children(parent, count, make) {
+  while (parent.children.length > count) parent.lastElementChild.remove();
+  while (parent.children.length < count) parent.append(make(parent.children.length));
+  return parent.children;
+}
+
+function say(element, words) {
+  if (!element.firstChild) element.append(words);
+  else if (element.firstChild.data !== words) element.firstChild.data = words;
+}
 
 // --- numbers ------------------------------------------------------------------------------------
 
@@ -15,8 +31,11 @@ async function bytesOf(place) {
   const text = atob(page.columns[place]);
   const bytes = new Uint8Array(text.length);
   for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  const stream = new DecompressionStream("deflate");
+  const writer = stream.writable.getWriter();
+  writer.write(bytes);
+  writer.close();
+  return new Uint8Array(await new Response(stream.readable).arrayBuffer());
 }
 
 // Bytes are shuffled: first all first bytes, then all second ones. A value keeps the upper four of
@@ -110,21 +129,17 @@ async function cellsAt(pair, observable, k, old = []) {
   for (let i = 0; i < pair.count; i++) {
     const shape = pair.shape[i];
     const predicted = predictedAt(pair, observable, k, i);
-    rows[i] = Object.assign(rows[i] || {}, {
-      i,
-      depth: pair.columns.depth[i], width: pair.columns.width[i],
-      embed_dim: pair.columns.embed_dim[i], seed: pair.columns.seed[i],
-      parameters: pair.columns.parameters[i],
-      weights: pair.columns.weights ? pair.columns.weights[i] : NaN,
-      state: page.states[state[i]],
-      value: value[i],
-      stderr: parts.stderr ? second[i] : NaN,
-      reference: parts.reference ? second[i] : NaN,
-      rms: counts[shape] ? Math.sqrt(squares[shape] / counts[shape]) : NaN,
-      seeds: counts[shape],
-      predicted,
-      ratio: value[i] / predicted,
-    });
+    const row = rows[i] || (rows[i] = {});
+    row.i = i;
+    for (const name of COLUMNS) row[name] = pair.columns[name] ? pair.columns[name][i] : NaN;
+    row.state = page.states[state[i]];
+    row.value = value[i];
+    row.stderr = parts.stderr ? second[i] : NaN;
+    row.reference = parts.reference ? second[i] : NaN;
+    row.rms = counts[shape] ? Math.sqrt(squares[shape] / counts[shape]) : NaN;
+    row.seeds = counts[shape];
+    row.predicted = predicted;
+    row.ratio = value[i] / predicted;
   }
   return rows;
 }
@@ -172,11 +187,12 @@ function sizesOf(name) {
 }
 
 function fill(select, entries, value) {
-  select.replaceChildren(...entries.map(([key, words, disabled]) => {
-    const option = new Option(words, key);
-    option.disabled = Boolean(disabled);
-    return option;
-  }));
+  const options = children(select, entries.length, () => new Option());
+  entries.forEach(([key, words, disabled], k) => {
+    options[k].value = key;
+    options[k].disabled = Boolean(disabled);
+    say(options[k], String(words));
+  });
   select.value = value;
 }
 

@@ -77,12 +77,22 @@ function isSelected(row) {
     row[field] >= Math.min(a, b) && row[field] <= Math.max(a, b));
 }
 
-async function newView(spec, element) {
-  const made = await vegaEmbed(element, spec, {
+// The chosen cell is one of the cells: it widens no axis. Were it counted, every choice would have
+// all scales, and so all marks, computed anew.
+function withoutChosen(spec) {
+  const names = new Set(["chosen"]);
+  for (const { name, source } of spec.data) if (names.has(source)) names.add(name);
+  for (const { domain } of spec.scales) {
+    if (domain.fields) domain.fields = domain.fields.filter(({ data }) => !names.has(data));
+  }
+  return spec;
+}
+
+function newView(spec, element) {
+  return vegaEmbed(element, spec, {
     mode: "vega-lite", actions: false, renderer: "canvas", hover: false, defaultStyle: false,
-    config: theme(), tooltip: showTip, logLevel: 1,
+    config: theme(), tooltip: showTip, logLevel: 1, patch: withoutChosen,
   });
-  return made;
 }
 
 async function drawPanels(colour) {
@@ -200,25 +210,18 @@ function facts(row) {
 }
 
 function describe(list, entries) {
-  list.replaceChildren(...entries.flatMap(([name, value]) => {
-    const term = document.createElement("dt");
-    const text = document.createElement("dd");
-    term.textContent = name;
-    text.textContent = value;
-    return [term, text];
-  }));
+  const found = children(list, 2 * entries.length, (k) => document.createElement(k % 2 ? "dd" : "dt"));
+  entries.flat().forEach((words, k) => say(found[k], String(words)));
 }
 
 function showTip(handler, event, item, value) {
   const tip = $("tip");
-  if (value === null || value === undefined || value === "") {
+  if (!value) {
     tip.hidden = true;
     return;
   }
-  const entries = typeof value === "object" ? Object.entries(value) : facts(rows[Number(value)]);
-  const inside = document.createElement("dl");
-  describe(inside, entries);
-  tip.replaceChildren(inside);
+  const entries = value.i === undefined ? Object.entries(value) : facts(rows[value.i]);
+  describe(tip.firstElementChild, entries);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = event.clientX + 14 + width > innerWidth ? event.clientX - 14 - width : event.clientX + 14;
@@ -254,8 +257,8 @@ async function showCellOnce() {
   const members = now.members[now.shape[row.i]];
   const [losses, steps, depths] = await Promise.all([
     lossLines(now, row.i, members), stepLines(now, row.i, members), depthLines(now, row.i, members)]);
-  $("cell-title").textContent = nameOf(row);
-  $("reference-said").textContent = page.names[now.second];
+  say($("cell-title"), nameOf(row));
+  say($("reference-said"), page.names[now.second]);
   describe($("facts"), facts(row));
   await Promise.all([drawLines("losses", losses), drawLines("steps", steps), drawLines("depths", depths)]);
 }
@@ -332,7 +335,7 @@ async function depthLines(now, i, members) {
 const detailViews = {};
 async function drawLines(name, content) {
   const element = $(name);
-  $(`${name}-said`).textContent = (content.title || "") + (content.note || "");
+  say($(`${name}-said`), (content.title || "") + (content.note || ""));
   if (!content.why && !content.rows.length) content.why = "No number to draw.";
   if (content.why) {
     if (detailViews[name]) detailViews[name].embedded.finalize();
