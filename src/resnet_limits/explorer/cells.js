@@ -23,19 +23,41 @@ function say(element, words) {
 
 // --- numbers ------------------------------------------------------------------------------------
 
-// Columns that were unpacked, the latest used last.
-const unpacked = new Map();
-const MOST_UNPACKED = 250;
+// Columns that are asked for together are inflated as one stream, each a piece of it after its
+// number of bytes.
+const END = new Uint8Array([3, 0]);
+let asked = [];
 
-async function bytesOf(place) {
-  const text = atob(page.columns[place]);
-  const bytes = new Uint8Array(text.length);
-  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
-  const stream = new DecompressionStream("deflate");
-  const writer = stream.writable.getWriter();
-  writer.write(bytes);
-  writer.close();
-  return new Uint8Array(await new Response(stream.readable).arrayBuffer());
+function bytesOf(place) {
+  if (!asked.length) queueMicrotask(inflate);
+  return new Promise((resolve, reject) => { asked.push({ place, resolve, reject }); });
+}
+
+async function inflate() {
+  const now = asked;
+  asked = [];
+  try {
+    const stream = new DecompressionStream("deflate-raw");
+    const whole = new Response(stream.readable).arrayBuffer();
+    const writer = stream.writable.getWriter();
+    const lengths = now.map(({ place }) => {
+      const text = atob(page.columns[place]);
+      const bytes = new Uint8Array(text.length);
+      for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+      writer.write(bytes.subarray(4));
+      return new DataView(bytes.buffer).getUint32(0, true);
+    });
+    writer.write(END);
+    writer.close();
+    const inflated = new Uint8Array(await whole);
+    let start = 0;
+    now.forEach(({ resolve }, k) => {
+      resolve(inflated.subarray(start, start + lengths[k]));
+      start += lengths[k];
+    });
+  } catch (error) {
+    for (const { reject } of now) reject(error);
+  }
 }
 
 // Bytes are shuffled: first all first bytes, then all second ones. A value keeps the upper four of
@@ -50,16 +72,37 @@ function numbers(bytes, size) {
   return new Float64Array(whole.buffer);
 }
 
+// Columns that were unpacked, the latest used last.
+const unpacked = new Map();
+const MOST_HELD = 12e6; // bytes
+let held = 0;
+
 function column(place, size) {
-  let found = unpacked.get(place);
-  if (found) {
+  let entry = unpacked.get(place);
+  if (entry) {
     unpacked.delete(place);
   } else {
-    found = bytesOf(place).then((bytes) => (size === 1 ? bytes : numbers(bytes, size)));
-    if (unpacked.size >= MOST_UNPACKED) unpacked.delete(unpacked.keys().next().value);
+    entry = { bytes: 0 };
+    entry.array = bytesOf(place).then((bytes) => {
+      const array = size === 1 ? bytes.slice() : numbers(bytes, size);
+      if (unpacked.get(place) === entry) {
+        entry.bytes = array.byteLength;
+        held += entry.bytes;
+        forget();
+      }
+      return array;
+    });
   }
-  unpacked.set(place, found);
-  return found;
+  unpacked.set(place, entry);
+  return entry.array;
+}
+
+function forget() {
+  for (const [place, { bytes }] of unpacked) {
+    if (held <= MOST_HELD) return;
+    held -= bytes;
+    unpacked.delete(place);
+  }
 }
 const values = (place) => column(place, 4);
 const exact = (place) => column(place, 8);

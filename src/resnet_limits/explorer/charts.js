@@ -95,11 +95,19 @@ function newView(spec, element) {
   });
 }
 
+// A canvas that is left without a size gives its pixels back at once, not when memory is cleared.
+function leave(embedded, element) {
+  embedded.finalize();
+  for (const canvas of element.querySelectorAll("canvas")) canvas.width = canvas.height = 0;
+  element.replaceChildren();
+}
+
 async function drawPanels(colour) {
   const drawn = JSON.stringify([
     pair.name, choice.across, colour, isDark.matches, $("panels").clientWidth]);
   if (drawn === panelsDrawn) return fillPanels();
-  if (embedded) embedded.finalize();
+  if (embedded) leave(embedded, $("panels"));
+  embedded = view = null;
   brush = {};
   panelsDrawn = drawn;
   embedded = await newView(panelSpec(colour), $("panels"));
@@ -233,7 +241,7 @@ function showTip(handler, event, item, value) {
 
 function chooseCell(i) {
   choice.cell = i;
-  view.data("chosen", chosenRows()).runAsync();
+  if (view) view.data("chosen", chosenRows()).runAsync();
   markRow();
   return showCell();
 }
@@ -338,7 +346,7 @@ async function drawLines(name, content) {
   say($(`${name}-said`), (content.title || "") + (content.note || ""));
   if (!content.why && !content.rows.length) content.why = "No number to draw.";
   if (content.why) {
-    if (detailViews[name]) detailViews[name].embedded.finalize();
+    if (detailViews[name]) leave(detailViews[name].embedded, element);
     delete detailViews[name];
     const words = document.createElement("div");
     words.className = "none";
@@ -348,8 +356,8 @@ async function drawLines(name, content) {
   }
   const drawn = `${isDark.matches} ${element.clientWidth}`;
   if (!detailViews[name] || detailViews[name].drawn !== drawn) {
-    if (detailViews[name]) detailViews[name].embedded.finalize();
-    element.replaceChildren();
+    if (detailViews[name]) leave(detailViews[name].embedded, element);
+    delete detailViews[name];
     const spec = structuredClone(page.specs.details[name]);
     const lines = ["--accent", "--others", "--limit", "--predicted", "--stderr"].map(colourOf);
     everyLayer(spec, (encoding) => {
