@@ -168,7 +168,8 @@ async function cellsAt(pair, observable, k, old = []) {
     squares[pair.shape[i]] += value[i] ** 2;
     counts[pair.shape[i]]++;
   }
-  const rows = old.length === pair.count ? old : [];
+  const rows = old;
+  rows.length = pair.count;
   for (let i = 0; i < pair.count; i++) {
     const shape = pair.shape[i];
     const predicted = predictedAt(pair, observable, k, i);

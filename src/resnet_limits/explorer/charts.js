@@ -44,7 +44,10 @@ function panelSpec(colour) {
     ? { name: "viridis", extent: [0.25, 1] } : { name: "viridis", extent: [0, 0.88] };
   const isRatio = colour === "ratio";
   everyLayer(spec.hconcat, (encoding, layer) => {
-    if (layer.data.name === "cells" && rows.length > MANY) layer.mark.size = 12;
+    if (rows.length > MANY) {
+      if (layer.data.name === "cells") layer.mark.size = 12;
+      if (layer.data.name === "predicted") Object.assign(layer.mark, { width: 4, thickness: 1 });
+    }
     if (STYLES[layer.mark.style]) layer.mark.color = colourOf(STYLES[layer.mark.style]);
     if (encoding.x) {
       const name = encoding.x.field === "x" ? choice.across : encoding.x.field;
@@ -103,8 +106,9 @@ function leave(embedded, element) {
 }
 
 async function drawPanels(colour) {
-  const drawn = JSON.stringify([
-    pair.name, choice.across, colour, isDark.matches, $("panels").clientWidth]);
+  // Pairs of the same sizes have the same panels, which only get other rows.
+  const drawn = JSON.stringify([pair.sizes, SIZES.map(sizesOf), rows.length > MANY, choice.across,
+    colour, isDark.matches, $("panels").clientWidth]);
   if (drawn === panelsDrawn) return fillPanels();
   if (embedded) leave(embedded, $("panels"));
   embedded = view = null;
@@ -153,7 +157,7 @@ function fillPanels() {
 }
 
 // Where the same cells are there as before they are changed in place: their marks stay.
-const CHANGING = ["x", "c", "value", "state", "inside"];
+const CHANGING = ["x", "c", "value", "state", "inside", ...SIZES, "parameters"];
 function put(name, some) {
   const old = view.data(name);
   if (!old.length || old.length !== some.length || old.some((row, k) => row.i !== some[k].i)) {
@@ -318,6 +322,7 @@ async function stepLines(now, i, members) {
   };
 }
 
+const ROUNDING = 1e-5;
 async function depthLines(now, i, members) {
   const profile = now.profile;
   if (!profile) return { why: "errors.zarr has no distances over depth." };
@@ -334,9 +339,13 @@ async function depthLines(now, i, members) {
     const law = cut(await values(place), i, profile.predicted_s.length);
     lines.unshift(...lineOf("predicted", "predicted", profile.predicted_s, law));
   }
+  // Both start from one embedding: what is left at s = 0 is rounding, which would press the lines
+  // together.
+  const least = ROUNDING * Math.max(...lines.map((row) => row.y));
   return {
-    title: `Distance of hidden states, RMS, over depth at step ${now.steps[profile.steps[nearest]]}`,
-    rows: lines.filter((row) => row.y > 0 && Number.isFinite(row.x)),
+    title: `Distance of hidden states over depth, step ${now.steps[profile.steps[nearest]]}`,
+    note: lines.some((row) => row.x === 0 && row.y <= least) ? " (0 at s = 0)" : "",
+    rows: lines.filter((row) => row.y > (row.x === 0 ? least : 0) && Number.isFinite(row.x)),
   };
 }
 

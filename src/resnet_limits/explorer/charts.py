@@ -104,7 +104,7 @@ def _panel(field: str, title: str, marks: _Marks, *, is_first: bool) -> Any:
     layers = [cells, edge, ring, edge_ring]
     if is_first:
         ticks = alt.Chart(alt.NamedData("predicted")).mark_tick(
-            aria=False, orient="horizontal", width=12, thickness=1.5, opacity=0.9, style="predicted"
+            aria=False, orient="horizontal", width=12, thickness=1.2, opacity=0.9, style="predicted"
         )
         layers.insert(1, ticks.encode(x, y))
     return alt.layer(*layers).properties(name=f"panel_{field}")
