@@ -121,7 +121,9 @@ def test_the_table_has_a_row_for_every_cell_and_step(pairs):
 
 def unpacked(text: str, size: int) -> np.ndarray:
     """Unpack a column as the page does."""
-    data = zlib.decompress(base64.b64decode(text))
+    whole = base64.b64decode(text)
+    data = zlib.decompress(whole[4:] + packing.END, -zlib.MAX_WBITS)
+    assert len(data) == int.from_bytes(whole[:4], "little")
     planes = np.frombuffer(data, np.uint8).reshape(size, -1)
     whole = np.zeros((planes.shape[1], 8), np.uint8)
     whole[:, 8 - size :] = planes.T
