@@ -914,7 +914,7 @@ def test_networks_that_diverged_are_replaced_by_their_neighbours():
     labels = [line.get_label() for line in fig.figure.axes[0].lines]
     assert "L = 16, M = 128, D = 128" not in labels
     assert "L = 4, M = 8, D = 8" in labels
-    assert "networks looked at diverged, left out." in words(fig)
+    assert "networks examined diverged and are left out." in words(fig)
     for line in fig.figure.axes[0].lines:
         assert np.isfinite(line.get_ydata()).all()
 
