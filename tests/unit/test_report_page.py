@@ -251,12 +251,12 @@ CASES = {
     "one seed": (
         {"sweep": {"seeds": 1}},
         {"ok": 4, "diverged": 0, "unwell": []},
-        "There is one seed: nothing shows how far networks scatter.",
+        "There is only one seed, so the scatter of networks is unknown.",
     ),
     "one shape": (
         {"sweep": {"grid": {"depth": [2], "width": [8], "embed_dim": [4]}}},
         {"count": 1, "ok": 2, "diverged": 0, "unwell": []},
-        "There is one shape: no exponent can be measured from it.",
+        "There is only one shape, from which no exponent can be measured.",
     ),
 }
 

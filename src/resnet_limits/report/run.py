@@ -226,9 +226,9 @@ def unwell(made: Iterable[Made]) -> list[str]:
     for one in made:
         name = KIND_NAMES.get(one.kind, one.kind)
         if one.unwell:
-            said.append(f"{name} that did not end well: {_names(one.unwell)}.")
+            said.append(f"{name}, diverged or not run: {_names(one.unwell)}.")
         if one.missing:
-            said.append(f"{name} that are missing: {_names(one.missing)}.")
+            said.append(f"{name}, missing: {_names(one.missing)}.")
     return [f"{words[:1].upper()}{words[1:]}" for words in said]
 
 
