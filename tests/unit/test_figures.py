@@ -663,7 +663,7 @@ def test_accuracy_counts_right_answers_of_training_and_test_samples_apart(study,
 
 def test_accuracy_needs_classes(study):
     picture = drawn(study, "accuracy")
-    assert picture.why_empty == "The targets of this experiment are no classes."
+    assert picture.why_empty == "The targets of this experiment are not classes."
 
 
 def test_figures_exist_where_their_data_may(study):
@@ -914,7 +914,7 @@ def test_networks_that_diverged_are_replaced_by_their_neighbours():
     labels = [line.get_label() for line in fig.figure.axes[0].lines]
     assert "L = 16, M = 128, D = 128" not in labels
     assert "L = 4, M = 8, D = 8" in labels
-    assert "networks looked at diverged, left out." in words(fig)
+    assert "networks examined diverged and are left out." in words(fig)
     for line in fig.figure.axes[0].lines:
         assert np.isfinite(line.get_ydata()).all()
 
@@ -1005,7 +1005,7 @@ class WithTokens(Study):
 def test_of_tokens_the_last_one_is_drawn_and_named(study, full):
     tokens = WithTokens(study.experiment)
     fig = drawn(tokens, "trajectories")
-    assert "of token 2. The limit takes" in words(fig)
+    assert "of token 2. The limit is evaluated" in words(fig)
     assert "token" not in words(full["trajectories"])
     for axes, plain in zip(fig.figure.axes, full["trajectories"].figure.axes, strict=True):
         for label in ("_finite", "_limit"):
