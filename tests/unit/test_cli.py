@@ -227,7 +227,7 @@ def follow_the_advice(config, capsys, command="errors"):
             return output
         assert code == FAILED
         assert len(complaint) == 1
-        assert "inputs missing or out of date" in complaint[0]
+        assert "inputs are missing or out of date" in complaint[0]
         advice = complaint[0].partition("make the first with: resnet-limits ")[2]
         assert run(f"--quiet {advice}", capsys)[0] == DONE
     raise AssertionError
@@ -580,7 +580,10 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("shape --error 0 tiny.yaml", "--error: 0; allowed: a finite number above 0"),
         ("shape --depth 3 tiny.yaml", "a shape has all three; allowed: none, all"),
         ("shape --budget 1e6 --max-depth 0 tiny.yaml", "--max-depth"),
-        ("shape --budget 1e6 list.json", "RATES: list.json: no key pairs; allowed: a rates.json"),
+        (
+            "shape --budget 1e6 list.json",
+            "RATES: list.json: lacks the key pairs; allowed: a rates.json",
+        ),
         ("shape --budget nan list.json", "--budget: nan; allowed: a finite number"),
         ("shape --budget inf list.json", "--budget: inf; allowed: a finite number"),
         ("shape list.json", "--budget"),
@@ -700,7 +703,7 @@ def test_stopped_after_work_was_saved(fake, config, capsys, monkeypatch):
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == STOPPED
     assert complaint == [
-        "error: stopped by SIGTERM after its result was saved: run the same command again"
+        "error: stopped by SIGTERM after the result was saved: run the same command again"
     ]
     assert store.check("a.zarr") == []
 

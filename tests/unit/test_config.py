@@ -672,9 +672,9 @@ def test_content_that_is_no_mapping(content: object) -> None:
         ("# only a comment\n", "empty; allowed: a mapping with"),
         ("- 1\n", "got [1]; allowed: a mapping with"),
         ("plain text", "got 'plain text'; allowed: a mapping with"),
-        ("a: 1\n\tb: 2\n", "line 2, column 1: a tab"),
-        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' stands twice; allowed: every key"),
-        ("save: {dtype: float32, 'dtype': float64}", "line 1, column 24: key 'dtype' stands twice"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1: a value begins with a tab"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' appears twice; allowed: every key"),
+        ("save: {dtype: float32, 'dtype': 1}", "line 1, column 24: key 'dtype' appears twice"),
         ("a: b: c", "line 1, column 5: not YAML: mapping values"),
         ("a: [1, 2", "line 1, column 9: not YAML"),
         ("a: *b", "line 1, column 4: not YAML: found undefined alias"),
@@ -729,7 +729,7 @@ _OTHERWISE = [
     ("0o16", "0o16 is not decimal"),
     ("0x1F", "0x1F is not decimal"),
     ("0b11", "0b11 is not decimal"),
-    ("1:30", "1:30 is no number, though YAML reads one to base 60; allowed: decimal numbers"),
+    ("1:30", "1:30 is not decimal: YAML reads it to base 60; allowed: decimal numbers"),
     ("190:20:30", "190:20:30 is no number"),
     ("1:30.5", "1:30.5 is no number"),
     ("1_00", "1_00 is not grouped by thousands"),
@@ -818,7 +818,7 @@ def test_tokens_come_from_the_data_alone(key: str, data: str) -> None:
 def test_sizes_of_file_data_come_from_the_file(key: str) -> None:
     data = {"kind": "file", "path": "d.npz", key: 3}
     assert _refusal(_minimal(problem__data=data)) == (
-        f"problem.data.{key}: unknown key (of data in a file the shapes of x and y say it); "
+        f"problem.data.{key}: unknown key (for data in a file, the shapes of x and y tell it); "
         "allowed: kind, path, positions"
     )
 

@@ -108,7 +108,7 @@ REFUSALS = {
     "a missing sample": (
         2,
         {"training": {"batches": [[0], [4]]}},
-        "training.batches.1: sample 4 is not there; allowed: 0 to 3, the samples of the data",
+        "training.batches.1: there is no sample 4; allowed: 0 to 3, the samples of the data",
     ),
     "a large batch": (
         2,
@@ -123,7 +123,7 @@ REFUSALS = {
     "positions": (
         2,
         {},
-        "problem.data.positions: true, and the data have no tokens; allowed: data with tokens",
+        "problem.data.positions: true, but the data have no tokens; allowed: data with tokens",
     ),
 }
 

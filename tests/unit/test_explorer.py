@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert "no such folder; allowed" in complaint(capsys, tmp_path / "no", "--out", out)
     parent = complaint(capsys, results.parent, "--out", out)
-    assert "has no errors.zarr: no results, or not finished; allowed" in parent
+    assert "has no errors.zarr: it holds no results, or unfinished ones; allowed" in parent
     assert f"here {results}" in parent
     folder = tmp_path / "folder.html"
     folder.mkdir()

@@ -188,7 +188,7 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
     ("words", "complaint"),
     [
         ("--depth 4", "a shape has all three; allowed: none, all"),
-        ("--out p.zarr", "--out: p.zarr; allowed: the name of a file that ends in .json"),
+        ("--out p.zarr", "--out: p.zarr; allowed: a file name that ends in .json"),
         ("--depth 0 --width 1 --embed-dim 1", "--depth"),
     ],
 )
@@ -264,7 +264,7 @@ def not_solved(*_, **__):
 
 
 def test_what_does_not_fit_is_refused(tiny_values):
-    with pytest.raises(MemoryRefusedError, match=r"prediction: takes .* GiB"):
+    with pytest.raises(MemoryRefusedError, match=r"prediction: needs .* GiB"):
         prediction.predict(tiny_limits(tiny_values), PLAN, most_bytes=1e6)
 
 

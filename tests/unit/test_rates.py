@@ -380,7 +380,7 @@ def test_where_too_little_stands_out_there_is_a_reason() -> None:
     found = fit(dataset, "finite-wide", "hidden", STEP, limit_tolerance=1e-3)
     assert found["exponent"] is None
     assert found["reason"] == (
-        "only 2 values of D/(LM) stand out of the limits' standard error; 3 needed"
+        "too few values of D/(LM) stand out from the limits' standard error: 2 of the 3 needed"
     )
     assert "or less" in found["warning"]
     assert found["amplitude_at_theory"] == pytest.approx(B, rel=0.2)
@@ -388,7 +388,7 @@ def test_where_too_little_stands_out_there_is_a_reason() -> None:
     nothing = fit(dataset, "finite-wide", "output", STEP) | fit(
         dataset, "finite-wide", "hidden", STEP
     )
-    assert nothing["reason"] == "no shape stands out of the limits' standard error"
+    assert nothing["reason"] == "no shape stands out from the limits' standard error"
 
 
 def test_a_bias_that_the_limits_error_is_along_is_found() -> None:
@@ -656,7 +656,10 @@ def test_all_that_keeps_best_shapes_from_counting_is_said() -> None:
     dataset["hidden_rms_stderr"].values[:] = dataset["hidden_rms"].values.max()
     reason = fit(dataset, "finite-dmft", "hidden", STEP)["fixed_budget"]["reason"]
     assert "lies between the smallest and the largest D" in reason
-    assert "in 0 of these it stands out of the limits' standard error; 3 needed" in reason
+    assert (
+        "in 0 of these it stands out from the limits' standard error; 3 such bins are needed"
+        in reason
+    )
 
 
 def test_best_shapes_at_the_edge_do_not_count() -> None:

@@ -123,7 +123,8 @@ def render(
     notes = list(heading.notes)
     if steps < all_steps:
         notes.append(
-            f"{steps} of {all_steps} steps are on this page, to keep it small; --data writes all."
+            f"To keep this page small, it has {steps} of {all_steps} steps; "
+            "the option --data writes all of them."
         )
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _resource("page.html.j2")
