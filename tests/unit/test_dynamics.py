@@ -171,5 +171,5 @@ def test_limits_at_finite_embedding_dimension_are_refused_for_other_laws(tiny_ex
         lambda: limits.mean_ode(experiment, 4, dmft),
         lambda: limits.wide(experiment, 2, 4, dmft),
     ):
-        with pytest.raises(InputError, match=r"^model\.initial_law: uniform, and at finite D"):
+        with pytest.raises(InputError, match=r"^model\.initial_law: uniform, but at finite D"):
             call()

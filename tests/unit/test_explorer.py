@@ -173,8 +173,8 @@ def test_a_page_that_would_be_too_large_has_fewer_steps_and_says_so(pairs):
     whole = render(pairs, PREDICTION, HEADING)
     small = render(pairs, PREDICTION, HEADING, budget=len(whole.html.encode()) - 150_000)
     assert 2 <= small.steps < STEPS == small.all_steps
-    assert f"{small.steps} of 15 steps are on this page" in small.html
-    assert "steps are on this page" not in whole.html
+    assert f"it has {small.steps} of 15 steps;" in small.html
+    assert "To keep this page small" not in whole.html
     steps = content(small.html)["pairs"]["finite-dmft"]["steps"]
     assert steps[0] == 0
     assert steps[-1] == 14
@@ -255,7 +255,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     assert "ends in .csv or .parquet" in complaint(capsys, results, "--out", out, *data)
     report = tmp_path / "report.html"
     report.write_text("<html>")
-    assert "no page of this command" in complaint(capsys, results, "--out", report)
+    assert "not a page of this command" in complaint(capsys, results, "--out", report)
     assert report.read_text() == "<html>"
     (results / "manifests/errors.json").unlink()
     assert "not finished: it has no manifest" in complaint(capsys, results, "--out", out)

@@ -126,7 +126,7 @@ def test_other_values_are_not_put_over_results_without_a_word(
 ) -> None:
     change, kinds, line = ASKS[name]
     other = tiny_experiment(**change)
-    with pytest.raises(plan.PlanError, match=r"--config replace=true, or make run REPLACE=1"):
+    with pytest.raises(plan.PlanError, match=r"--config replace=true or make run REPLACE=1"):
         results.again(other)
     limits = len(results.all(*kinds) - results.all("finite"))
     counted = " and ".join(
@@ -331,7 +331,7 @@ def test_a_job_belongs_to_the_plan_of_its_run(tmp_path: Path, tiny_experiment: M
         with pytest.raises(plan.PlanError, match="edited after this job was planned"):
             plan.refuse_another(tiny_experiment(**other), paths, "first")
     plan.record(experiment, paths, "second")
-    with pytest.raises(plan.PlanError, match="another has taken over"):
+    with pytest.raises(plan.PlanError, match="a later run has taken over"):
         plan.refuse_another(experiment, paths, "first")
     paths.plan.write_text("[]", encoding="utf-8")
     with pytest.raises(plan.PlanError, match="edited after this job was planned"):

@@ -187,7 +187,7 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--depth 4", "a shape has all three; allowed: none, all"),
+        ("--depth 4", "a shape needs all three; allowed: all of them, or none"),
         ("--out p.zarr", "--out: p.zarr; allowed: a file name that ends in .json"),
         ("--depth 0 --width 1 --embed-dim 1", "--depth"),
     ],
@@ -216,7 +216,7 @@ def test_a_prediction_that_fails_its_check_saves_nothing(
     code, lines, complaint = run("--quiet predict tiny.yaml --out p.json", capsys)
     assert code == FAILED
     assert lines == []
-    assert "the kernels do not make the drifts of the states" in complaint[-1]
+    assert "the kernels do not reproduce the drifts of the states" in complaint[-1]
     assert not Path("p.json").exists()
 
 

@@ -278,7 +278,7 @@ def test_positions_are_appended_to_the_inputs(tmp_path: Path, kind: str) -> None
 
 def test_positions_need_tokens(tmp_path: Path) -> None:
     data = {"kind": "file", "path": str(_save(tmp_path / "d.npz", _X, _Y)), "positions": True}
-    with pytest.raises(InputError, match=r"^problem\.data\.positions: true, and the data have no"):
+    with pytest.raises(InputError, match=r"^problem\.data\.positions: true, but the data have no"):
         make_problem(_experiment(data))
 
 

@@ -254,7 +254,7 @@ def test_steps_of_a_prediction() -> None:
     assert shapes.predicted_law(known) == shapes.predicted_law(known, step=1)
     first = shapes.predicted_law(known, step="0")
     assert first.amplitudes == {name: a / 2 for name, a in HIDDEN.items()}
-    with pytest.raises(InputError, match="nothing at step 2; allowed: last, 0, 1"):
+    with pytest.raises(InputError, match="has no step 2; allowed: last, 0, 1"):
         shapes.predicted_law(known, step="2")
     with pytest.raises(InputError, match="has no 'hidden_max_mean_abs'; allowed: hidden, out"):
         shapes.predicted_law(known, "hidden_max_mean_abs")

@@ -151,7 +151,7 @@ def train(
         typer.Option(
             "--engine",
             metavar="ENGINE",
-            help=f"{' or '.join(ENGINES)}; by default the experiment's.",
+            help=f"One of {', '.join(ENGINES)}; by default the experiment's.",
         ),
     ] = None,
 ) -> None:

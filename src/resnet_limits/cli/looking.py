@@ -22,7 +22,7 @@ _STORES = "allowed: a store, .zarr or .zarr.zip"
 
 
 def status(config: Config, results: Results = RESULTS) -> None:
-    """Show what is done, running and missing, and what the rest will cost.
+    """Show what is done, running and missing, and what the rest costs.
 
     Opens no store and computes nothing.
     """

@@ -48,7 +48,7 @@ def predict(
     minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
-    """Predict how far networks are from the limit, without training any.
+    """Predict distances from the limit, without training a network.
 
     Prints the amplitude of every term of the error; with a shape, also its distances and how their
     squares split.

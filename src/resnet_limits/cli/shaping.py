@@ -66,11 +66,13 @@ def shape(
             "--of", metavar="NAME", help="hidden or output; with RATES also hidden_max_mean_abs."
         ),
     ] = "hidden",
-    step: Annotated[str, typer.Option("--step", metavar="K", help="A step, or last.")] = "last",
+    step: Annotated[
+        str, typer.Option("--step", metavar="K", help="Number of a step, or last.")
+    ] = "last",
     minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
-    """Print the best L, M and D for a number of parameters, or for an error.
+    """Print the best L, M and D for a budget, or for an error.
 
     With CONFIG no network is needed. With a shape, print how much that shape wastes.
     """

@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
             # Impossible dates, and how yaml's own constructors fail at a foreign value.
             kind = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
-                problem=f"{short(node.value)} is not of type {kind}; allowed: one YAML mapping",
+                problem=f"{short(node.value)} is not a valid {kind}; allowed: one YAML mapping",
                 problem_mark=node.start_mark,
             ) from None
 
