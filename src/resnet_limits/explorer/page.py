@@ -31,9 +31,9 @@ _MARKUP_BYTES = 20_000
 _LIBRARIES = "window.vegaEmbed = vegaEmbed;"
 
 _LABELS = {
-    "hidden": "hidden, RMS at s = 1",
-    "hidden_max_mean_abs": "hidden, largest mean |difference| over depth",
-    "output": "output, RMS",
+    "hidden": "hidden states, RMS at s = 1",
+    "hidden_max_mean_abs": "hidden states, largest mean |difference| over depth",
+    "output": "outputs, RMS",
     "loss": "loss",
 }
 _NAMES = {"finite": "networks", "wide": "infinite width", "mean_ode": "Mean ODE", "dmft": "DMFT"}
