@@ -868,7 +868,7 @@ def test_a_pair_that_was_not_asked_for_is_named():
 
 def test_a_fit_without_enough_values_gives_its_reason():
     text = words(drawn(one_depth(), "three_terms"))
-    assert "needs 3 distinct values of 1/L, has 1" in text
+    assert "too few distinct values of 1/L: 1 of the 3 needed" in text
 
 
 # --- divergence -----------------------------------------------------------------------------------
@@ -1439,9 +1439,9 @@ def test_frontier_draws_the_prediction_for_the_shapes_of_the_points():
 @pytest.mark.parametrize("name", ["error_vs_shape", "error_vs_parameters", "three_terms"])
 def test_figures_say_what_is_not_predicted(study, name):
     assert "No prediction was made." in words(drawn(study, name))
-    fig = drawn(study, name, prediction("D/(LM)", "thought to take 90 minutes"))
+    fig = drawn(study, name, prediction("D/(LM)", "it would take about 90 minutes"))
     assert (
-        "No predicted curve where output errors depend on D/(LM) (thought to take 90 "
+        "No predicted curve where output errors depend on D/(LM) (it would take about 90 "
         "minutes)." in words(fig)
     )
     fig = drawn(study, name, prediction("1/L"))

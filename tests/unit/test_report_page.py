@@ -179,7 +179,7 @@ def test_the_verdict_is_one_sentence(numbers: tuple[int, ...], said: str) -> Non
 
 def test_reasons_and_what_they_rest_on_stand_with_the_claim(page: str) -> None:
     text = Read(page).text
-    assert "Inside the 95 % interval, which is ±0.03, at most ±0.1." in text
+    assert "Inside the 95 % interval, which at ±0.03 is no wider than ±0.1." in text
     assert "Judged on 9 of 12 shapes (L 2 to 8, M 8): large ones." in text
     assert "Local exponents over all shapes, from small to large values: 0.520" in text
 
