@@ -302,4 +302,4 @@ def test_sections_come_from_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     found = site_build.sections(index)
     assert set(site_build.SECTIONS) < set(found)
-    assert site_build.pages_of(found["How to"])[0] == "how-to/own-data.md"
+    assert site_build.pages_of(found["How to"])[0] == "how-to/install.md"
