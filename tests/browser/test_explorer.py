@@ -317,7 +317,8 @@ def test_a_table_is_sorted_and_turned_over(opened):
 def test_what_is_drawn_often_keeps_its_elements(opened, truth):
     """Elements and marks that are made anew at every change fill the browser's memory."""
     page = opened.page
-    kept = """() => [document.querySelector("#panels canvas"), document.querySelector("#steps canvas"),
+    kept = """() => [
+        document.querySelector("#panels canvas"), document.querySelector("#steps canvas"),
         ...document.querySelectorAll("#table tbody *, #facts *")]"""
     before = page.evaluate_handle(kept)
     are_same = f"(before) => ({kept})().every((element, k) => element === before[k])"
