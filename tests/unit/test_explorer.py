@@ -175,8 +175,8 @@ def test_a_page_that_would_be_too_large_has_fewer_steps_and_says_so(pairs):
     whole = render(pairs, PREDICTION, HEADING)
     small = render(pairs, PREDICTION, HEADING, budget=len(whole.html.encode()) - 150_000)
     assert 2 <= small.steps < STEPS == small.all_steps
-    assert f"{small.steps} of 15 steps are on this page" in small.html
-    assert "steps are on this page" not in whole.html
+    assert f"it has {small.steps} of 15 steps;" in small.html
+    assert "To keep this page small" not in whole.html
     steps = content(small.html)["pairs"]["finite-dmft"]["steps"]
     assert steps[0] == 0
     assert steps[-1] == 14
@@ -247,7 +247,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert "no such folder; allowed" in complaint(capsys, tmp_path / "no", "--out", out)
     parent = complaint(capsys, results.parent, "--out", out)
-    assert "has no errors.zarr: no results, or not finished; allowed" in parent
+    assert "has no errors.zarr: it holds no results, or unfinished ones; allowed" in parent
     assert f"here {results}" in parent
     folder = tmp_path / "folder.html"
     folder.mkdir()
@@ -257,7 +257,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     assert "ends in .csv or .parquet" in complaint(capsys, results, "--out", out, *data)
     report = tmp_path / "report.html"
     report.write_text("<html>")
-    assert "no page of this command" in complaint(capsys, results, "--out", report)
+    assert "not a page of this command" in complaint(capsys, results, "--out", report)
     assert report.read_text() == "<html>"
     (results / "manifests/errors.json").unlink()
     assert "not finished: it has no manifest" in complaint(capsys, results, "--out", out)

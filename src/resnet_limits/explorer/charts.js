@@ -294,7 +294,7 @@ function seedLines(i, members, xs, curves) {
 
 async function lossLines(now, i, members) {
   const parts = now.observables.loss;
-  if (!parts) return { why: "The losses of these networks and limits are not there." };
+  if (!parts) return { why: "The losses of these networks and limits are not available." };
   const [curves, limits] = await Promise.all([
     overSteps(parts.value, members), overSteps(parts.reference, [i])]);
   return {
@@ -353,7 +353,7 @@ const detailViews = {};
 async function drawLines(name, content) {
   const element = $(name);
   say($(`${name}-said`), (content.title || "") + (content.note || ""));
-  if (!content.why && !content.rows.length) content.why = "No number to draw.";
+  if (!content.why && !content.rows.length) content.why = "There is no number to draw.";
   if (content.why) {
     if (detailViews[name]) leave(detailViews[name].embedded, element);
     delete detailViews[name];

@@ -153,8 +153,8 @@ def train(
     if memory_limit is not None and peak > memory_limit:
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
-            f"takes {(peak - saved) / 2**30:.1f} GiB, the states that are kept "
-            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are there; "
+            f"needs {(peak - saved) / 2**30:.1f} GiB of memory, the states that are kept "
+            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are available; "
             "allowed: a smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )
