@@ -314,6 +314,30 @@ def test_a_table_is_sorted_and_turned_over(opened):
     assert page.is_disabled("#page-on")
 
 
+def test_what_is_drawn_often_keeps_its_elements(opened, truth):
+    """Elements and marks that are made anew at every change fill the browser's memory."""
+    page = opened.page
+    kept = """() => [
+        document.querySelector("#panels canvas"), document.querySelector("#steps canvas"),
+        ...document.querySelectorAll("#table tbody *, #facts *")]"""
+    before = page.evaluate_handle(kept)
+    are_same = f"(before) => ({kept})().every((element, k) => element === before[k])"
+    page.click("#page-on")
+    page.click("#next")
+    page.press("#step", "ArrowLeft")
+    settled(page)
+    page.select_option("#pair", "finite-wide")
+    settled(page)
+    assert page.evaluate(are_same, before)
+    page.click("#first-page")
+    assert_table_is(page, expected(truth, "finite-wide", "hidden", 4))
+    assert all(len(places(page, cell)) == 5 for cell in range(54))
+    # The controls: they are others where a pair has other panels.
+    page.select_option("#pair", "mean_ode-dmft")
+    settled(page)
+    assert not page.evaluate(are_same, before)
+
+
 def downloaded(page: Page, button: str) -> list[dict[str, str]]:
     with page.expect_download() as download:
         page.click(button)
