@@ -226,6 +226,7 @@ def test_a_job_asks_for_memory_by_what_it_will_hold(tiny_experiment: Make) -> No
     more = replace(work, saved=cost.KEPT_BYTES + 1)
     assert [cost.in_pieces(each) for each in (work, most, more)] == [False, False, True]
     assert cost.held_bytes("dense", most) == 2 * cost.KEPT_BYTES
+    assert cost._WRITTEN == 4 * packing.SHARD_BYTES
     step = cost.held_bytes("dense", more, in_pieces=True)
     # However many steps are kept, and no less than one of them in both ways with its copies.
     assert cost.held_bytes("dense", replace(more, saved=2**50), in_pieces=True) == step
