@@ -19,15 +19,15 @@ STUDIES := paper-linear paper-tanh frontier
 REPLACING := $(if $(filter-out 0 no false,$(REPLACE)),replace=true)
 .PHONY: help run $(STUDIES) docs test test-slurm test-browser torture gpu-check lint format clean
 
-help: ## Say what can be made.
+help: ## List what can be made.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: $(VENV)/installed ## Run the experiment CONFIG from data to report; what is there is kept.
+run: $(VENV)/installed ## Run the experiment CONFIG from data to report; finished results are kept.
 	@$(BIN)/snakemake --config experiment_file="$(CONFIG)" $(REPLACING)
 
-paper-linear: ## Run the published linear setting, full grid.
-paper-tanh: ## Run the published tanh setting, full grid, and a sweep in depth besides.
-frontier: ## Run the best shapes for a number of parameters, over ten decades.
+paper-linear: ## Run the published linear setting on the full grid.
+paper-tanh: ## Run the published tanh setting on the full grid, and a sweep in depth.
+frontier: ## Run the best shapes for each number of parameters, over ten decades.
 $(STUDIES): $(VENV)/installed
 	@for config in $(wildcard config/$@.yaml config/$@-*.yaml); do \
 	    $(BIN)/snakemake --config experiment_file="$$config" $(REPLACING) || exit 1; \
@@ -40,26 +40,26 @@ test: $(VENV)/installed-dev ## Run all tests.
 	@echo "Running all tests in two processes, which takes about 25 minutes on two cores."
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, started here (Debian, root).
+test-slurm: $(VENV)/installed-dev ## Run the tests on a real SLURM, which is started here (Debian, as root).
 	@for program in slurmctld slurmd munged; do command -v $$program > /dev/null || missing=1; done; \
 	[ -z "$$missing" ] || { \
 	    [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
-	        echo "error: slurm-wlm and munge are missing; allowed: root on Debian, or install them" >&2; \
+	        echo "error: slurm-wlm and munge are missing; allowed: install them, or run this as root on Debian" >&2; \
 	        exit 2; }; \
 	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 	        apt-get -qq install --no-install-recommends slurm-wlm munge > /dev/null; }
 	@$(BIN)/python -m pytest tests/slurm --numprocesses 4 --dist load
 
-test-browser: $(VENV)/installed-dev ## Run the tests of the pages in Chromium (installs it on Debian as root).
+test-browser: $(VENV)/installed-dev ## Run the tests of the pages in Chromium (which is installed first on Debian, as root).
 	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || { \
 	    [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
-	        echo "error: chromium is missing; allowed: root on Debian, or install it" >&2; \
+	        echo "error: chromium is missing; allowed: install it, or run this as root on Debian" >&2; \
 	        exit 2; }; \
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
 	        apt-get -qq install --no-install-recommends chromium fonts-dejavu-core > /dev/null; }
 	@$(BIN)/python -m pytest tests/browser
 
-torture: $(VENV)/installed-dev ## Break the quickstart in every way there is, and count what is lost.
+torture: $(VENV)/installed-dev ## Interrupt and damage the quickstart in many ways, and count what is lost.
 	@$(BIN)/python tests/faults/torture.py
 
 gpu-check: ## Compare this machine's GPU with its CPU and time it (8 minutes; needs no installation).
@@ -101,10 +101,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
-	@echo "Installing what the site of the documentation needs besides."
+	@echo "Installing what the site of the documentation needs in addition."
 	@$(call install,.[docs])
 	@touch $@
 $(VENV)/installed-dev: $(VENV)/installed
-	@echo "Installing what tests and checks need besides."
+	@echo "Installing what tests and checks need in addition."
 	@$(call install,.[dev])
 	@touch $@

@@ -60,4 +60,4 @@ rule all:
         ),
     localrule: True
     message:
-        f"Everything is there: {PATHS.folder}"
+        f"All results are finished: {PATHS.folder}"

@@ -172,8 +172,8 @@ def make_results(
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def renderer() -> tuple[float, float]:
-    """Resident megabytes of this program's own largest renderer and its processor seconds.
+def renderer() -> tuple[float, float, float]:
+    """Megabytes of this program's own largest renderer, resident and at most, and its seconds.
 
     From ``/proc``.
     """
@@ -189,10 +189,12 @@ def renderer() -> tuple[float, float]:
         number = int(process.name)
         parents[number] = int(status["PPid"])
         if b"--type=renderer" in words and "VmRSS" in status:
-            found[number] = int(status["VmRSS"].split()[0]) / 1024
-    size, number = max((size, number) for number, size in found.items() if _is_own(number, parents))
+            found[number] = [int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")]
+    (size, peak), number = max(
+        (sizes, number) for number, sizes in found.items() if _is_own(number, parents)
+    )
     ticks = (Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[11:13]
-    return size, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return size, peak, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_own(process: int, parents: dict[int, int]) -> bool:
@@ -219,10 +221,11 @@ def measure(page_file: Path) -> dict[str, Any]:
                 metric["name"]: metric["value"]
                 for metric in debugger.send("Performance.getMetrics")["metrics"]
             }
-            size, seconds = renderer()
+            size, peak, seconds = renderer()
             return {
                 "js_heap_mb": round(metrics["JSHeapUsedSize"] / 2**20, 1),
                 "renderer_rss_mb": round(size, 1),
+                "renderer_peak_mb": round(peak, 1),
                 "renderer_cpu_s": round(seconds, 2),
             }
 

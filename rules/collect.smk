@@ -6,7 +6,7 @@ rule limits:
         goal(*manifests("dmft", "mean_ode", "wide")),
     localrule: True
     message:
-        "Limits are there"
+        "Limits are finished"
 
 
 rule networks:
@@ -14,7 +14,7 @@ rule networks:
         goal(*manifests("finite")),
     localrule: True
     message:
-        "Finite networks are there"
+        "Finite networks are finished"
 
 
 rule errors:
@@ -22,7 +22,7 @@ rule errors:
         goal(*manifests("errors", "rates")),
     localrule: True
     message:
-        "Error tables and rates are there"
+        "Error tables and rates are finished"
 
 
 rule figures:
@@ -30,4 +30,4 @@ rule figures:
         goal(*FIGURE_FILES),
     localrule: True
     message:
-        "Figures are there"
+        "Figures are finished"

@@ -61,7 +61,7 @@ def experiment_file():
     values = set(OPTIONS) - set(ALLOWED)
     if values:
         stop(
-            f"--config: {', '.join(sorted(values))}: values of an experiment stand in its file; "
+            f"--config: {', '.join(sorted(values))}: the values of an experiment belong in its file; "
             f"allowed: {', '.join(ALLOWED)}"
         )
     files = list(SNAKEMAKE.config_files)
@@ -120,7 +120,7 @@ def results_folder():
     folder = option("results") if "results" in OPTIONS else "results"
     if not folder.isprintable() or set(folder) & set("{}"):
         stop(
-            f"--config: results: {folder}; allowed: a path of printable characters but {{ and }}"
+            f"--config: results: {folder}; allowed: a path of printable characters other than {{ and }}"
         )
     return folder
 

@@ -29,9 +29,9 @@ rule write_report:
     input:
         figures=FIGURE_FILES,
     output:
+        # Where all of it comes from, the report included.
         **PATHS.lineage,
         report=PATHS.report,
-        # Where all of it comes from, the report included.
     log:
         log_file("report"),
     benchmark:

@@ -53,7 +53,7 @@ CLAIMS = [
     claim(
         "exponent of D/(LM)", "finite-wide", "hidden", 5,
         theory=0.5, measured=0.507, interval=[0.47, 0.53], verdict="agrees",
-        why="inside the 95 % interval, which is +-0.03, at most +-0.1",
+        why="inside the 95 % interval, which at +-0.03 is no wider than +-0.1",
         range={"rule": "large ones", "shapes": 9, "of": 12, "depth": [2, 8], "width": [8, 8]},
         slopes=[{"from": 0.01, "to": 0.1, "exponent": 0.52, "interval": [0.4, 0.6]}],
     ),
@@ -61,17 +61,19 @@ CLAIMS = [
     claim(
         "amplitude of sqrt(D/(LM))", "finite-wide", "hidden", 14,
         predicted=0.824, predicted_uncertainty=0.003, measured=0.61, interval=[0.58, 0.64],
-        verdict="disagrees", why="a chance of 1.0e-05, of 5 claims 5.0e-05 (Holm), is at most 0.05",
+        verdict="disagrees",
+        why="were the claim true, a deviation this large would have a chance of 1.0e-05; adjusted "
+        "for the number of claims, 5 (Holm), that is 5.0e-05, at most 0.05",
     ),
     claim(
         "exponent in P of the best shapes", "finite-dmft", "output", 14, width=1 / 60,
         theory=-0.2, predicted=-0.175, measured=-0.18, interval=[-0.33, -0.028],
-        why="the interval, +-0.15, is wider than +-0.017; 29 seeds would decide",
+        why="the 95 % interval, +-0.15, is wider than +-0.017; 29 seeds would decide",
     ),
     claim(
         "amplitude of the sum D/(LM) + 1/sqrt(LM)", "finite-wide", "output", 5,
         predicted=1.0, predicted_uncertainty=0.02, measured=1.03, interval=[0.98, 1.09],
-        verdict="agrees", why="inside the 95 % interval, which is +-5%, at most +-10%",
+        verdict="agrees", why="inside the 95 % interval, which at +-5% is no wider than +-10%",
     ),
 ]  # fmt: skip
 

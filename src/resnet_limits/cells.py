@@ -92,7 +92,7 @@ class Study:
         return means
 
     def rows(self, rows: NDArray[np.intp]) -> Study:
-        """Take some shapes, in an order."""
+        """Take some shapes, in a given order."""
         return Study(
             self.sizes[rows],
             self.squares[rows],

@@ -1,4 +1,4 @@
-"""Arrays x, y and, where they are there, weight and is_test from a file of anybody's making.
+"""Arrays x and y, and weight and is_test where there are any, from a file that anybody made.
 
 Nothing in a data file is believed before it is looked at: what kind of file it is, how large it
 says that it and its arrays are, and which codecs pack them. No pickle is ever read, and no file
@@ -274,7 +274,7 @@ def _checked_test(
         )
     is_test = values == 1
     if is_test.all() or (weight is not None and not weight[~is_test].any()):
-        raise _refusal(path, "no sample that is trained on counts", "one that does")
+        raise _refusal(path, "no sample that is trained on has a weight above 0", "at least one")
     return is_test
 
 
@@ -288,7 +288,7 @@ def _check_weight(path: str, weight: NDArray[np.float64], rows: tuple[int, ...])
         what = f"weight holds {int(negative.sum())} negative values, the first at"
         raise _refusal(path, f"{what} {_first(negative)}", "numbers from 0")
     if not weight.any():
-        raise _refusal(path, "weight is zero everywhere", "a row that counts")
+        raise _refusal(path, "weight is zero everywhere", "at least one above 0")
 
 
 def _check_together(path: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
@@ -296,7 +296,7 @@ def _check_together(path: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
     if x[:-1] == y[:-1]:
         return
     if len(x) != len(y):
-        why = "one has tokens, three dimensions, and the other has none"
+        why = "one has tokens (three dimensions), the other has none"
     elif x[0] != y[0]:
         why = f"{x[0]} and {y[0]} samples"
     else:
@@ -338,7 +338,7 @@ def _present(path: str, names: Iterable[str]) -> tuple[str, ...]:
     missing = [name for name in _NAMES if name not in there]
     if missing:
         few = ", ".join(name[:40] for name in there[:5]) + (", ..." if len(there) > 5 else "")
-        here = f" (here are {few})" if there else ""
+        here = f" (the file has {few})" if there else ""
         raise _refusal(path, f"no array {' and '.join(missing)}", f"arrays x and y{here}")
     return (*_NAMES, *(name for name in (_WEIGHT, _TEST) if name in there))
 
@@ -444,7 +444,9 @@ def _read_hdf5(path: str) -> dict[str, NDArray[Any]]:
         _check_kind(path, found)
         for name, array in arrays.items():
             if array.is_virtual or array.external:
-                raise _refusal(path, f"{name} stands in other files", "arrays in the file itself")
+                raise _refusal(
+                    path, f"{name} is stored in other files", "arrays in the file itself"
+                )
             plan = array.id.get_create_plist()
             used = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
             if used - HDF5_FILTERS:

@@ -95,7 +95,7 @@ def _inside(folder: Path, name: str) -> Any:
     if not file.exists():
         raise FileNotFoundError(name)
     if not is_inside(file, folder):
-        raise ValueError(f"{name} is no file of the folder")
+        raise ValueError(f"{name} is not a file of the folder")
     return file.open("rb")
 
 
@@ -130,7 +130,7 @@ def hdf5_array(file: h5py.File, name: str) -> h5py.Dataset:
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is a link")
     if not isinstance(file[name], h5py.Dataset):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     return file[name]
 
 

@@ -34,12 +34,12 @@ def choose(wanted: str) -> str:
     reserved = _reserved_gpu()
     if reserved:
         raise InputError(
-            f"numerics.device: {wanted}, and CUDA cannot use the GPU that SLURM has reserved for "
+            f"numerics.device: {wanted}, but CUDA cannot use the GPU that SLURM has reserved for "
             f"this job ({reserved}); allowed here: cpu"
         )
     if wanted == "cuda":
         raise InputError(
-            "numerics.device: cuda is asked for and no CUDA device is visible; allowed here: "
+            "numerics.device: cuda is asked for, but no CUDA device is visible; allowed here: "
             "auto, cpu"
         )
     return "cpu"

@@ -418,7 +418,7 @@ def _batches(experiment: Experiment, problem: Problem) -> tuple[tuple[int, ...],
         for number, batch in enumerate(chosen):
             if max(batch) >= samples:
                 raise InputError(
-                    f"training.batches.{number}: sample {max(batch)} is not there; allowed: 0 to "
+                    f"training.batches.{number}: there is no sample {max(batch)}; allowed: 0 to "
                     f"{samples - 1}, the samples of the data"
                 )
             if not_trained := set(batch).difference(trained.tolist()):

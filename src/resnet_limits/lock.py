@@ -62,8 +62,8 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
             failed.pop_all()
     except OSError as error:
         raise LockError(
-            f"{folder}: cannot be written ({error.strerror}); allowed: a folder of results that "
-            "can be, as in --config results=FOLDER; a dry run only reads"
+            f"{folder}: cannot be written ({error.strerror}); allowed: another folder of "
+            "results, by --config results=FOLDER, or a dry run, which only reads"
         ) from error
     with os.fdopen(jobs), ExitStack() as failed:
         failed.callback(os.close, own)
@@ -78,8 +78,8 @@ def hold(folder: Path | str, say: Callable[[str], object]) -> int:
             if error.errno not in _NO_LOCKS:
                 raise LockError(f"{folder}: cannot be locked ({error_line(error)})") from error
             say(
-                f"warning: {folder}: this file system has no locks ({error.strerror}); see to it "
-                "that no other pipeline is at work here"
+                f"warning: {folder}: this file system has no locks ({error.strerror}); make "
+                "sure that no other pipeline is at work here"
             )
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = f"{socket.gethostname()}, process {os.getpid()}, since {now}\n"
@@ -124,8 +124,8 @@ def _wait_for_jobs(jobs: int, folder: Path, say: Callable[[str], object]) -> Non
         try:
             with _interruptible():
                 say(
-                    f"{folder}: jobs of a pipeline that was killed are still at work, or single "
-                    "commands; waiting for their end"
+                    f"{folder}: jobs of a pipeline that was killed, or single commands, are still "
+                    "at work; waiting for them to end"
                 )
                 fcntl.flock(jobs, fcntl.LOCK_EX)
         except KeyboardInterrupt:

@@ -383,7 +383,7 @@ def _text() -> str:
     if source is None:
         raise InputError(
             "problem.data.kind: characters takes its text from the source of Python's standard "
-            "module this, which is not here; allowed: other data"
+            "module this, which this Python lacks; allowed: other data"
         )
     for statement in ast.parse(source).body:
         match statement:
@@ -409,7 +409,7 @@ def _with_positions(x: Array) -> Array:
     """Append the one-hot position of its token to every input."""
     if x.ndim < 3:
         raise InputError(
-            "problem.data.positions: true, and the data have no tokens; allowed: data with tokens, "
+            "problem.data.positions: true, but the data have no tokens; allowed: data with tokens, "
             "or positions false"
         )
     samples, tokens, inputs = x.shape

@@ -25,7 +25,7 @@ _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 class LinearCode(NamedTuple):
-    """The identity, in compiled code (:mod:`resnet_limits.tiles`), as those that follow."""
+    """The identity, in compiled code (:mod:`resnet_limits.tiles`), as are those below."""
 
 
 class TanhCode(NamedTuple):
@@ -463,7 +463,7 @@ def make_unit(kind: str, tokens: int | None = None, **options: Any) -> Unit:
     if tokens is None:
         raise InputError(
             f"unit.kind: {kind} works on the tokens of a sample, and the data have none; "
-            "allowed: data with tokens, or a unit without"
+            "allowed: data with tokens, or a unit that needs none"
         )
     return UNITS[kind](tokens=tokens, **options)
 

@@ -168,7 +168,7 @@ def test_a_job_that_waited_since_a_killed_run_computes_nothing(site: Site) -> No
     site.finish(process)
     assert sorted(job["JobState"] for job in site.jobs("finite")) == ["COMPLETED", "FAILED"]
     logs = (site.tree.path / ".snakemake/slurm_logs").rglob("*.log")
-    assert any("waited since a run that was killed" in log.read_text() for log in logs)
+    assert any("submitted by a run that was killed" in log.read_text() for log in logs)
     assert len(site.finished()) == CELLS
 
 

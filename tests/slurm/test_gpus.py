@@ -57,7 +57,7 @@ def test_a_gpu_that_cannot_be_used_is_one_clear_line(
     assert (job["Partition"], job["BatchHost"]) == ("gpu", "g1")
     log = (site.tree.path / "results/tiny/logs/finite_01.log").read_text()
     assert re.search(
-        rf"ERROR numerics.device: {device}, and CUDA cannot use the GPU that SLURM has reserved "
+        rf"ERROR numerics.device: {device}, but CUDA cannot use the GPU that SLURM has reserved "
         r"for this job \(SLURM_STEP_GPUS=[01], CUDA_VISIBLE_DEVICES=0\); allowed here: cpu\n$",
         log,
     ), log

@@ -306,7 +306,11 @@ class Study:
         if pair in SINGLE:
             variable, theory = SINGLE[pair]
             if len({shape.depth for shape in self.experiment.shapes}) == 1 and variable == "1/L":
-                return {**fit, "exponent": None, "reason": "needs 3 distinct values of 1/L, has 1"}
+                return {
+                    **fit,
+                    "exponent": None,
+                    "reason": "too few distinct values of 1/L: 1 of the 3 needed",
+                }
             amplitude = next(iter(amplitudes.values()))
             exponent = theory[quantity] - 0.01
             fit |= {

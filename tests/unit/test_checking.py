@@ -85,7 +85,10 @@ def test_manifests_lead_to_their_results(paths, capsys, top):
     shutil.rmtree(paths.store("finite", **CELL))
     code, lines, _ = run(capsys, top)
     assert code == FAILED
-    assert lines[0] == "results/tiny/finite/L2_M8_D5.zarr: unsound: gone, and its manifest is there"
+    assert (
+        lines[0]
+        == "results/tiny/finite/L2_M8_D5.zarr: unsound: missing, although its manifest is there"
+    )
 
 
 def flip(file: Path) -> None:
@@ -124,9 +127,21 @@ DAMAGE = {
         "finite/L2_M8_D5.zarr: unsound: status/c.0: missing",
     ),
     "no metadata": ("problem.zarr/zarr.json", gone, "problem.zarr: unsound: "),
-    "a lost store": ("dmft.zarr", gone, "dmft.zarr: unsound: gone, and its manifest is there"),
-    "lost rates": ("rates.json", gone, "rates.json: unsound: gone, and its manifest is there"),
-    "a lost page": ("report.html", gone, "report.html: unsound: gone, and its manifest is there"),
+    "a lost store": (
+        "dmft.zarr",
+        gone,
+        "dmft.zarr: unsound: missing, although its manifest is there",
+    ),
+    "lost rates": (
+        "rates.json",
+        gone,
+        "rates.json: unsound: missing, although its manifest is there",
+    ),
+    "a lost page": (
+        "report.html",
+        gone,
+        "report.html: unsound: missing, although its manifest is there",
+    ),
     "rates": ("rates.json", flip, "rates.json: unsound: digest: not the one in rates.json"),
     "a figure": (
         "figures/frontier.png",

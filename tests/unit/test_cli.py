@@ -227,7 +227,7 @@ def follow_the_advice(config, capsys, command="errors"):
             return output
         assert code == FAILED
         assert len(complaint) == 1
-        assert "inputs missing or out of date" in complaint[0]
+        assert "inputs are missing or out of date" in complaint[0]
         advice = complaint[0].partition("make the first with: resnet-limits ")[2]
         assert run(f"--quiet {advice}", capsys)[0] == DONE
     raise AssertionError
@@ -537,7 +537,7 @@ def test_shape_takes_the_prediction_of_the_results(fake, config, monkeypatch, ca
 def test_help_offers_the_engines_of_the_experiment_file(capsys):
     code, output, _ = run("train --help", capsys)
     assert code == DONE
-    assert " or ".join(ENGINES) in " ".join(" ".join(output).split())
+    assert ", ".join(ENGINES) in " ".join(" ".join(output).split())
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -553,7 +553,10 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("validate absent.yaml", "absent.yaml"),
         ("dmft tiny.yaml", "--out"),
         ("dmft absent.yaml --out a.zarr", "absent.yaml"),
-        ("dmft tiny.yaml --out a.nc", "--out: a.nc: not the name of a store; allowed: .zarr"),
+        (
+            "dmft tiny.yaml --out a.nc",
+            "--out: a.nc: not the name of a store; allowed: a name that ends in .zarr",
+        ),
         ("dmft tiny.yaml --out taken.zarr", "taken.zarr: exists and is not a store"),
         ("dmft tiny.yaml --out a.zarr --speed 3", "--speed"),
         ("mean-ode tiny.yaml --out a.zarr", "--embed-dim"),
@@ -578,9 +581,12 @@ def test_help_offers_the_engines_of_the_experiment_file(capsys):
         ("shape --budget 1e6 --of hidden_max_mean_abs tiny.yaml", "allowed with CONFIG: hidden, "),
         ("shape --budget 1e6 --error 0.1 tiny.yaml", "--budget, --error: both are given"),
         ("shape --error 0 tiny.yaml", "--error: 0; allowed: a finite number above 0"),
-        ("shape --depth 3 tiny.yaml", "a shape has all three; allowed: none, all"),
+        ("shape --depth 3 tiny.yaml", "a shape needs all three; allowed: all of them, or none"),
         ("shape --budget 1e6 --max-depth 0 tiny.yaml", "--max-depth"),
-        ("shape --budget 1e6 list.json", "RATES: list.json: no key pairs; allowed: a rates.json"),
+        (
+            "shape --budget 1e6 list.json",
+            "RATES: list.json: lacks the key pairs; allowed: a rates.json",
+        ),
         ("shape --budget nan list.json", "--budget: nan; allowed: a finite number"),
         ("shape --budget inf list.json", "--budget: inf; allowed: a finite number"),
         ("shape list.json", "--budget"),
@@ -700,7 +706,7 @@ def test_stopped_after_work_was_saved(fake, config, capsys, monkeypatch):
     code, _, complaint = run(f"dmft {config} --out a.zarr", capsys)
     assert code == STOPPED
     assert complaint == [
-        "error: stopped by SIGTERM after its result was saved: run the same command again"
+        "error: stopped by SIGTERM after the result was saved: run the same command again"
     ]
     assert store.check("a.zarr") == []
 

@@ -473,7 +473,7 @@ def test_import_brings_in_nothing_heavy() -> None:
         ),
         (
             {"training__batches": [[0], [4]], "training__steps": 3},
-            "training.batches.1: sample 4 is not there", "0 to 3",
+            "training.batches.1: there is no sample 4", "0 to 3",
         ),
         (
             {"training__learning_rate_embedding": 1},
@@ -613,15 +613,15 @@ def test_import_brings_in_nothing_heavy() -> None:
         ({"sweep__seeds": [{"seed": 1}]}, "sweep.seeds.0.seed: unknown", "parameters, seeds"),
         (
             {"sweep__seeds": [{"seeds": 4}, {"seeds": 2}]},
-            "sweep.seeds: parameters stands in every step but the last", "such as",
+            "sweep.seeds: every step but the last must have the key parameters", "as in",
         ),
         (
             {"sweep__seeds": [{"parameters": 10, "seeds": 4}]},
-            "sweep.seeds: parameters stands in every step but the last", "such as",
+            "sweep.seeds: every step but the last must have the key parameters", "as in",
         ),
         (
             {"sweep__seeds": _steps((10, 4), (10, 3), (None, 2))},
-            "sweep.seeds: parameters do not grow", "growing ones",
+            "sweep.seeds: parameters do not grow", "growing values",
         ),
         (
             {
@@ -672,9 +672,9 @@ def test_content_that_is_no_mapping(content: object) -> None:
         ("# only a comment\n", "empty; allowed: a mapping with"),
         ("- 1\n", "got [1]; allowed: a mapping with"),
         ("plain text", "got 'plain text'; allowed: a mapping with"),
-        ("a: 1\n\tb: 2\n", "line 2, column 1: a tab"),
-        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' stands twice; allowed: every key"),
-        ("save: {dtype: float32, 'dtype': float64}", "line 1, column 24: key 'dtype' stands twice"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1: a value begins with a tab"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' appears twice; allowed: every key"),
+        ("save: {dtype: float32, 'dtype': 1}", "line 1, column 24: key 'dtype' appears twice"),
         ("a: b: c", "line 1, column 5: not YAML: mapping values"),
         ("a: [1, 2", "line 1, column 9: not YAML"),
         ("a: *b", "line 1, column 4: not YAML: found undefined alias"),
@@ -682,7 +682,7 @@ def test_content_that_is_no_mapping(content: object) -> None:
         ("a: 1\n---\nb: 2\n", "line 2, column 1: not YAML: but found another document"),
         ("? [a]\n: 1\n", "line 1, column 3: not YAML: found unhashable key"),
         ("a: \x07", "not YAML: unacceptable character"),
-        ("a: 2024-13-40", "line 1, column 4: '2024-13-40' is no timestamp"),
+        ("a: 2024-13-40", "line 1, column 4: '2024-13-40' is not a valid timestamp"),
         ("a: " + "9" * 5000, "line 1, column 4: a number of 5000 characters"),
         ("[" * 5000, "nested too deeply"),
         (b"\xff\xfe\x00\xd8", "not UTF-8 text; allowed: a YAML file"),
@@ -729,9 +729,9 @@ _OTHERWISE = [
     ("0o16", "0o16 is not decimal"),
     ("0x1F", "0x1F is not decimal"),
     ("0b11", "0b11 is not decimal"),
-    ("1:30", "1:30 is no number, though YAML reads one to base 60; allowed: decimal numbers"),
-    ("190:20:30", "190:20:30 is no number"),
-    ("1:30.5", "1:30.5 is no number"),
+    ("1:30", "1:30 is not decimal: YAML reads it to base 60; allowed: decimal numbers"),
+    ("190:20:30", "190:20:30 is not decimal"),
+    ("1:30.5", "1:30.5 is not decimal"),
     ("1_00", "1_00 is not grouped by thousands"),
     ("1_", "1_ is not grouped by thousands"),
     ("1_0.5", "1_0.5 is not grouped by thousands"),
@@ -818,7 +818,7 @@ def test_tokens_come_from_the_data_alone(key: str, data: str) -> None:
 def test_sizes_of_file_data_come_from_the_file(key: str) -> None:
     data = {"kind": "file", "path": "d.npz", key: 3}
     assert _refusal(_minimal(problem__data=data)) == (
-        f"problem.data.{key}: unknown key (of data in a file the shapes of x and y say it); "
+        f"problem.data.{key}: unknown key (for data in a file, the shapes of x and y tell it); "
         "allowed: kind, path, positions"
     )
 

@@ -403,13 +403,13 @@ def test_arrays_of_which_nothing_is_understood_are_left_alone(tmp_path):
 def test_what_is_there_is_named_where_x_and_y_are_not(tmp_path):
     path = tmp_path / "d.zarr"
     zarr.save(path, X, Y)
-    assert refusal(path, "arrays x and y (here are arr_0, arr_1)") == "no array x and y"
+    assert refusal(path, "arrays x and y (the file has arr_0, arr_1)") == "no array x and y"
     inside = tmp_path / "e.zarr.zip"
     with zipfile.ZipFile(inside, "w") as file:
         file.writestr("e.zarr/x/zarr.json", "{}")
-    assert refusal(inside, "arrays x and y (here are e.zarr)") == "no array x and y"
+    assert refusal(inside, "arrays x and y (the file has e.zarr)") == "no array x and y"
     np.savez(tmp_path / "f.npz", X=X, y=Y)
-    assert refusal(tmp_path / "f.npz", "arrays x and y (here are X, y)") == "no array x"
+    assert refusal(tmp_path / "f.npz", "arrays x and y (the file has X, y)") == "no array x"
 
 
 # --- netCDF ---------------------------------------------------------------------------------------
@@ -555,10 +555,10 @@ def spread(file: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("x", "what"),
     [
-        (external, "x stands in other files"),
-        (virtual, "x stands in other files"),
+        (external, "x is stored in other files"),
+        (virtual, "x is stored in other files"),
         (linked, "x is a link"),
-        (lambda file, name: file.create_group(name), "x is no array"),
+        (lambda file, name: file.create_group(name), "x is not an array"),
         (filtered, "x is packed by filter 32015"),
         (spread, "a chunk of x holds 12000000 numbers"),
         (lambda file, name: file.create_dataset(name, (10**6, 10**6), "f8", chunks=True),
@@ -620,8 +620,8 @@ def test_other_formats_are_named(tmp_path, content, what):
 @pytest.mark.parametrize(
     ("x", "y", "why"),
     [
-        ((4, 3, 2), (4, 2), "one has tokens, three dimensions, and the other has none"),
-        ((4, 2), (4, 3, 2), "one has tokens, three dimensions, and the other has none"),
+        ((4, 3, 2), (4, 2), "one has tokens (three dimensions), the other has none"),
+        ((4, 2), (4, 3, 2), "one has tokens (three dimensions), the other has none"),
         ((4, 3, 2), (4, 2, 2), "3 and 2 tokens"),
         ((4, 3, 2), (5, 3, 2), "4 and 5 samples"),
         ((4, 3), (5, 3), "4 and 5 samples"),
@@ -701,8 +701,8 @@ def test_samples_may_be_kept_out_of_training(tmp_path, values):
         ([0, 1], None, "is_test has shape (2,)"),
         ([[0], [1], [0], [1]], None, "is_test has shape (4, 1)"),
         ([0, 2, 0, 1], None, "is_test holds 2 at [1]"),
-        ([1, 1, 1, 1], None, "no sample that is trained on counts"),
-        ([1, 0, 1, 1], [1, 0, 1, 1], "no sample that is trained on counts"),
+        ([1, 1, 1, 1], None, "no sample that is trained on has a weight above 0"),
+        ([1, 0, 1, 1], [1, 0, 1, 1], "no sample that is trained on has a weight above 0"),
     ],
 )
 def test_what_is_no_choice_of_test_samples_is_refused(tmp_path, is_test, weight, what):

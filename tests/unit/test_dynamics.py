@@ -108,7 +108,7 @@ REFUSALS = {
     "a missing sample": (
         2,
         {"training": {"batches": [[0], [4]]}},
-        "training.batches.1: sample 4 is not there; allowed: 0 to 3, the samples of the data",
+        "training.batches.1: there is no sample 4; allowed: 0 to 3, the samples of the data",
     ),
     "a large batch": (
         2,
@@ -123,7 +123,7 @@ REFUSALS = {
     "positions": (
         2,
         {},
-        "problem.data.positions: true, and the data have no tokens; allowed: data with tokens",
+        "problem.data.positions: true, but the data have no tokens; allowed: data with tokens",
     ),
 }
 
@@ -171,5 +171,5 @@ def test_limits_at_finite_embedding_dimension_are_refused_for_other_laws(tiny_ex
         lambda: limits.mean_ode(experiment, 4, dmft),
         lambda: limits.wide(experiment, 2, 4, dmft),
     ):
-        with pytest.raises(InputError, match=r"^model\.initial_law: uniform, and at finite D"):
+        with pytest.raises(InputError, match=r"^model\.initial_law: uniform, but at finite D"):
             call()

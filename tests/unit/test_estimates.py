@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     stage._prepare.cache_clear()
     (error,) = (line for line in lines if line.startswith("error:"))
-    assert "GiB are there; allowed: " in error
+    assert "GiB are available; allowed: " in error
     assert not (tmp_path / "a.zarr").exists()
 
 

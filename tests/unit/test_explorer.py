@@ -121,7 +121,9 @@ def test_the_table_has_a_row_for_every_cell_and_step(pairs):
 
 def unpacked(text: str, size: int) -> np.ndarray:
     """Unpack a column as the page does."""
-    data = zlib.decompress(base64.b64decode(text))
+    whole = base64.b64decode(text)
+    data = zlib.decompress(whole[4:] + packing.END, -zlib.MAX_WBITS)
+    assert len(data) == int.from_bytes(whole[:4], "little")
     planes = np.frombuffer(data, np.uint8).reshape(size, -1)
     whole = np.zeros((planes.shape[1], 8), np.uint8)
     whole[:, 8 - size :] = planes.T
@@ -173,8 +175,8 @@ def test_a_page_that_would_be_too_large_has_fewer_steps_and_says_so(pairs):
     whole = render(pairs, PREDICTION, HEADING)
     small = render(pairs, PREDICTION, HEADING, budget=len(whole.html.encode()) - 150_000)
     assert 2 <= small.steps < STEPS == small.all_steps
-    assert f"{small.steps} of 15 steps are on this page" in small.html
-    assert "steps are on this page" not in whole.html
+    assert f"it has {small.steps} of 15 steps;" in small.html
+    assert "To keep this page small" not in whole.html
     steps = content(small.html)["pairs"]["finite-dmft"]["steps"]
     assert steps[0] == 0
     assert steps[-1] == 14
@@ -245,7 +247,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert "no such folder; allowed" in complaint(capsys, tmp_path / "no", "--out", out)
     parent = complaint(capsys, results.parent, "--out", out)
-    assert "has no errors.zarr: no results, or not finished; allowed" in parent
+    assert "has no errors.zarr: it holds no results, or unfinished ones; allowed" in parent
     assert f"here {results}" in parent
     folder = tmp_path / "folder.html"
     folder.mkdir()
@@ -255,7 +257,7 @@ def test_bad_input_is_one_line(results, tmp_path, capsys):
     assert "ends in .csv or .parquet" in complaint(capsys, results, "--out", out, *data)
     report = tmp_path / "report.html"
     report.write_text("<html>")
-    assert "no page of this command" in complaint(capsys, results, "--out", report)
+    assert "not a page of this command" in complaint(capsys, results, "--out", report)
     assert report.read_text() == "<html>"
     (results / "manifests/errors.json").unlink()
     assert "not finished: it has no manifest" in complaint(capsys, results, "--out", out)

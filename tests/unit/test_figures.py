@@ -663,7 +663,7 @@ def test_accuracy_counts_right_answers_of_training_and_test_samples_apart(study,
 
 def test_accuracy_needs_classes(study):
     picture = drawn(study, "accuracy")
-    assert picture.why_empty == "The targets of this experiment are no classes."
+    assert picture.why_empty == "The targets of this experiment are not classes."
 
 
 def test_figures_exist_where_their_data_may(study):
@@ -868,7 +868,7 @@ def test_a_pair_that_was_not_asked_for_is_named():
 
 def test_a_fit_without_enough_values_gives_its_reason():
     text = words(drawn(one_depth(), "three_terms"))
-    assert "needs 3 distinct values of 1/L, has 1" in text
+    assert "too few distinct values of 1/L: 1 of the 3 needed" in text
 
 
 # --- divergence -----------------------------------------------------------------------------------
@@ -914,7 +914,7 @@ def test_networks_that_diverged_are_replaced_by_their_neighbours():
     labels = [line.get_label() for line in fig.figure.axes[0].lines]
     assert "L = 16, M = 128, D = 128" not in labels
     assert "L = 4, M = 8, D = 8" in labels
-    assert "networks looked at diverged, left out." in words(fig)
+    assert "networks examined diverged and are left out." in words(fig)
     for line in fig.figure.axes[0].lines:
         assert np.isfinite(line.get_ydata()).all()
 
@@ -1005,7 +1005,7 @@ class WithTokens(Study):
 def test_of_tokens_the_last_one_is_drawn_and_named(study, full):
     tokens = WithTokens(study.experiment)
     fig = drawn(tokens, "trajectories")
-    assert "of token 2. The limit takes" in words(fig)
+    assert "of token 2. The limit is evaluated" in words(fig)
     assert "token" not in words(full["trajectories"])
     for axes, plain in zip(fig.figure.axes, full["trajectories"].figure.axes, strict=True):
         for label in ("_finite", "_limit"):
@@ -1439,9 +1439,9 @@ def test_frontier_draws_the_prediction_for_the_shapes_of_the_points():
 @pytest.mark.parametrize("name", ["error_vs_shape", "error_vs_parameters", "three_terms"])
 def test_figures_say_what_is_not_predicted(study, name):
     assert "No prediction was made." in words(drawn(study, name))
-    fig = drawn(study, name, prediction("D/(LM)", "thought to take 90 minutes"))
+    fig = drawn(study, name, prediction("D/(LM)", "it would take about 90 minutes"))
     assert (
-        "No predicted curve where output errors depend on D/(LM) (thought to take 90 "
+        "No predicted curve where output errors depend on D/(LM) (it would take about 90 "
         "minutes)." in words(fig)
     )
     fig = drawn(study, name, prediction("1/L"))

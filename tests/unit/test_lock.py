@@ -76,7 +76,7 @@ def test_jobs_of_a_killed_pipeline_are_waited_for(start, tmp_path):
 
     os.close(lock.hold(tmp_path / "results", end))
     assert len(said) == 1
-    assert "waiting for their end" in said[0]
+    assert "waiting for them to end" in said[0]
 
 
 WAIT = """

@@ -126,7 +126,7 @@ def test_other_values_are_not_put_over_results_without_a_word(
 ) -> None:
     change, kinds, line = ASKS[name]
     other = tiny_experiment(**change)
-    with pytest.raises(plan.PlanError, match=r"--config replace=true, or make run REPLACE=1"):
+    with pytest.raises(plan.PlanError, match=r"--config replace=true or make run REPLACE=1"):
         results.again(other)
     limits = len(results.all(*kinds) - results.all("finite"))
     counted = " and ".join(
@@ -135,7 +135,7 @@ def test_other_values_are_not_put_over_results_without_a_word(
         if count
     )
     assert results.lines[0] == (
-        f"{results.paths.folder}: {counted} of other values would be replaced:"
+        f"{results.paths.folder}: {counted} made with other values would be replaced:"
     )
     assert f"  {line}" in results.lines
     # A dry run says the same and plans.
@@ -144,7 +144,7 @@ def test_other_values_are_not_put_over_results_without_a_word(
     assert results.all(*kinds) <= set(seen)
     assert set(results.again(other, replace=True)) == set(seen)
     assert results.lines[0] == (
-        f"{results.paths.folder}: {counted} of other values will be replaced:"
+        f"{results.paths.folder}: {counted} made with other values will be replaced:"
     )
 
 
@@ -172,7 +172,7 @@ def test_other_code_is_said_and_does_not_ask(
     assert set(results.again(results.first)) == results.all("problem", *COMPUTED)
     folder = results.paths.folder
     assert results.lines == [
-        f"{folder}: 4 networks and 7 limits of other code will be computed again"
+        f"{folder}: 4 networks and 7 limits made with other code will be computed again"
     ]
 
 
@@ -181,7 +181,7 @@ def test_other_code_and_more_seeds_do_not_ask(
 ) -> None:
     other_code()
     results.again(tiny_experiment(sweep={"seeds": 3}))
-    assert not any("of other values" in line for line in results.lines)
+    assert not any("made with other values" in line for line in results.lines)
 
 
 def test_edited_data_of_the_same_file_ask(
@@ -228,7 +228,10 @@ def test_results_that_do_not_say_of_what_values_they_are_ask(
     other_code()
     with pytest.raises(plan.PlanError, match="results are kept"):
         results.again(tiny_experiment(**change))
-    assert any("1 limit of values not recorded would be replaced" in line for line in results.lines)
+    assert any(
+        "1 limit made with values that were not recorded would be replaced" in line
+        for line in results.lines
+    )
 
 
 def test_stores_whose_manifests_are_gone_ask_too(results: Results, tiny_experiment: Make) -> None:
@@ -328,7 +331,7 @@ def test_a_job_belongs_to_the_plan_of_its_run(tmp_path: Path, tiny_experiment: M
         with pytest.raises(plan.PlanError, match="edited after this job was planned"):
             plan.refuse_another(tiny_experiment(**other), paths, "first")
     plan.record(experiment, paths, "second")
-    with pytest.raises(plan.PlanError, match="another has taken over"):
+    with pytest.raises(plan.PlanError, match="a later run has taken over"):
         plan.refuse_another(experiment, paths, "first")
     paths.plan.write_text("[]", encoding="utf-8")
     with pytest.raises(plan.PlanError, match="edited after this job was planned"):

@@ -187,8 +187,8 @@ def test_a_shape_has_distances_that_add_in_quadrature(config, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--depth 4", "a shape has all three; allowed: none, all"),
-        ("--out p.zarr", "--out: p.zarr; allowed: the name of a file that ends in .json"),
+        ("--depth 4", "a shape needs all three; allowed: all of them, or none"),
+        ("--out p.zarr", "--out: p.zarr; allowed: a file name that ends in .json"),
         ("--depth 0 --width 1 --embed-dim 1", "--depth"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_prediction_that_fails_its_check_saves_nothing(
     code, lines, complaint = run("--quiet predict tiny.yaml --out p.json", capsys)
     assert code == FAILED
     assert lines == []
-    assert "the kernels do not make the drifts of the states" in complaint[-1]
+    assert "the kernels do not reproduce the drifts of the states" in complaint[-1]
     assert not Path("p.json").exists()
 
 
@@ -264,7 +264,7 @@ def not_solved(*_, **__):
 
 
 def test_what_does_not_fit_is_refused(tiny_values):
-    with pytest.raises(MemoryRefusedError, match=r"prediction: takes .* GiB"):
+    with pytest.raises(MemoryRefusedError, match=r"prediction: needs .* GiB"):
         prediction.predict(tiny_limits(tiny_values), PLAN, most_bytes=1e6)
 
 

@@ -278,7 +278,7 @@ def test_positions_are_appended_to_the_inputs(tmp_path: Path, kind: str) -> None
 
 def test_positions_need_tokens(tmp_path: Path) -> None:
     data = {"kind": "file", "path": str(_save(tmp_path / "d.npz", _X, _Y)), "positions": True}
-    with pytest.raises(InputError, match=r"^problem\.data\.positions: true, and the data have no"):
+    with pytest.raises(InputError, match=r"^problem\.data\.positions: true, but the data have no"):
         make_problem(_experiment(data))
 
 
@@ -376,7 +376,7 @@ def test_weights_of_tokens_go_by_row(tmp_path: Path) -> None:
         (np.array([1.0, -1, 1, 1]), r"weight holds 1 negative values, the first at \[1\]; allowed"),
         (np.array([1.0, np.nan, 1, 1]), r"weight holds 1 values that are NaN"),
         (np.array([1.0, np.inf, 1, 1]), r"weight holds 1 values that are NaN or infinite"),
-        (np.zeros(4), r"weight is zero everywhere; allowed: a row that counts"),
+        (np.zeros(4), r"weight is zero everywhere; allowed: at least one above 0"),
         (np.ones(3), r"weight has shape \(3,\); allowed: .* here \(4,\)"),
         (np.ones((4, 3)), r"weight has shape \(4, 3\); allowed: \(samples, \[tokens\]\)"),
         (np.ones((4, 1, 1)), r"weight has shape \(4, 1, 1\)"),

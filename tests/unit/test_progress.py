@@ -221,5 +221,5 @@ def test_status_says_what_runs_and_what_the_rest_costs(
     assert f"running: finite_01 on {os.uname().nodename} (process {os.getpid()})" in output
     assert "finite/L2_M8_D4, 1 of 8" in output
     assert "rest on this machine: about" in output
-    assert "not compared with any finished result" in output
+    assert "not yet compared with a finished result" in output
     assert "rest on a GPU: at least" in output

@@ -364,7 +364,7 @@ def test_the_tolerance_that_would_resolve_all_cells_is_named() -> None:
     found = fit(dataset, "finite-wide", "hidden", STEP, limit_tolerance=1e-2)
     # The standard error must be five times smaller.
     assert found["limit_tolerance_needed"] == pytest.approx(2e-3)
-    assert "limit_tolerance: 0.002 would resolve them" in found["warning"]
+    assert "a limit_tolerance of 0.002 would resolve them" in found["warning"]
     dataset["hidden_rms_stderr"].values[:] /= 5.01
     after = fit(dataset, "finite-wide", "hidden", STEP, limit_tolerance=2e-3)
     assert after["limit_tolerance_needed"] is None
@@ -380,15 +380,15 @@ def test_where_too_little_stands_out_there_is_a_reason() -> None:
     found = fit(dataset, "finite-wide", "hidden", STEP, limit_tolerance=1e-3)
     assert found["exponent"] is None
     assert found["reason"] == (
-        "only 2 values of D/(LM) stand out of the limits' standard error; 3 needed"
+        "too few values of D/(LM) stand out from the limits' standard error: 2 of the 3 needed"
     )
-    assert "or less" in found["warning"]
+    assert "or a smaller one" in found["warning"]
     assert found["amplitude_at_theory"] == pytest.approx(B, rel=0.2)
     dataset["hidden_rms_stderr"].values[:] = 10 * values.max()
     nothing = fit(dataset, "finite-wide", "output", STEP) | fit(
         dataset, "finite-wide", "hidden", STEP
     )
-    assert nothing["reason"] == "no shape stands out of the limits' standard error"
+    assert nothing["reason"] == "no shape stands out from the limits' standard error"
 
 
 def test_a_bias_that_the_limits_error_is_along_is_found() -> None:
@@ -515,7 +515,7 @@ def test_too_few_values_give_a_reason_and_the_amplitude() -> None:
         found = fit(wide_ode(depth=depths), "wide-mean_ode", "hidden", STEP)
         assert found["exponent"] is None
         assert found["exponent_interval"] is None
-        assert found["reason"] == f"needs 3 distinct values of 1/L, has {len(depths)}"
+        assert found["reason"] == f"too few distinct values of 1/L: {len(depths)} of the 3 needed"
         assert found["amplitude_at_theory"] == pytest.approx(A, rel=0.2)
         assert found["individual"]["depth"] is None
     assert fit(wide_ode(depth=[4, 8, 16]), "wide-mean_ode", "hidden", STEP)["exponent"] is not None
@@ -557,7 +557,7 @@ def test_a_floor_in_place_of_a_bias_is_one() -> None:
 @pytest.mark.parametrize(
     ("sizes", "reason"),
     [
-        ({"depth": [4], "width": [8], "embed_dim": [16]}, "one value only"),
+        ({"depth": [4], "width": [8], "embed_dim": [16]}, "only one value"),
         ({"depth": [4], "width": [8], "embed_dim": [16, 32]}, "too few"),
         ({"depth": [4, 8, 16, 32, 64], "width": [8], "embed_dim": [16]}, None),
     ],
@@ -656,7 +656,10 @@ def test_all_that_keeps_best_shapes_from_counting_is_said() -> None:
     dataset["hidden_rms_stderr"].values[:] = dataset["hidden_rms"].values.max()
     reason = fit(dataset, "finite-dmft", "hidden", STEP)["fixed_budget"]["reason"]
     assert "lies between the smallest and the largest D" in reason
-    assert "in 0 of these it stands out of the limits' standard error; 3 needed" in reason
+    assert (
+        "in 0 of these it stands out from the limits' standard error; 3 such bins are needed"
+        in reason
+    )
 
 
 def test_best_shapes_at_the_edge_do_not_count() -> None:

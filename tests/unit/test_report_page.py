@@ -179,7 +179,7 @@ def test_the_verdict_is_one_sentence(numbers: tuple[int, ...], said: str) -> Non
 
 def test_reasons_and_what_they_rest_on_stand_with_the_claim(page: str) -> None:
     text = Read(page).text
-    assert "Inside the 95 % interval, which is ±0.03, at most ±0.1." in text
+    assert "Inside the 95 % interval, which at ±0.03 is no wider than ±0.1." in text
     assert "Judged on 9 of 12 shapes (L 2 to 8, M 8): large ones." in text
     assert "Local exponents over all shapes, from small to large values: 0.520" in text
 
@@ -216,12 +216,12 @@ def test_what_was_run_is_one_sentence_with_its_numbers(tiny_values: Values) -> N
     for part in (
         "4 shapes (L 2 to 4, M 8, D 4 to 16) with 2 seeds each are 8 finite networks",
         "of which 1 diverged and none of 4 results is missing",
-        "2 limits are solved, asked for a standard error of 0.01 in the outputs and reaching "
+        "2 limits were solved, with a requested standard error of 0.01 in the outputs, reaching "
         "0.00043 (DMFT limit), at worst 0.00065 (mean_ode/D4)",
         "1 missing",
         "of 24 distances at step 14, 22 are used in the fits, 4 of these below resolution, 2 "
         "diverged and none is missing",
-        "computing takes 2.4 minutes of wall time, summed over results, and at most 1.0 GiB",
+        "computing took 2.4 minutes of wall time, summed over results, and at most 1.0 GiB",
         "on the CPU",
     ):
         assert part in said
@@ -251,12 +251,12 @@ CASES = {
     "one seed": (
         {"sweep": {"seeds": 1}},
         {"ok": 4, "diverged": 0, "unwell": []},
-        "There is one seed: nothing shows how far networks scatter.",
+        "There is only one seed, so the scatter of networks is unknown.",
     ),
     "one shape": (
         {"sweep": {"grid": {"depth": [2], "width": [8], "embed_dim": [4]}}},
         {"count": 1, "ok": 2, "diverged": 0, "unwell": []},
-        "There is one shape: no exponent can be measured from it.",
+        "There is only one shape, from which no exponent can be measured.",
     ),
 }
 

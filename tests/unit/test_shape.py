@@ -228,7 +228,7 @@ def prediction(amplitudes: dict[str, float | None], observable: str = "hidden") 
         for name, a in amplitudes.items()
     }
     other = {"hidden": "output", "output": "hidden"}[observable]
-    notes = {"D/(LM)": "thought to take 9 minutes"}
+    notes = {"D/(LM)": "it would take about 9 minutes"}
     return {"step": [0, 1], observable: rows, other: {}, "notes": notes}
 
 
@@ -254,9 +254,9 @@ def test_steps_of_a_prediction() -> None:
     assert shapes.predicted_law(known) == shapes.predicted_law(known, step=1)
     first = shapes.predicted_law(known, step="0")
     assert first.amplitudes == {name: a / 2 for name, a in HIDDEN.items()}
-    with pytest.raises(InputError, match="nothing at step 2; allowed: last, 0, 1"):
+    with pytest.raises(InputError, match="has no step 2; allowed: last, 0, 1"):
         shapes.predicted_law(known, step="2")
-    with pytest.raises(InputError, match="nothing of 'hidden_max_mean_abs'; allowed: hidden, out"):
+    with pytest.raises(InputError, match="has no 'hidden_max_mean_abs'; allowed: hidden, out"):
         shapes.predicted_law(known, "hidden_max_mean_abs")
 
 
@@ -265,7 +265,7 @@ def test_what_is_not_predicted_is_named() -> None:
     assert "D/(LM)" not in known.amplitudes
     assert "D/(LM) is left out: not predicted" in shapes.best_shape(known, 1e4)["note"]
     without_width = {**OUTPUT, "D/(LM)": None, "1/sqrt(LM)": None}
-    match = r"output lacks D/\(LM\) \(thought to take 9 minutes\), 1/sqrt\(LM\); allowed"
+    match = r"output lacks D/\(LM\) \(it would take about 9 minutes\), 1/sqrt\(LM\); allowed"
     with pytest.raises(InputError, match=match):
         shapes.predicted_law(prediction(without_width, "output"), "output")
     with pytest.raises(InputError, match=r"hidden lacks 1/sqrt\(D\)"):
@@ -285,11 +285,11 @@ def test_shapes_stay_in_what_was_measured_and_below_the_largest_depth() -> None:
     assert "prefers depth" not in found["note"]
     with pytest.raises(InputError, match="too few for the smallest sizes allowed; allowed: 64 to"):
         shapes.best_shape(known, 50, measured)
-    with pytest.raises(InputError, match="L: at least 2 and at most 1 leave no size"):
+    with pytest.raises(InputError, match="L: no size is at least 2 and at most 1"):
         shapes.best_shape(known, 50, measured.within(Bounds(most=ANY.most._replace(depth=1))))
     unknown = rates(HIDDEN)
     unknown["pairs"][PAIR]["hidden"]["14"].pop("sizes")
-    with pytest.raises(InputError, match="does not say what sizes were measured"):
+    with pytest.raises(InputError, match="does not say which sizes were measured"):
         shapes.measured_bounds(unknown)
 
 
@@ -308,9 +308,9 @@ def test_an_error_takes_the_fewest_parameters() -> None:
     for bad in (0, -1.0, math.nan, None):
         with pytest.raises(InputError, match=r"error: .*allowed: a positive number"):
             shapes.smallest_shape(known, bad)
-    with pytest.raises(InputError, match=r"so near; allowed: more than 0\.00"):
+    with pytest.raises(InputError, match=r"reaches it; allowed: more than 0\.00"):
         shapes.smallest_shape(known, 1e-4)
-    with pytest.raises(InputError, match=r"so near; allowed: more than 0\.2"):
+    with pytest.raises(InputError, match=r"reaches it; allowed: more than 0\.2"):
         shapes.smallest_shape(known, 0.1, shapes.measured_bounds(rates(HIDDEN)))
 
 

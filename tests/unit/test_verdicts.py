@@ -260,7 +260,7 @@ def test_what_would_decide_is_found_from_the_parts_of_the_interval() -> None:
     # t of n - 1 degrees times the root of 0.02 * 4 / n falls to 0.1 at n = 34; in steps of 5 %.
     assert said == "about 35 seeds (sweep.seeds) would decide"
     said = estimate(seeds=0.001, limits=0.01).would_decide(0.1, "sweep.seeds", 1e-3)
-    assert said == "limit_tolerance: 4e-04 would decide"
+    assert said == "a limit_tolerance of 4e-04 would decide"
     assert "larger" in estimate(known_beforehand=0.01).would_decide(0.1, "sweep.seeds", 1e-3)
     assert "prediction" in estimate(prediction=0.01).would_decide(0.1, "sweep.seeds", 1e-3)
 
@@ -297,12 +297,12 @@ def test_exponents_in_parameters_wait_until_the_predicted_law_has_them() -> None
     near = verdict(judged(study(), predicted), "finite-dmft", "output", "exponent in P")
     assert near["theory"] == pytest.approx(-0.2)
     assert abs(near["predicted"] - near["theory"]) <= near["width"]
-    assert "larger ones" not in near["why"]
+    assert "larger P" not in near["why"]
     predicted["output"]["1/L"]["amplitude"] = [20.0] * (STEP + 1)
     far = verdict(judged(study(), predicted), "finite-dmft", "output", "exponent in P")
     assert abs(far["predicted"] - far["theory"]) > far["width"]
     assert far["verdict"] == "undecided"
-    assert "larger ones" in far["why"]
+    assert "larger P" in far["why"]
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_default_experiment_is_the_quickstart() -> None:
 @pytest.mark.parametrize(
     ("files", "values", "message"),
     [
-        ((), {"seed": 1}, "--config: seed: values of an experiment stand in its file"),
+        ((), {"seed": 1}, "--config: seed: the values of an experiment belong in its file"),
         (("config/config.yaml", "config/digits.yaml"), {}, "2 experiment files are given"),
         (("config/digits.yaml",), {"experiment_file": "config/config.yaml"}, "2 experiment files"),
         (("absent.yaml",), {}, "absent.yaml: no such file"),

@@ -183,7 +183,7 @@ def test_a_job_of_a_cluster_refuses_what_was_edited_after_planning(
         tree.write_experiment(tiny_values(**values))
         done = tree.run(*job)
         assert done.returncode == 2, done.stdout
-        assert "experiment.yaml: experiment, code or data were edited after" in done.stdout
+        assert "experiment.yaml: the experiment, code or data were edited after" in done.stdout
         assert rates.stat().st_mtime_ns == before
     tree.write_experiment(tiny_values())
     done = tree.run(*job)
@@ -227,14 +227,14 @@ def test_results_of_other_values_are_replaced_only_when_that_is_wanted(
     tree.write_experiment(tiny_values(training={"learning_rate": 0.25}))
     before = _stores(tree)
     names = ("networks", "--configfile", "experiment.yaml")
-    asked = "results/tiny: 4 networks of other values would be replaced:"
+    asked = "results/tiny: 4 networks made with other values would be replaced:"
     change = "  training.learning_rate: 0.5 -> 0.25"
 
     done = tree.run(*names)
     lines = done.stdout.splitlines()
     assert done.returncode == 2, done.stdout
     assert lines[lines.index(asked) + 1] == change
-    assert lines[-1].startswith("error: results/tiny: results are kept, nothing was computed; ")
+    assert lines[-1].startswith("error: results/tiny: results are kept and nothing was computed; ")
     assert "--config replace=true" in lines[-1]
     assert "make run REPLACE=1" in lines[-1]
     assert _stores(tree) == before
@@ -264,7 +264,7 @@ def test_results_of_other_code_do_not_ask_also_without_records(
     tree.append("src/resnet_limits/networks/dense.py", "EDITED = 1")
     done = tree.run("networks", "--dry-run", "--configfile", "experiment.yaml")
     assert done.returncode == 0, done.stdout
-    assert "results/tiny: 4 networks of other code will be computed again" in done.stdout
+    assert "results/tiny: 4 networks made with other code will be computed again" in done.stdout
     assert planned(done.stdout) == {"finite": 1, "networks": 1}
     done = tree.run("networks", "--configfile", "experiment.yaml")
     assert done.returncode == 0, done.stdout

@@ -151,7 +151,7 @@ class Job:
             self.signals.check()
             self.record.at(name, number, len(wanted))
             if self._vouch_again(cell):
-                LOG.info("%s (%d of %d): found, sound", name, number, len(wanted))
+                LOG.info("%s (%d of %d): found, and sound", name, number, len(wanted))
                 self.finished.append(name)
                 continue
             LOG.info("%s (%d of %d)", name, number, len(wanted))

@@ -33,7 +33,7 @@ Results = Annotated[
 ]
 Depth = Annotated[int, typer.Option("--depth", metavar="L", min=1, help="Number of layers.")]
 Width = Annotated[
-    int, typer.Option("--width", metavar="M", min=1, help="Hidden units of each layer.")
+    int, typer.Option("--width", metavar="M", min=1, help="Number of hidden units in each layer.")
 ]
 EmbedDim = Annotated[
     int, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")
@@ -41,7 +41,7 @@ EmbedDim = Annotated[
 Seeds = Annotated[
     int | None,
     typer.Option(
-        "--seeds", metavar="N", min=1, help="Seeds 0 to N-1; the experiment's if left out."
+        "--seeds", metavar="N", min=1, help="Take seeds 0 to N-1; by default the experiment's."
     ),
 ]
 

@@ -55,7 +55,7 @@ def _require(kinds: Sequence[str], experiment: Experiment, config: Path, results
         sizes = "".join(f" {_OPTIONS[name]} {size}" for name, size in cell.items())
         command = f"{COMMANDS[kind]} {config}{sizes} --out {paths.store(kind, **cell)}"
     raise CommandError(
-        f"{paths.folder}: {len(missing)} of {len(wanted)} inputs missing or out of date: "
+        f"{paths.folder}: {len(missing)} of {len(wanted)} inputs are missing or out of date: "
         f"{names}{more}; make the first with: resnet-limits {command}"
     )
 

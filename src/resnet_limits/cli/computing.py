@@ -33,7 +33,8 @@ Plan = Annotated[
     typer.Option(
         "--results",
         metavar="FOLDER",
-        help="Results whose DMFT limit gives the quadrature; solved first where it is missing.",
+        help="Folder of all results; their DMFT limit gives the quadrature, and is solved first if "
+        "it is missing.",
     ),
 ]
 
@@ -150,7 +151,7 @@ def train(
         typer.Option(
             "--engine",
             metavar="ENGINE",
-            help=f"{' or '.join(ENGINES)}; the experiment's if left out.",
+            help=f"One of {', '.join(ENGINES)}; by default the experiment's.",
         ),
     ] = None,
 ) -> None:

@@ -11,7 +11,7 @@ from resnet_limits.cli.session import LOG, Session
 
 Folder = Annotated[
     Path,
-    typer.Argument(metavar="FOLDER", help="Results of one experiment, such as results/quickstart."),
+    typer.Argument(metavar="FOLDER", help="Folder of one experiment, such as results/quickstart."),
 ]
 
 
@@ -21,7 +21,9 @@ def explore(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="FILE", help="Also write all cells and steps: .csv or .parquet."
+            "--data",
+            metavar="FILE",
+            help="Also write a table of all cells and steps: .csv or .parquet.",
         ),
     ] = None,
 ) -> None:

@@ -22,7 +22,7 @@ _STORES = "allowed: a store, .zarr or .zarr.zip"
 
 
 def status(config: Config, results: Results = RESULTS) -> None:
-    """Say what is done, running and missing, and what the rest costs.
+    """Show what is done, running and missing, and what the rest costs.
 
     Opens no store and computes nothing.
     """
@@ -40,17 +40,21 @@ def status(config: Config, results: Results = RESULTS) -> None:
     for job in found.jobs:
         typer.echo(_job_line(job))
     if found.rest_seconds:
-        pace = "not compared with any finished result"
+        pace = "an estimate, not yet compared with a finished result"
         if found.pace is not None:
             pace = (
-                f"at the pace of {found.telling} finished results, {found.pace:.2g} x the estimate"
+                f"at the pace of {found.telling} finished result{'s' * (found.telling > 1)}, "
+                f"{found.pace:.2g} times the estimate"
             )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         here = _duration(found.rest_seconds)
-        typer.echo(f"rest on this machine: about {here} of one core ({pace}); {cores} cores here")
+        typer.echo(
+            f"rest on this machine: about {here} on one core ({pace}); number of cores: {cores}"
+        )
         each = (f"{_duration(found.gpu_seconds(gpu))} on one {gpu}" for gpu in estimates.GPUS)
         typer.echo(
-            f"rest on a GPU: at least {', '.join(each)} (by nominal bandwidth alone, not measured)"
+            f"rest on a GPU: at least {', '.join(each)} "
+            "(from nominal bandwidth alone, not measured)"
         )
 
 
@@ -75,7 +79,7 @@ def _job_line(job: dict[str, Any]) -> str:
 
 
 def inspect(path: StorePath) -> None:
-    """Say what a store holds and where it comes from."""
+    """Describe what a store holds and where it comes from."""
     _require_path(path, _STORES)
     from resnet_limits import store
     from resnet_limits.stages import checking
@@ -88,11 +92,11 @@ def inspect(path: StorePath) -> None:
 
 
 def check(path: Checkable) -> None:
-    """Look for damage; exit 1 if anything is unsound.
+    """Look for damage; the exit code is 1 if anything is unsound.
 
     Reads every chunk of a store, or of every store in a folder, with rates.json and whatever else
-    a manifest vouches for. Says in a line what is unsound or unfinished, and how many results
-    there are.
+    a manifest vouches for. Prints a line for each result that is unsound or unfinished, and then
+    the numbers of results.
     """
     _require_path(path, f"{_STORES}, or a folder of them")
     from resnet_limits.stages import checking

@@ -18,7 +18,8 @@ AnyDepth = Annotated[
     int | None, typer.Option("--depth", metavar="L", min=1, help="Number of layers.")
 ]
 AnyWidth = Annotated[
-    int | None, typer.Option("--width", metavar="M", min=1, help="Hidden units of each layer.")
+    int | None,
+    typer.Option("--width", metavar="M", min=1, help="Number of hidden units in each layer."),
 ]
 AnyEmbedDim = Annotated[
     int | None, typer.Option("--embed-dim", metavar="D", min=1, help="Embedding dimension.")
@@ -26,7 +27,7 @@ AnyEmbedDim = Annotated[
 Minutes = Annotated[
     float,
     typer.Option(
-        "--minutes", metavar="N", min=0, help="Time of one core that one amplitude may take."
+        "--minutes", metavar="N", min=0, help="Minutes of one core that each amplitude may take."
     ),
 ]
 MINUTES = 15.0
@@ -47,7 +48,7 @@ def predict(
     minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
-    """Predict how far networks are from the limit, training none.
+    """Predict distances from the limit, without training a network.
 
     Prints the amplitude of every term of the error; with a shape, also its distances and how their
     squares split.
@@ -58,7 +59,7 @@ def predict(
         predicted = _predicted(experiment, config, shape, minutes, results)
     else:
         if out.suffix != ".json" or out.is_dir():
-            raise InputError(f"--out: {out}; allowed: the name of a file that ends in .json")
+            raise InputError(f"--out: {out}; allowed: a file name that ends in .json")
         with place(out, experiment, "prediction") as save:
             predicted = _predicted(experiment, config, shape, minutes, results)
             save(predicted)
@@ -78,7 +79,9 @@ def named_shape(depth: int | None, width: int | None, embed_dim: int | None) -> 
     if all(size is None for size in sizes):
         return None
     if depth is None or width is None or embed_dim is None:
-        raise InputError("--depth, --width, --embed-dim: a shape has all three; allowed: none, all")
+        raise InputError(
+            "--depth, --width, --embed-dim: a shape needs all three; allowed: all of them, or none"
+        )
     return Shape(depth, width, embed_dim)
 
 

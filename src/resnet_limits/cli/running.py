@@ -61,13 +61,11 @@ def options(
     *,
     _version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Say which version this is."
-        ),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress messages.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress messages.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="More messages, and tracebacks of failures.")
+        bool, typer.Option("--verbose", help="Print more messages, and tracebacks of failures.")
     ] = False,
 ) -> None:
     """Residual networks against their infinite-size limit.

@@ -38,6 +38,6 @@ def complain(message: object) -> None:
 
 def stopped(signal_name: Stopped) -> int:
     """Say that a signal ended the command; give the exit code."""
-    saved = " after its result was saved" if Session.saved else "; nothing was saved"
+    saved = " after the result was saved" if Session.saved else "; nothing was saved"
     complain(f"stopped by {signal_name}{saved}: run the same command again")
     return STOPPED if Session.saved else FAILED

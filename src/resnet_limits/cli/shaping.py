@@ -44,7 +44,7 @@ def shape(
         ),
     ],
     budget: Annotated[
-        float | None, typer.Option("--budget", metavar="P", help="Parameters to spend, L M D.")
+        float | None, typer.Option("--budget", metavar="P", help="Number of parameters, L M D.")
     ] = None,
     error: Annotated[
         float | None,
@@ -58,21 +58,23 @@ def shape(
     ] = None,
     within: Annotated[
         Path | None,
-        typer.Option("--within", metavar="RATES", help="Stay in the sizes that it measured."),
+        typer.Option("--within", metavar="RATES", help="Stay within the sizes that were measured."),
     ] = None,
     observable: Annotated[
         str,
         typer.Option(
-            "--of", metavar="NAME", help="hidden or output; of RATES hidden_max_mean_abs too."
+            "--of", metavar="NAME", help="hidden or output; with RATES also hidden_max_mean_abs."
         ),
     ] = "hidden",
-    step: Annotated[str, typer.Option("--step", metavar="K", help="A step, or last.")] = "last",
+    step: Annotated[
+        str, typer.Option("--step", metavar="K", help="Number of a step, or last.")
+    ] = "last",
     minutes: Minutes = MINUTES,
     results: Plan = RESULTS,
 ) -> None:
-    """Print the best L, M and D of a budget, or for an error.
+    """Print the best L, M and D for a budget, or for an error.
 
-    With CONFIG no network is needed. With a shape, how much that shape wastes.
+    With CONFIG no network is needed. With a shape, print how much that shape wastes.
     """
     named = named_shape(depth, width, embed_dim)
     _check_numbers(budget, error, named)
@@ -119,7 +121,7 @@ def _read_rates(file: Path, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: {file}: not JSON ({error}); allowed: {_RATES}") from None
     if not isinstance(fitted, dict) or "pairs" not in fitted:
-        raise InputError(f"{where}: {file}: no key pairs; allowed: {_RATES}")
+        raise InputError(f"{where}: {file}: lacks the key pairs; allowed: {_RATES}")
     return fitted
 
 

@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {short(key.value)} stands twice; allowed: every key once",
+                    problem=f"key {short(key.value)} appears twice; allowed: every key once",
                     problem_mark=key.start_mark,
                 )
             seen.add((key.tag, key.value))
@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
             # Impossible dates, and how yaml's own constructors fail at a foreign value.
             kind = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
-                problem=f"{short(node.value)} is no {kind}; allowed: one YAML mapping",
+                problem=f"{short(node.value)} is not a valid {kind}; allowed: one YAML mapping",
                 problem_mark=node.start_mark,
             ) from None
 
@@ -158,7 +158,7 @@ def _not_decimal(text: str) -> str | None:
     """Say what is wrong with a number that YAML would read otherwise than it looks."""
     digits = text.lstrip("+-")
     if ":" in text:
-        return f"{text} is no number, though YAML reads one to base 60; allowed: decimal numbers"
+        return f"{text} is not decimal: YAML reads it to base 60; allowed: decimal numbers"
     if re.match(r"0[xob]", digits, re.IGNORECASE):
         return f"{text} is not decimal; allowed: decimal numbers"
     if re.fullmatch(r"0[0-9_]+", digits):
@@ -168,7 +168,7 @@ def _not_decimal(text: str) -> str | None:
             f"allowed: {plain}, or quotes around a name"
         )
     if "_" in text and not re.match(r"[0-9]{1,3}(_[0-9]{3})+(?![0-9_])", digits):
-        return f"{text} is not grouped by thousands; allowed: such as 1000000 or 1_000_000"
+        return f"{text} is not grouped by thousands; allowed: as in 1000000 or 1_000_000"
     return None
 
 
@@ -180,7 +180,7 @@ def _explain(error: yaml.YAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
     if "'\\t'" in problem:
-        problem = "a tab begins a value; allowed: spaces"
+        problem = "a value begins with a tab; allowed: spaces"
     elif "allowed:" not in problem:
         problem = f"not YAML: {problem}; allowed: one YAML mapping"
     return where + problem

@@ -214,6 +214,6 @@ def _hint(name: str, location: Sequence[str | int], keys: Sequence[str]) -> str:
             return " (did you mean tokens?)"
         return " (tokens come from the data alone, whose x is then (samples, tokens, inputs))"
     if tuple(location[:-1]) == ("problem", "data", "file") and name in _OF_FILES:
-        return " (of data in a file the shapes of x and y say it)"
+        return " (for data in a file, the shapes of x and y tell it)"
     near = difflib.get_close_matches(name, keys, n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -318,7 +318,7 @@ class TrainingConfig(Section):
             for name in ("learning_rate_embedding", "learning_rate_unembedding"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"{name} is given, and embeddings are not trained; allowed: "
-                        "train_embeddings: true beside it"
+                        f"{name} is given, but embeddings are not trained; allowed: "
+                        "together with train_embeddings: true"
                     )
         return self

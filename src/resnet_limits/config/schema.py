@@ -168,7 +168,7 @@ class Experiment(Section):
             if unit.mixes_tokens and tokens is None:
                 raise ValueError(
                     f"{key}.kind: {unit.kind} works on the tokens of a sample, and {data.kind} "
-                    "data have none; allowed: data with tokens, or a unit without"
+                    "data have none; allowed: data with tokens, or a unit that needs none"
                 )
             if tokens is None or not isinstance(unit, ConvolutionUnit):
                 continue
@@ -196,8 +196,8 @@ class Experiment(Section):
         for update, batch in enumerate(batches):
             if max(batch) >= data.samples:
                 raise ValueError(
-                    f"training.batches.{update}: sample {max(batch)} is not there; allowed: 0 to "
-                    f"{data.samples - 1}, the samples of the data"
+                    f"training.batches.{update}: there is no sample {max(batch)}; allowed: 0 "
+                    f"to {data.samples - 1}, the samples of the data"
                 )
         return self
 
@@ -211,13 +211,13 @@ class Experiment(Section):
             if pair != "finite-dmft":
                 raise ValueError(
                     f"sweep.pairs: {pair} with model.initial_law {law}: at finite D the states of "
-                    "the limits wide and mean_ode stand for Gaussian weights alone; allowed: "
+                    "the limits wide and mean_ode hold for Gaussian weights only; allowed: "
                     "finite-dmft, or initial_law gaussian"
                 )
         if self.sweep.engine == "implicit":
             raise ValueError(
-                f"sweep.engine: implicit with model.initial_law {law}: it draws what networks of "
-                "Gaussian weights show; allowed: auto, dense, or initial_law gaussian"
+                f"sweep.engine: implicit with model.initial_law {law}: this engine holds for "
+                "Gaussian weights only; allowed: auto, dense, or initial_law gaussian"
             )
         return self
 

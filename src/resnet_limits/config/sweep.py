@@ -212,12 +212,12 @@ class SweepConfig(Section):
         *before, last = seeds
         if last.parameters is not None or any(step.parameters is None for step in before):
             raise ValueError(
-                "parameters stands in every step but the last, which is for all larger shapes; "
-                "allowed: such as [{parameters: 1.0e+6, seeds: 64}, {seeds: 16}]"
+                "every step but the last must have the key parameters; the last is for all larger "
+                "shapes; allowed: as in [{parameters: 1.0e+6, seeds: 64}, {seeds: 16}]"
             )
         bounds = [step.parameters or math.inf for step in seeds]
         if any(low >= high for low, high in pairwise(bounds)):
-            raise ValueError("parameters do not grow along the list; allowed: growing ones")
+            raise ValueError("parameters do not grow along the list; allowed: growing values")
         return seeds
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
     if len(bins) < _MIN_BINS:
         return no_budget(
             theory,
-            f"only {len(bins)} bins of P hold {_MIN_SHAPES_IN_BIN} shapes or more; "
+            f"too few bins of P hold {_MIN_SHAPES_IN_BIN} shapes or more: {len(bins)} of the "
             f"{_MIN_BINS} needed",
         )
     squares = study.mean_squares - study.mean_noise
@@ -88,8 +88,8 @@ def fit_budget(study: Study, draws: Draws, theory: float) -> Fit:
             "smallest and the largest D"
         )
         if len(used) < inner.sum():
-            reason += f", and in {len(used)} of these it stands out of the limits' standard error"
-        return {**no_budget(theory, f"{reason}; {_MIN_BINS} needed"), **found}
+            reason += f", and in {len(used)} of these it stands out from the limits' standard error"
+        return {**no_budget(theory, f"{reason}; {_MIN_BINS} such bins are needed"), **found}
     try:
         line = fit_power(study.rows(used), draws, np.log(parameters[used])[:, None])
     except UnfittableError as why:

@@ -243,7 +243,10 @@ def _fit(
     seen = outstanding(study)[inside]
     count = len(np.unique(logs[seen]))
     if draws is None or count < _MIN_SHAPES:
-        return {**found, "reason": f"needs {_MIN_SHAPES} values of P with an error, has {count}"}
+        return {
+            **found,
+            "reason": f"too few values of P have an error: {count} of the {_MIN_SHAPES} needed",
+        }
     part = study.rows(inside)
     variance = _seed_variance(part)
     misfit, precision = 0.0, None

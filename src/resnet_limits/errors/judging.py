@@ -104,9 +104,9 @@ class Estimate:
         largest = max(self.parts, key=lambda source: self.parts[source] * (source != SEEDS))
         if largest == LIMITS and limit_tolerance is not None:
             factor = min(0.5, math.sqrt(0.5 * allowed / self.parts[LIMITS]))
-            return f"limit_tolerance: {limit_tolerance * factor:.0e} would decide"
+            return f"a limit_tolerance of {limit_tolerance * factor:.0e} would decide"
         if largest == MISFIT:
-            return "shapes scatter beyond their seeds; more or larger shapes would decide"
+            return "shapes scatter by more than their seeds do; more or larger shapes would decide"
         if largest == _PREDICTION:
             return "a prediction of smaller uncertainty would decide"
         return "larger shapes, where the next order is smaller, would decide"
@@ -191,19 +191,21 @@ def _verdict(
     interval = estimate.interval
     unit = f"{width:.2g}" if one.kind != "amplitude" else f"{width:.0%}"
     if interval is None:
-        return UNDECIDED, "nothing shows the scatter of a single seed; two or more would"
+        return UNDECIDED, "a single seed does not show the scatter; two or more seeds would"
     said = f"{half:.2g}" if one.kind != "amplitude" else f"{math.expm1(min(half, 7.0)):.0%}"
     if adjusted <= FAMILY_LEVEL:
         return DISAGREES, (
-            f"a chance of {one.chance:.1e}, of {count} claims {adjusted:.1e} "
-            f"(Holm), is at most {FAMILY_LEVEL:.2g}"
+            f"were the claim true, a deviation this large would have a chance of {one.chance:.1e}; "
+            f"adjusted for the number of claims, {count} (Holm), that is {adjusted:.1e}, "
+            f"at most {FAMILY_LEVEL:.2g}"
         )
     if not interval[0] <= one.reference <= interval[1]:
         return UNDECIDED, (
-            f"outside the 95 % interval, but of {count} claims that happens to one by a chance of "
-            f"{adjusted:.2g} (Holm); twice the seeds ({one.key}) would tell"
+            "outside the 95 % interval, but adjusted for the number of claims, "
+            f"{count} (Holm), the chance of that is {adjusted:.2g}; "
+            f"twice the seeds ({one.key}) would tell"
         )
     if half > width:
         what = estimate.would_decide(width, one.key, limit_tolerance)
-        return UNDECIDED, f"the interval, +-{said}, is wider than +-{unit}; {what}"
-    return AGREES, f"inside the 95 % interval, which is +-{said}, at most +-{unit}"
+        return UNDECIDED, f"the 95 % interval, +-{said}, is wider than +-{unit}; {what}"
+    return AGREES, f"inside the 95 % interval, which at +-{said} is no wider than +-{unit}"

@@ -204,7 +204,7 @@ def _power_fit(study: Study, draws: Draws, law: Law) -> Fit:
     seen = outstanding(study)
     found: Fit = {"range": _range(x)}
     if not seen.any():
-        return {**found, "reason": "no shape stands out of the limits' standard error"}
+        return {**found, "reason": "no shape stands out from the limits' standard error"}
     try:
         fixed = fit_power(study, draws, np.empty((len(x), 0)), theory * log_x, bias=bias)
     except UnfittableError as why:
@@ -216,7 +216,7 @@ def _power_fit(study: Study, draws: Draws, law: Law) -> Fit:
     }
     count = distinct(log_x)
     if count < _MIN_VALUES:
-        reason = f"needs {_MIN_VALUES} distinct values of {variable}, has {count}"
+        reason = f"too few distinct values of {variable}: {count} of the {_MIN_VALUES} needed"
         return {**found, "reason": reason}
     count = distinct(log_x[seen])
     if count < _MIN_VALUES:
@@ -234,7 +234,9 @@ def _power_fit(study: Study, draws: Draws, law: Law) -> Fit:
 
 
 def _too_noisy(what: str, count: int, needed: int) -> str:
-    return f"only {count} {what} stand out of the limits' standard error; {needed} needed"
+    return (
+        f"too few {what} stand out from the limits' standard error: {count} of the {needed} needed"
+    )
 
 
 def _individual_fits(study: Study, draws: Draws, law: Law) -> dict[str, Fit | None]:
@@ -282,13 +284,13 @@ def _joint_fit(study: Study, draws: Draws, terms: Sequence[str]) -> Fit:
         # place is held by a floor, which keeps the other terms from taking over its share.
         columns.append(np.ones(len(study.sizes)))
         found["left_out"] = {
-            name: f"{name} has one value only; part of the floor" for name in constant
+            name: f"{name} has only one value, so it is part of the floor" for name in constant
         }
     if not varying:
-        return {**found, "reason": "all variables have one value only"}
+        return {**found, "reason": "every variable has only one value"}
     X = np.stack(columns, axis=1)
     if len(X) <= X.shape[1]:
-        reason = f"{len(X)} shapes are too few for {X.shape[1]} amplitudes"
+        reason = f"too few shapes ({len(X)}) for the number of amplitudes ({X.shape[1]})"
         return {**found, "reason": reason}
     seen = outstanding(study)
     if seen.sum() <= X.shape[1]:

@@ -14,7 +14,7 @@ _DETECTION = 2.0
 
 
 def outstanding(study: Study) -> NDArray[np.bool_]:
-    """Whether the error of each shape stands out of the limits' standard error."""
+    """Whether the error of each shape stands out from the limits' standard error."""
     seen: NDArray[np.bool_] = study.mean_squares > _DETECTION**2 * study.mean_noise
     return seen
 
@@ -57,7 +57,7 @@ def warning(study: Study, needed: float | None) -> str | None:
         "times the limits' standard error) and count less"
     )
     if needed is not None:
-        words += f"; limit_tolerance: {needed:g} would resolve them"
+        words += f"; a limit_tolerance of {needed:g} would resolve them"
         if not outstanding(study).all():
-            words += ", or less, as some do not stand out at all"
+            words += ", or a smaller one, as some do not stand out at all"
     return words

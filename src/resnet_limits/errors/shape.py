@@ -104,7 +104,7 @@ def best_shape(
                 f"the law prefers depth to width, so M is at or near {allowed.least.width}, {least}"
             )
     else:
-        notes.append("only the product L M counts without 1/L; L and M are taken about equal")
+        notes.append("without 1/L only the product L M matters, so L and M are taken about equal")
     if law.measured is not None:
         notes += _extrapolation(law.measured, best)
     return {
@@ -145,8 +145,8 @@ def smallest_shape(law: Basis, error: float, bounds: Bounds = ANY) -> dict[str, 
     budget = optimum.smallest_budget(law.amplitudes, wanted, allowed)
     if budget is None:
         raise InputError(
-            f"error: {wanted:g}: no shape of up to {MAX_BUDGET:g} parameters within the bounds is "
-            f"so near; allowed: more than {_least_error(law, allowed):.3g}"
+            f"error: {wanted:g}: no shape of up to {MAX_BUDGET:g} parameters within the bounds "
+            f"reaches it; allowed: more than {_least_error(law, allowed):.3g}"
         )
     found = best_shape(law, budget, bounds)
     if found["interval"] is not None:
@@ -195,7 +195,7 @@ def _allowed(law: Basis, bounds: Bounds) -> Bounds:
     for name, low, high in zip(SIZES, allowed.least, allowed.most, strict=True):
         if low > high:
             raise InputError(
-                f"{SYMBOLS[name]}: at least {low} and at most {high} leave no size; "
+                f"{SYMBOLS[name]}: no size is at least {low} and at most {high}; "
                 "allowed: bounds that leave one"
             )
     return allowed
@@ -272,10 +272,10 @@ def predicted_law(
     steps = [str(number) for number in prediction.get("step") or []]
     at = steps[-1] if steps and step == "last" else str(step)
     if at not in steps:
-        raise InputError(f"prediction: nothing at step {step}; allowed: last, {_listed(steps)}")
+        raise InputError(f"prediction: has no step {step}; allowed: last, {_listed(steps)}")
     names = [name for name in ("hidden", "output") if name in prediction]
     if observable not in names:
-        raise InputError(f"prediction: nothing of {observable!r}; allowed: {_listed(names)}")
+        raise InputError(f"prediction: has no {observable!r}; allowed: {_listed(names)}")
     found = predicted.known(prediction, PAIR, observable, int(at))
     # Without the first the best D is as small as may be, without the others as large as may be.
     if "1/sqrt(D)" not in found.amplitudes or not any(POWERS[n][1] for n in found.amplitudes):
@@ -337,7 +337,7 @@ def measured_bounds(
     ends = [pair for pair in found if pair is not None and 1 <= pair[0] <= pair[1]]
     if len(ends) < len(SIZES):
         raise InputError(
-            f"rates: {observable} of {PAIR} at step {at} does not say what sizes were measured; "
+            f"rates: {observable} of {PAIR} at step {at} does not say which sizes were measured; "
             "allowed: a fit with sizes"
         )
     return Bounds(Shape(*(low for low, _ in ends)), Shape(*(high for _, high in ends)))

@@ -183,7 +183,7 @@ def _measured(
         return "no cell is left to fit"
     relative = predicted.relative(study.sizes)
     if isinstance(relative, str):
-        return f"which shapes are large is not known: {relative}"
+        return f"it is not known which shapes are large: {relative}"
     inside = (sum(relative.values()) <= LARGEST_DISTANCE**2) & outstanding(study)
     # The next order: its size relative to an error is told from the terms of the hidden distance,
     # and its factor is unknown and of order one. A bias may nearly vanish by itself, which what
@@ -334,7 +334,9 @@ def _measure(
         exponent.reason = amplitude.reason = "no shape is large enough"
         return
     if count < _MIN_VALUES:
-        exponent.reason = f"only {count} values of the variable are large enough, 3 needed"
+        exponent.reason = (
+            f"too few values of the variable are large enough: {count} of the {_MIN_VALUES} needed"
+        )
     else:
         try:
             free = measured.fitted(logs, np.zeros(len(sizes)), bias=law.is_bias)
@@ -407,7 +409,7 @@ def _in_parameters(
     if abs(slope - theory) > WIDTHS["exponent in P"]:
         one.reason = (
             f"the predicted law itself has the exponent {slope:.3f} over these P; "
-            "a claim about larger ones"
+            "the claim is about larger P"
         )
         return one
     one.reference = slope

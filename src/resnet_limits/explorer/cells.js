@@ -2,21 +2,62 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const SYMBOL = { depth: "L", width: "M", embed_dim: "D" };
 const SIZES = Object.keys(SYMBOL);
+const COLUMNS = [...SIZES, "seed", "parameters", "weights"];
 const ROWS = 15;
 const [RESOLVED, BELOW] = [0, 1];
 
+// --- elements -----------------------------------------------------------------------------------
+
+// What is drawn often keeps its elements and changes their words: elements that are thrown away
+// fill the memory long before the browser clears it.
+function children(parent, count, make) {
+  while (parent.children.length > count) parent.lastElementChild.remove();
+  while (parent.children.length < count) parent.append(make(parent.children.length));
+  return parent.children;
+}
+
+function say(element, words) {
+  if (!element.firstChild) element.append(words);
+  else if (element.firstChild.data !== words) element.firstChild.data = words;
+}
+
 // --- numbers ------------------------------------------------------------------------------------
 
-// Columns that were unpacked, the latest used last.
-const unpacked = new Map();
-const MOST_UNPACKED = 250;
+// Columns that are asked for together are inflated as one stream, each a piece of it after its
+// number of bytes.
+const END = new Uint8Array([3, 0]);
+let asked = [];
 
-async function bytesOf(place) {
-  const text = atob(page.columns[place]);
-  const bytes = new Uint8Array(text.length);
-  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+function bytesOf(place) {
+  if (!asked.length) queueMicrotask(inflate);
+  return new Promise((resolve, reject) => { asked.push({ place, resolve, reject }); });
+}
+
+async function inflate() {
+  const now = asked;
+  asked = [];
+  try {
+    const stream = new DecompressionStream("deflate-raw");
+    const whole = new Response(stream.readable).arrayBuffer();
+    const writer = stream.writable.getWriter();
+    const lengths = now.map(({ place }) => {
+      const text = atob(page.columns[place]);
+      const bytes = new Uint8Array(text.length);
+      for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+      writer.write(bytes.subarray(4));
+      return new DataView(bytes.buffer).getUint32(0, true);
+    });
+    writer.write(END);
+    writer.close();
+    const inflated = new Uint8Array(await whole);
+    let start = 0;
+    now.forEach(({ resolve }, k) => {
+      resolve(inflated.subarray(start, start + lengths[k]));
+      start += lengths[k];
+    });
+  } catch (error) {
+    for (const { reject } of now) reject(error);
+  }
 }
 
 // Bytes are shuffled: first all first bytes, then all second ones. A value keeps the upper four of
@@ -31,16 +72,37 @@ function numbers(bytes, size) {
   return new Float64Array(whole.buffer);
 }
 
+// Columns that were unpacked, the latest used last.
+const unpacked = new Map();
+const MOST_HELD = 12e6; // bytes
+let held = 0;
+
 function column(place, size) {
-  let found = unpacked.get(place);
-  if (found) {
+  let entry = unpacked.get(place);
+  if (entry) {
     unpacked.delete(place);
   } else {
-    found = bytesOf(place).then((bytes) => (size === 1 ? bytes : numbers(bytes, size)));
-    if (unpacked.size >= MOST_UNPACKED) unpacked.delete(unpacked.keys().next().value);
+    entry = { bytes: 0 };
+    entry.array = bytesOf(place).then((bytes) => {
+      const array = size === 1 ? bytes.slice() : numbers(bytes, size);
+      if (unpacked.get(place) === entry) {
+        entry.bytes = array.byteLength;
+        held += entry.bytes;
+        forget();
+      }
+      return array;
+    });
   }
-  unpacked.set(place, found);
-  return found;
+  unpacked.set(place, entry);
+  return entry.array;
+}
+
+function forget() {
+  for (const [place, { bytes }] of unpacked) {
+    if (held <= MOST_HELD) return;
+    held -= bytes;
+    unpacked.delete(place);
+  }
 }
 const values = (place) => column(place, 4);
 const exact = (place) => column(place, 8);
@@ -106,25 +168,22 @@ async function cellsAt(pair, observable, k, old = []) {
     squares[pair.shape[i]] += value[i] ** 2;
     counts[pair.shape[i]]++;
   }
-  const rows = old.length === pair.count ? old : [];
+  const rows = old;
+  rows.length = pair.count;
   for (let i = 0; i < pair.count; i++) {
     const shape = pair.shape[i];
     const predicted = predictedAt(pair, observable, k, i);
-    rows[i] = Object.assign(rows[i] || {}, {
-      i,
-      depth: pair.columns.depth[i], width: pair.columns.width[i],
-      embed_dim: pair.columns.embed_dim[i], seed: pair.columns.seed[i],
-      parameters: pair.columns.parameters[i],
-      weights: pair.columns.weights ? pair.columns.weights[i] : NaN,
-      state: page.states[state[i]],
-      value: value[i],
-      stderr: parts.stderr ? second[i] : NaN,
-      reference: parts.reference ? second[i] : NaN,
-      rms: counts[shape] ? Math.sqrt(squares[shape] / counts[shape]) : NaN,
-      seeds: counts[shape],
-      predicted,
-      ratio: value[i] / predicted,
-    });
+    const row = rows[i] || (rows[i] = {});
+    row.i = i;
+    for (const name of COLUMNS) row[name] = pair.columns[name] ? pair.columns[name][i] : NaN;
+    row.state = page.states[state[i]];
+    row.value = value[i];
+    row.stderr = parts.stderr ? second[i] : NaN;
+    row.reference = parts.reference ? second[i] : NaN;
+    row.rms = counts[shape] ? Math.sqrt(squares[shape] / counts[shape]) : NaN;
+    row.seeds = counts[shape];
+    row.predicted = predicted;
+    row.ratio = value[i] / predicted;
   }
   return rows;
 }
@@ -172,11 +231,12 @@ function sizesOf(name) {
 }
 
 function fill(select, entries, value) {
-  select.replaceChildren(...entries.map(([key, words, disabled]) => {
-    const option = new Option(words, key);
-    option.disabled = Boolean(disabled);
-    return option;
-  }));
+  const options = children(select, entries.length, () => new Option());
+  entries.forEach(([key, words, disabled], k) => {
+    options[k].value = key;
+    options[k].disabled = Boolean(disabled);
+    say(options[k], String(words));
+  });
   select.value = value;
 }
 

@@ -44,7 +44,10 @@ function panelSpec(colour) {
     ? { name: "viridis", extent: [0.25, 1] } : { name: "viridis", extent: [0, 0.88] };
   const isRatio = colour === "ratio";
   everyLayer(spec.hconcat, (encoding, layer) => {
-    if (layer.data.name === "cells" && rows.length > MANY) layer.mark.size = 12;
+    if (rows.length > MANY) {
+      if (layer.data.name === "cells") layer.mark.size = 12;
+      if (layer.data.name === "predicted") Object.assign(layer.mark, { width: 4, thickness: 1 });
+    }
     if (STYLES[layer.mark.style]) layer.mark.color = colourOf(STYLES[layer.mark.style]);
     if (encoding.x) {
       const name = encoding.x.field === "x" ? choice.across : encoding.x.field;
@@ -77,19 +80,38 @@ function isSelected(row) {
     row[field] >= Math.min(a, b) && row[field] <= Math.max(a, b));
 }
 
-async function newView(spec, element) {
-  const made = await vegaEmbed(element, spec, {
+// The chosen cell is one of the cells: it widens no axis. Were it counted, every choice would have
+// all scales, and so all marks, computed anew.
+function withoutChosen(spec) {
+  const names = new Set(["chosen"]);
+  for (const { name, source } of spec.data) if (names.has(source)) names.add(name);
+  for (const { domain } of spec.scales) {
+    if (domain.fields) domain.fields = domain.fields.filter(({ data }) => !names.has(data));
+  }
+  return spec;
+}
+
+function newView(spec, element) {
+  return vegaEmbed(element, spec, {
     mode: "vega-lite", actions: false, renderer: "canvas", hover: false, defaultStyle: false,
-    config: theme(), tooltip: showTip, logLevel: 1,
+    config: theme(), tooltip: showTip, logLevel: 1, patch: withoutChosen,
   });
-  return made;
+}
+
+// A canvas that is left without a size gives its pixels back at once, not when memory is cleared.
+function leave(embedded, element) {
+  embedded.finalize();
+  for (const canvas of element.querySelectorAll("canvas")) canvas.width = canvas.height = 0;
+  element.replaceChildren();
 }
 
 async function drawPanels(colour) {
-  const drawn = JSON.stringify([
-    pair.name, choice.across, colour, isDark.matches, $("panels").clientWidth]);
+  // Pairs of the same sizes have the same panels, which only get other rows.
+  const drawn = JSON.stringify([pair.sizes, SIZES.map(sizesOf), rows.length > MANY, choice.across,
+    colour, isDark.matches, $("panels").clientWidth]);
   if (drawn === panelsDrawn) return fillPanels();
-  if (embedded) embedded.finalize();
+  if (embedded) leave(embedded, $("panels"));
+  embedded = view = null;
   brush = {};
   panelsDrawn = drawn;
   embedded = await newView(panelSpec(colour), $("panels"));
@@ -135,7 +157,7 @@ function fillPanels() {
 }
 
 // Where the same cells are there as before they are changed in place: their marks stay.
-const CHANGING = ["x", "c", "value", "state", "inside"];
+const CHANGING = ["x", "c", "value", "state", "inside", ...SIZES, "parameters"];
 function put(name, some) {
   const old = view.data(name);
   if (!old.length || old.length !== some.length || old.some((row, k) => row.i !== some[k].i)) {
@@ -200,25 +222,18 @@ function facts(row) {
 }
 
 function describe(list, entries) {
-  list.replaceChildren(...entries.flatMap(([name, value]) => {
-    const term = document.createElement("dt");
-    const text = document.createElement("dd");
-    term.textContent = name;
-    text.textContent = value;
-    return [term, text];
-  }));
+  const found = children(list, 2 * entries.length, (k) => document.createElement(k % 2 ? "dd" : "dt"));
+  entries.flat().forEach((words, k) => say(found[k], String(words)));
 }
 
 function showTip(handler, event, item, value) {
   const tip = $("tip");
-  if (value === null || value === undefined || value === "") {
+  if (!value) {
     tip.hidden = true;
     return;
   }
-  const entries = typeof value === "object" ? Object.entries(value) : facts(rows[Number(value)]);
-  const inside = document.createElement("dl");
-  describe(inside, entries);
-  tip.replaceChildren(inside);
+  const entries = value.i === undefined ? Object.entries(value) : facts(rows[value.i]);
+  describe(tip.firstElementChild, entries);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = event.clientX + 14 + width > innerWidth ? event.clientX - 14 - width : event.clientX + 14;
@@ -230,7 +245,7 @@ function showTip(handler, event, item, value) {
 
 function chooseCell(i) {
   choice.cell = i;
-  view.data("chosen", chosenRows()).runAsync();
+  if (view) view.data("chosen", chosenRows()).runAsync();
   markRow();
   return showCell();
 }
@@ -254,8 +269,8 @@ async function showCellOnce() {
   const members = now.members[now.shape[row.i]];
   const [losses, steps, depths] = await Promise.all([
     lossLines(now, row.i, members), stepLines(now, row.i, members), depthLines(now, row.i, members)]);
-  $("cell-title").textContent = nameOf(row);
-  $("reference-said").textContent = page.names[now.second];
+  say($("cell-title"), nameOf(row));
+  say($("reference-said"), page.names[now.second]);
   describe($("facts"), facts(row));
   await Promise.all([drawLines("losses", losses), drawLines("steps", steps), drawLines("depths", depths)]);
 }
@@ -279,7 +294,7 @@ function seedLines(i, members, xs, curves) {
 
 async function lossLines(now, i, members) {
   const parts = now.observables.loss;
-  if (!parts) return { why: "The losses of these networks and limits are not there." };
+  if (!parts) return { why: "The losses of these networks and limits are not available." };
   const [curves, limits] = await Promise.all([
     overSteps(parts.value, members), overSteps(parts.reference, [i])]);
   return {
@@ -307,6 +322,7 @@ async function stepLines(now, i, members) {
   };
 }
 
+const ROUNDING = 1e-5;
 async function depthLines(now, i, members) {
   const profile = now.profile;
   if (!profile) return { why: "errors.zarr has no distances over depth." };
@@ -323,19 +339,23 @@ async function depthLines(now, i, members) {
     const law = cut(await values(place), i, profile.predicted_s.length);
     lines.unshift(...lineOf("predicted", "predicted", profile.predicted_s, law));
   }
+  // Both start from one embedding: what is left at s = 0 is rounding, which would press the lines
+  // together.
+  const least = ROUNDING * Math.max(...lines.map((row) => row.y));
   return {
-    title: `Distance of hidden states, RMS, over depth at step ${now.steps[profile.steps[nearest]]}`,
-    rows: lines.filter((row) => row.y > 0 && Number.isFinite(row.x)),
+    title: `Distance of hidden states over depth, step ${now.steps[profile.steps[nearest]]}`,
+    note: lines.some((row) => row.x === 0 && row.y <= least) ? " (0 at s = 0)" : "",
+    rows: lines.filter((row) => row.y > (row.x === 0 ? least : 0) && Number.isFinite(row.x)),
   };
 }
 
 const detailViews = {};
 async function drawLines(name, content) {
   const element = $(name);
-  $(`${name}-said`).textContent = (content.title || "") + (content.note || "");
-  if (!content.why && !content.rows.length) content.why = "No number to draw.";
+  say($(`${name}-said`), (content.title || "") + (content.note || ""));
+  if (!content.why && !content.rows.length) content.why = "There is no number to draw.";
   if (content.why) {
-    if (detailViews[name]) detailViews[name].embedded.finalize();
+    if (detailViews[name]) leave(detailViews[name].embedded, element);
     delete detailViews[name];
     const words = document.createElement("div");
     words.className = "none";
@@ -345,8 +365,8 @@ async function drawLines(name, content) {
   }
   const drawn = `${isDark.matches} ${element.clientWidth}`;
   if (!detailViews[name] || detailViews[name].drawn !== drawn) {
-    if (detailViews[name]) detailViews[name].embedded.finalize();
-    element.replaceChildren();
+    if (detailViews[name]) leave(detailViews[name].embedded, element);
+    delete detailViews[name];
     const spec = structuredClone(page.specs.details[name]);
     const lines = ["--accent", "--others", "--limit", "--predicted", "--stderr"].map(colourOf);
     everyLayer(spec, (encoding) => {

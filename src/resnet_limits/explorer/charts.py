@@ -36,6 +36,14 @@ _PANELS = {
     "parameters": "P = LMD",
 }  # fmt: skip
 _LOG: dict[str, Any] = {"type": "log", "nice": False, "padding": 6}
+# Marks are drawn on a canvas, where no description of theirs is read; thousands of them are built
+# at every change of the data unless they are turned off. Tooltips get the row itself, unwritten.
+_POINT: dict[str, Any] = {
+    "aria": False,
+    "filled": True,
+    "cursor": "pointer",
+    "tooltip": alt.TooltipContent("data"),
+}
 _EDGE = 7
 _FAINT = 0.06
 
@@ -82,15 +90,13 @@ def _panel(field: str, title: str, marks: _Marks, *, is_first: bool) -> Any:
     x = x.axis(labelOverlap=True, grid=True, tickCount=6 if is_first else 4)
     y = alt.Y("value:Q").scale(type="log", nice=False, padding=14)
     y = y.title("value") if is_first else y.axis(labels=False, ticks=False, title=None)
-    cells = alt.Chart(alt.NamedData("cells")).mark_point(filled=True, size=24, cursor="pointer")
-    cells = cells.encode(x, y, marks.color, marks.shape, opacity=marks.opacity, tooltip="i:Q")
+    cells = alt.Chart(alt.NamedData("cells")).mark_point(**_POINT, size=24)
+    cells = cells.encode(x, y, marks.color, marks.shape, opacity=marks.opacity)
     cells = cells.properties(name=f"cells_{field}")
-    edge = alt.Chart(alt.NamedData("edge")).mark_point(
-        filled=True, size=44, cursor="pointer", style="edge"
-    )
-    edge = edge.encode(x, marks.shape, y=alt.value(_EDGE), opacity=marks.opacity, tooltip="i:Q")
+    edge = alt.Chart(alt.NamedData("edge")).mark_point(**_POINT, size=44, style="edge")
+    edge = edge.encode(x, marks.shape, y=alt.value(_EDGE), opacity=marks.opacity)
     ring = alt.Chart(alt.NamedData("chosen")).mark_point(
-        size=170, strokeWidth=2.5, opacity=1, style="chosen"
+        aria=False, size=170, strokeWidth=2.5, opacity=1, style="chosen"
     )
     ring = ring.encode(x, y).transform_filter("isValid(datum.value)")
     edge_ring = ring.encode(y=alt.value(_EDGE)).copy()
@@ -98,9 +104,9 @@ def _panel(field: str, title: str, marks: _Marks, *, is_first: bool) -> Any:
     layers = [cells, edge, ring, edge_ring]
     if is_first:
         ticks = alt.Chart(alt.NamedData("predicted")).mark_tick(
-            orient="horizontal", width=12, thickness=1.5, opacity=0.9, style="predicted"
+            aria=False, orient="horizontal", width=12, thickness=1.2, opacity=0.9, style="predicted"
         )
-        layers.insert(0, ticks.encode(x, y))
+        layers.insert(1, ticks.encode(x, y))
     return alt.layer(*layers).properties(name=f"panel_{field}")
 
 
@@ -132,8 +138,8 @@ def _lines(name: str, x: str, y: str, *, is_log: bool) -> Any:
     dashes = alt.StrokeDash("line:N").legend(None)
     dashes = dashes.scale(domain=list(LINES), range=[[1, 0], [1, 0], [6, 3], [2, 2], [1, 3]])
     width = alt.when(alt.datum.line == "others").then(alt.value(0.8)).otherwise(alt.value(2))
-    lines = base.mark_line(clip=True).encode(dashes, strokeWidth=width)
-    points = base.mark_point(filled=True, size=22, opacity=1).transform_filter(
+    lines = base.mark_line(aria=False, clip=True).encode(dashes, strokeWidth=width)
+    points = base.mark_point(aria=False, filled=True, size=22, opacity=1).transform_filter(
         alt.datum.line == "this"
     )
     points = points.encode(tooltip=[alt.Tooltip("x:Q"), alt.Tooltip("y:Q", format=".6g")])

@@ -1,7 +1,9 @@
 """Columns of numbers as short texts, which a page unpacks with what every browser has.
 
 A column is a little-endian array, its bytes shuffled (all first bytes, all second bytes, ...),
-compressed by zlib and written in base64.
+compressed by deflate and written in base64 after its number of bytes (four bytes). Each is a piece
+of a stream that is flushed at its end: pieces in any order, with `END` after them, are one stream,
+so a page inflates many columns at once.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from numpy.typing import NDArray
 
 DIGITS = 6
 """Digits to which values are kept."""
+
+END = b"\x03\x00"
+"""The last, empty block of a stream of columns."""
 
 # Twenty bits round to half a unit of the sixth digit, or less. With the twelve bits before them
 # they fill half of a float64; the other half is zero, and left out.
@@ -45,4 +50,7 @@ def codes(numbers: NDArray[np.uint8]) -> str:
 def _packed(array: NDArray[np.generic]) -> str:
     plain = np.ascontiguousarray(array)
     shuffled = Shuffle(plain.itemsize).encode(plain) if plain.itemsize > 1 else plain
-    return base64.b64encode(zlib.compress(np.asarray(shuffled).tobytes(), 9)).decode("ascii")
+    content = np.asarray(shuffled).tobytes()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    piece = deflate.compress(content) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return base64.b64encode(len(content).to_bytes(4, "little") + piece).decode("ascii")

@@ -31,9 +31,9 @@ _MARKUP_BYTES = 20_000
 _LIBRARIES = "window.vegaEmbed = vegaEmbed;"
 
 _LABELS = {
-    "hidden": "hidden, RMS at s = 1",
-    "hidden_max_mean_abs": "hidden, largest mean |difference| over depth",
-    "output": "output, RMS",
+    "hidden": "hidden states, RMS at s = 1",
+    "hidden_max_mean_abs": "hidden states, largest mean |difference| over depth",
+    "output": "outputs, RMS",
     "loss": "loss",
 }
 _NAMES = {"finite": "networks", "wide": "infinite width", "mean_ode": "Mean ODE", "dmft": "DMFT"}
@@ -123,7 +123,8 @@ def render(
     notes = list(heading.notes)
     if steps < all_steps:
         notes.append(
-            f"{steps} of {all_steps} steps are on this page, to keep it small; --data writes all."
+            f"To keep this page small, it has {steps} of {all_steps} steps; "
+            "the option --data writes all of them."
         )
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _resource("page.html.j2")

@@ -36,14 +36,14 @@ function count(shown) {
   const counts = Object.fromEntries(page.states.map((state) => [state, 0]));
   for (const row of rows) counts[row.state]++;
   for (const input of document.querySelectorAll("[data-state]")) {
-    input.parentElement.querySelector(".count").textContent = counts[input.dataset.state];
+    say(input.parentElement.querySelector(".count"), String(counts[input.dataset.state]));
   }
   const words = page.states.map((state) => `${counts[state]} ${state.replace("_", " ")}`).join(", ");
   const all = listed.length === shown.length;
   const text = `${pairWords(pair.name)}, ${page.labels[choice.observable]}, step `
     + `${pair.steps[choice.step]}: ${rows.length} cells: ${words}. ${shown.length} shown, `
     + (all ? "all selected." : `${listed.length} selected.`);
-  if ($("counts").textContent !== text) $("counts").textContent = text;
+  say($("counts"), text);
 }
 
 let headDrawn = "";
@@ -89,32 +89,43 @@ function cellText(row, key) {
   return said(row[key]);
 }
 
+function newLine() {
+  const line = document.createElement("tr");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Show";
+  button.addEventListener("click", () => chooseCell(Number(button.dataset.cell)));
+  const last = document.createElement("td");
+  last.append(button);
+  line.append(last);
+  return line;
+}
+
 function drawPage() {
   const columns = tableColumns();
   const start = choice.page * ROWS;
   const part = listed.slice(start, start + ROWS);
+  const body = document.querySelector("#table tbody");
   const focused = document.activeElement && document.activeElement.dataset.cell;
-  document.querySelector("#table tbody").replaceChildren(...part.map((row) => {
-    const line = document.createElement("tr");
-    line.dataset.row = row.i;
-    for (const [key] of columns) {
-      const text = document.createElement("td");
-      if (key === "state") text.className = "words";
-      text.textContent = cellText(row, key);
-      line.append(text);
-    }
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = "Show";
-    button.dataset.cell = row.i;
+  const lines = children(body, part.length, newLine);
+  part.forEach((row, k) => {
+    const line = lines[k];
+    const button = line.querySelector("button");
+    const texts = children(line, columns.length + 1, () => document.createElement("td"));
+    if (button.parentElement !== line.lastElementChild) line.lastElementChild.replaceChildren(button);
+    columns.forEach(([key], column) => {
+      texts[column].className = key === "state" ? "words" : "";
+      say(texts[column], cellText(row, key));
+    });
+    line.dataset.row = button.dataset.cell = row.i;
     button.setAttribute("aria-label", `Show ${nameOf(row)}`);
-    button.addEventListener("click", () => chooseCell(row.i));
-    const last = document.createElement("td");
-    last.append(button);
-    line.append(last);
-    return line;
-  }));
-  if (focused) document.querySelector(`[data-cell="${focused}"]`)?.focus();
+  });
+  // The focus follows the cell that had it; on another page of the table it is nowhere.
+  if (focused && document.activeElement.dataset.cell !== focused) {
+    const same = body.querySelector(`[data-cell="${focused}"]`);
+    if (same) same.focus();
+    else document.activeElement.blur();
+  }
   $("rows-said").textContent = listed.length
     ? `rows ${start + 1} to ${start + part.length} of ${listed.length}` : "no rows";
   $("first-page").disabled = $("page-back").disabled = choice.page === 0;
@@ -156,8 +167,6 @@ function save(lines, words) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const CELL_COLUMNS = [...SIZES, "seed", "parameters", "weights"];
-
 function saveTable() {
   const parts = choice.observable === "loss"
     ? ["value", "reference"] : ["value", "stderr", "predicted"];
@@ -165,8 +174,8 @@ function saveTable() {
     : [choice.observable, `${choice.observable}_stderr`, `${choice.observable}_predicted`];
   const step = pair.steps[choice.step];
   save([
-    ["pair", ...CELL_COLUMNS, "step", "state", ...names],
-    ...listed.map((row) => [pair.name, ...CELL_COLUMNS.map((key) => exactText(row[key])), step,
+    ["pair", ...COLUMNS, "step", "state", ...names],
+    ...listed.map((row) => [pair.name, ...COLUMNS.map((key) => exactText(row[key])), step,
       row.state, ...parts.map((part) => plainNumber(row[part]))]),
   ], `${pair.name}-${choice.observable}-step${step}`);
 }
@@ -176,7 +185,7 @@ const exactText = (value) => (Number.isNaN(value) || value === undefined ? "" : 
 async function saveAll() {
   const now = pair;
   const distances = Object.keys(now.observables).filter((name) => name !== "loss");
-  const head = ["pair", ...CELL_COLUMNS, "step"];
+  const head = ["pair", ...COLUMNS, "step"];
   for (const name of distances) head.push(name, `${name}_stderr`, `${name}_predicted`, `${name}_state`);
   head.push("loss", "reference_loss");
   const lines = [head];
@@ -184,7 +193,7 @@ async function saveAll() {
     const found = await Promise.all(distances.map((name) => cellsAt(now, name, k)));
     const losses = now.observables.loss ? await cellsAt(now, "loss", k) : null;
     for (let i = 0; i < now.count; i++) {
-      const line = [now.name, ...CELL_COLUMNS.map((key) => exactText(found[0][i][key])), now.steps[k]];
+      const line = [now.name, ...COLUMNS.map((key) => exactText(found[0][i][key])), now.steps[k]];
       for (const part of found) {
         const { value, stderr, predicted, state } = part[i];
         line.push(plainNumber(value), plainNumber(stderr), plainNumber(predicted), state);

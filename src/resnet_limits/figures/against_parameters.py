@@ -34,18 +34,19 @@ _FEW_SHAPES = 20
 """Up to this number, the points of all shapes are drawn large and dark."""
 
 _CAPTION = """\
-Distance of finite networks from the DMFT limit against the number P = LMD: left, in the hidden
-states of the last layer; right, in the outputs.
+Distance of finite networks from the DMFT limit against the number of parameters P = LMD: left, in
+the hidden states of the last layer; right, in the outputs.
 
-- **Grey points** are shapes: the root mean square over seeds, without the limits' own error.
-- **Large points** are the shapes with the smallest error among those of about the same P (a quarter
-  of a decade), with their 95 % interval over seeds.
+- **Grey points** are shapes: the root mean square over seeds, with the limits' own error
+  subtracted.
+- **Large points** are the shapes with the smallest error among those of about the same P (within a
+  quarter of a decade), with their 95 % interval over seeds.
 - **Crossed points** are such shapes too, but their D is the smallest or the largest that was
-  measured for this P. At such an edge the best shape measured says nothing of the best shape there
-  is, so they are shown and do not enter the exponent.
-- **Solid line**: the least distance that any shape of P parameters is predicted to have, from the
-  limit alone, with no network and no free parameter.
-- **Dotted line**: the power of P through the large points, with its exponent and 95 % interval.
+  measured for this P. The best measured shape then says nothing about the best possible one, so
+  these points are shown but do not enter the exponent.
+- **Solid line**: the smallest distance that any shape of P parameters can have, predicted from the
+  limit alone, without training any network and without a free parameter.
+- **Dotted line**: the power of P fitted to the large points, with its exponent and 95 % interval.
 - **Dashed line**: the exponent of theory, −1/6 for hidden states and −1/5 for outputs, at the
   height of the large points.
 """
@@ -125,7 +126,7 @@ def _said(cells: ShapeErrors, budget: Fit, quantity: str) -> str:
         return extremes(cells, quantity)
     shown = style.with_interval(budget["exponent"], budget.get("exponent_interval"), style.fixed)
     return (
-        f"the best shapes' {quantity} error falls with P to the power {shown} "
+        f"the {quantity} error of the best shapes scales as P to the power {shown} "
         f"(theory {style.fraction(budget['theory'])})"
     )
 
@@ -138,7 +139,7 @@ def _edges(budget: Fit, quantity: str) -> list[str]:
     more = len(edges) + len(budget.get("points") or [])
     return [
         f"For {len(edges)} of {more} values of P the shape of least {quantity} error has {where} "
-        "that was measured there: crossed, and left out of the exponent."
+        "that was measured there; it is crossed and left out of the exponent."
     ]
 
 

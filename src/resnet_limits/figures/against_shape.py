@@ -42,19 +42,19 @@ _CAPTION = """\
 Error of finite networks against embedding dimension D, depth L and hidden width M (columns): above,
 in the hidden states of the last layer; below, in the outputs.
 
-- **Points** are shapes: the root mean square over seeds, without the limits' own error, whose
-  square is taken off. **Bars** reach from the smallest to the largest seed; they stand beside one
-  another where shapes have the same place on the axis.
+- **Points** are shapes: the root mean square over seeds, with the limits' own error subtracted as a
+  square. **Bars** reach from the smallest to the largest seed; shapes at the same place on the axis
+  are drawn side by side.
 - **Hollow points** are below resolution, that is below ten standard errors of the limits. They
   enter the fits, with that error in the likelihood.
-- **Solid lines** are predicted from the limit alone, with no network and no free parameter: 1/L,
-  √(D/(LM)) and 1/√D in the hidden states; 1/L, D/(LM), 1/√(LM) and 1/√D in the outputs, added as
-  squares. They are the law of large sizes.
+- **Solid lines** are predicted from the limit alone, without training any network and without a
+  free parameter: the terms 1/L, √(D/(LM)) and 1/√D for the hidden states, and 1/L, D/(LM), 1/√(LM)
+  and 1/√D for the outputs, added as root-sum-square. This law holds for large sizes.
 - **Dotted lines** are the same law fitted to all shapes at once.
-- Along a line, only the size on the axis changes. The bar above names the value of a second size by
-  colour and marker, and the third is held at the value written there.
+- Along a line, only the size on the axis changes. Colour and marker give the value of a second
+  size, as the bar above shows; the third is fixed at the value written there.
 
-More coordinates D help only while LM grows with them, which is why the error can rise again with D.
+A larger D helps only if LM grows with it, which is why the error can rise again with D.
 """
 
 
@@ -168,7 +168,7 @@ def error_vs_shape(
         if choice.left_out:
             values = ", ".join(map(str, choice.left_out))
             notes.append(
-                f"In the panel of {SYMBOLS[x]} there is no room for the lines of "
+                f"The panel of {SYMBOLS[x]} has no room for the lines of "
                 f"{SYMBOLS[choice.colour]} = {values}."
             )
     panels.key(figure, panels.marks(*panels.kinds_drawn(figure)))

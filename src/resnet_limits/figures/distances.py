@@ -39,29 +39,29 @@ _SEEN = 1e-4
 """Distances below this part of the largest may be the rounding of stored states."""
 
 _MARKS = """\
-- **Points** are networks or limits of one shape, told apart by colour and marker: the root mean
+- **Points** are networks or limits of one shape, distinguished by colour and marker: the root mean
   square over seeds. **Bars** reach from the smallest to the largest seed.
-- **Solid lines** are predicted from the limit alone for these sizes, with no network and no free
-  parameter. They are the law of large sizes.
+- **Solid lines** are predicted from the limit alone for these sizes, without training any network
+  and without a free parameter. They follow the law that holds for large sizes.
 - A panel shows only the sizes on which its pair depends: an infinitely wide network has no M.
 """
 
 _DEPTH_CAPTION = f"""\
 Distance of hidden states over the depth s = layer/L at the last step with rates: one panel for each
-cause of error alone, and one for all together. Outputs have no depth; their distance is that of the
-figure over gradient steps.
+cause of the error alone, and one for all causes together. Outputs have no depth; their distance is
+shown in the figure over gradient steps.
 
-{_MARKS}- Distances are as measured, with the limits' own error in them. Depths at which both sides
-  have the same hidden states, as at s = 0 where embeddings are not trained, have no place on the
+{_MARKS}- Distances are shown as measured and include the limits' own error. Depths at which the two
+  hidden states are equal, such as s = 0 if the embeddings are not trained, cannot be shown on the
   logarithmic axis.
 """
 
 _STEPS_CAPTION = f"""\
-Distance over gradient steps: one column for each cause of error alone, and one for all together.
-Above, the hidden states of the last layer; below, the outputs.
+Distance over gradient steps: one column for each cause of the error alone, and one for all causes
+together. Above, the hidden states of the last layer; below, the outputs.
 
-{_MARKS}- The limits' own error is taken off, as a square, where it is not larger than the distance.
-  Steps at which a distance is nothing but rounding have no place on the logarithmic axis.
+{_MARKS}- The limits' own error is subtracted as a square, unless it is larger than the distance.
+  Steps at which a distance is nothing but rounding cannot be shown on the logarithmic axis.
 """
 
 
@@ -281,7 +281,7 @@ def _over_depth(cells: xr.Dataset, sizes: tuple[int, ...]) -> _Measured:
 def _thinned(count: int, what: str) -> list[str]:
     if count <= _MOST_POINTS:
         return []
-    return [f"Of {count} {what} {_MOST_POINTS} are drawn."]
+    return [f"Of {count} {what}, {_MOST_POINTS} are drawn."]
 
 
 # --- over steps -----------------------------------------------------------------------------------

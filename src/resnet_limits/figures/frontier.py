@@ -21,24 +21,24 @@ _LINE_HEIGHT = 0.055
 
 
 _CAPTION = """\
-Error against P = LMD along families of shapes, one row for each: depth and embedding dimension are
-powers of P, which the title of the panel gives. Left, the hidden states of the last layer; right,
-the outputs.
+Error against the number of parameters P = LMD along families of shapes, one row for each family:
+depth and embedding dimension are the powers of P given in the title of the panel. Left, the hidden
+states of the last layer; right, the outputs.
 
-- **Colours and markers** are the pairs of networks and limits: the two parts of the error, finite
-  network to Mean ODE (width and depth) and Mean ODE to DMFT limit (embedding dimension), beside
+- **Colours and markers** distinguish the pairs of networks and limits: the two parts of the error,
+  finite network to Mean ODE (width and depth) and Mean ODE to DMFT limit (embedding dimension), and
   their sum.
-- **Points** are shapes: the root mean square over seeds, without the limits' own error; **bars**
-  cover 95 %, and stand beside one another. **Hollow points** are below resolution, that is below
-  ten standard errors of the limits; they enter the fits, with that error in the likelihood.
-- **Solid lines** are predicted from the limit alone for the shape of every point, with no network
-  and no free parameter.
+- **Points** are shapes: the root mean square over seeds, with the limits' own error subtracted;
+  **bars** are 95 % intervals, drawn side by side. **Hollow points** are below resolution, that is
+  below ten standard errors of the limits; they enter the fits, with that error in the likelihood.
+- **Solid lines** are predicted from the limit alone for the shape of every point, without training
+  any network and without a free parameter.
 - **Dotted lines** are fitted powers of P, over all shapes and from the given P on; their exponents,
-  with 95 % intervals, stand below in the order and the colours of the pairs.
+  with 95 % intervals, are listed below in the order and the colours of the pairs.
 - The last column is the exponent of the slowest term of theory along the family. **Dashed lines**
-  have it, at the height of the points, where nothing is predicted. An error whose slowest term has
-  a small amplitude falls faster than that: the distance of outputs to the Mean ODE, where 1/L is
-  small, falls as D/(LM) and 1/√(LM) do.
+  show this exponent, at the height of the points, where nothing is predicted. An error whose
+  slowest term has a small amplitude falls faster: the distance of outputs to the Mean ODE, where
+  1/L is small, falls as D/(LM) and 1/√(LM) do.
 """
 
 
@@ -130,7 +130,7 @@ def _said(family: str, quantity: str, fit: Fit) -> str:
                 found["exponent"], found["exponent_interval"], lambda x: style.fixed(x, 3)
             )
             return (
-                f"along the family {family} the {quantity} error falls with P to the power {shown} "
+                f"along the family {family} the {quantity} error scales as P to the power {shown} "
                 f"(slowest term of theory {style.fraction(fit['theory'])})"
             )
     return ""

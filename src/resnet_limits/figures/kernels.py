@@ -58,19 +58,19 @@ class Place:
 
 
 _CAPTION = """\
-Kernels Γ of hidden states h (above) and of the gradients b with respect to them (below): the mean
-over coordinates of the product of two fields, of the same network, at two steps and for two
-samples. In the limit of infinite size they are numbers and not random.
+Kernels Γ of the hidden states h (above) and of the gradients b with respect to them (below). A
+kernel is the mean over coordinates of the product of two fields of the same network, at two steps
+and for two samples. In the limit of infinite size, kernels are not random.
 
 - **Left panels**: kernels over the depth s = layer/L for the steps and samples written above.
-  **Points** are finite networks of growing size, the mean over seeds, and **bars** reach from the
-  smallest to the largest seed; the **dashed line** is the DMFT limit.
-- **Right panels**: networks against the limit at the last saved step for every pair of samples that
-  is looked at, hidden states in the last layer and gradients in the first. On the dashed diagonal
-  both are the same.
+  **Points** are means over seeds of finite networks of growing size, **bars** reach from the
+  smallest to the largest seed, and the **dashed line** is the DMFT limit.
+- **Right panels**: kernels of networks against those of the limit at the last saved step, for every
+  pair of the selected samples; hidden states are those of the last layer, gradients those of the
+  first. On the dashed diagonal the two are equal.
 
-Outputs are compared in the figures of losses and distances. Networks that diverged are named in the
-notes, and replaced by others where there are any.
+Outputs are compared in the figures of losses and distances. Networks that diverged are counted in
+the notes and, if possible, replaced by others.
 """
 
 
@@ -117,8 +117,8 @@ def kernels(
         row[-1].set_ylabel(f"{_SYMBOLS[field]} of networks")
         message.append(
             f"at the last step {'Γ_h' if field == 'hidden' else 'Γ_b'} of networks with "
-            f"{style.shape_words(*largest[0])} is {style.number(largest[1])} away from the "
-            f"limit's, which is {style.number(largest[2])} (RMS over pairs of samples)"
+            f"{style.shape_words(*largest[0])} differs by {style.number(largest[1])} from that of "
+            f"the limit, which is {style.number(largest[2])} (RMS over pairs of samples)"
         )
     axes_of[0][-1].set_title(f"step {places[0].step_other},\nall pairs of samples")
     axes_of[1][-1].set_xlabel(r"limit's $\Gamma$")

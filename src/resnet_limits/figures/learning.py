@@ -64,12 +64,12 @@ class LossCurve:
 
 
 _LOSS_CAPTION = """\
-Left: losses of finite networks of growing size, the mean over seeds and, shaded, the range from the
-smallest to the largest seed, beside the loss of the DMFT limit (dashed) with two standard errors.
-Right: root mean square over seeds of the distance to the limit's loss; where it is large enough to
-be seen, the limit's own standard error is shaded. The losses are those of the outputs; the hidden
-states are compared in the figures of distances. Networks that diverged are named in the notes, and
-replaced by others where there are any.
+Left: losses of finite networks of growing size (mean over seeds; shaded, the range from the
+smallest to the largest seed) and the loss of the DMFT limit (dashed) with two standard errors.
+Right: root mean square over seeds of the distance to the limit's loss; the limit's own standard
+error is shaded where it is large enough to be seen. Losses depend on the outputs alone; the hidden
+states are compared in the figures of distances. Networks that diverged are counted in the notes
+and, if possible, replaced by others.
 """
 
 
@@ -198,11 +198,11 @@ def _loss_distance(
         lowest = min(lowest, rms[rms > 0].min(initial=np.inf))
         highest = max(highest, rms.max())
         words.append(style.number(rms[-1]))
-    said = f"at the last step the distance to it is {' and '.join(words[:: len(words) - 1 or 1])}"
+    said = f"at the last step the distance is {' and '.join(words[:: len(words) - 1 or 1])}"
     if len(words) > 1:
         said += " for the smallest and the largest of these shapes"
     if not np.isfinite(lowest):
-        return "All losses are those of the limit.", said
+        return "All losses are equal to those of the limit.", said
     stderr = limit["loss_stderr"].values
     bottom = min(lowest, stderr.min() if stderr.min() > lowest / 30 else lowest) / 1.6
     axes.set_ylim(bottom, highest * 1.6)
@@ -210,7 +210,7 @@ def _loss_distance(
     if panels.noise_band(axes, limit["step"].values, stderr, bottom):
         return "", said
     shown = style.number(stderr.max(), 1)
-    return f"The standard error of the limit's loss is {shown} at most, below the axis.", said
+    return f"The standard error of the limit's loss is at most {shown}, below the axis.", said
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -241,11 +241,11 @@ class Accuracy:
 
 
 _ACCURACY_CAPTION = """\
-Share of samples whose largest output is that of their class, over gradient steps: finite networks
-of growing size, the mean over seeds and, shaded, the range from the smallest to the largest seed,
-and the DMFT limit (dashed). There is one panel for the samples that the networks were trained on
-and, where the data have others, one for these. The share is a function of the outputs alone; the
-hidden states are compared in the figures of distances.
+Accuracy over gradient steps: the share of samples whose largest output is that of their class, for
+finite networks of growing size (mean over seeds; shaded, the range from the smallest to the largest
+seed) and for the DMFT limit (dashed). One panel shows the training samples and, if there are test
+samples, another shows these. Accuracy depends on the outputs alone; the hidden states are compared
+in the figures of distances.
 """
 
 
@@ -312,7 +312,7 @@ def accuracy(found: Sequence[Accuracy], why_empty: str = "", notes: Sequence[str
             f"{style.fixed(100 * curve.share[:, -1].mean(), 0)} %"
             for curve in (last[-2:] if last[-1].shape is None else last[-1:])
         ]
-        words.append(f"of the {part} samples {' and '.join(ends)} are right at the last step")
+        words.append(f"accuracy on the {part} samples at the last step: {' and '.join(ends)}")
     axes_of[0].set_ylim(-0.02, 1.04)
     has_limit = any(curve.shape is None for curve in found)
     panels.key(figure, [*_network_keys(shapes), *panels.marks(*["limit"] * has_limit)])

@@ -59,10 +59,10 @@ class Trajectory:
 
 _TRAJECTORIES_CAPTION = """\
 Coordinates of the hidden states h, the residual stream, over depth, for one sample at the last
-saved step, in networks of growing size (one panel each); every colour and marker is one coordinate.
-Points are the network's layers that were stored, dashed lines the limit. Embedding rows are shared
-by all sizes, so that each coordinate has its own limit, the same in all panels: its embedding row
-times coefficients that do not depend on chance. The coordinates are chosen by the limit alone.
+saved step, in networks of growing size (one panel each); each colour and marker is one coordinate.
+Points are the stored layers of the network, dashed lines the limit. Networks of all sizes share
+their embedding rows, so each coordinate has its own limit, the same in all panels: its embedding
+row times coefficients that are not random. The coordinates were selected by the limit alone.
 Outputs are compared in the figures of losses and distances.
 """
 
@@ -102,7 +102,7 @@ def trajectories(shown: Sequence[Trajectory], why_empty: str, notes: Sequence[st
     coordinates = ", ".join(str(d) for d in shown[-1].coordinates)
     first = (
         f"Seed {seeds}, sample 0, coordinates {coordinates}{_of_token(shown[0].token)}. The limit "
-        "takes the same rows of the embedding, which networks of all sizes share."
+        "is evaluated at the same embedding rows, which networks of all sizes share."
     )
     ends = [
         f"{style.number(_at_end(panel))} for {style.shape_words(*panel.shape)}"
@@ -112,7 +112,7 @@ def trajectories(shown: Sequence[Trajectory], why_empty: str, notes: Sequence[st
         name,
         f"{title}, step {shown[0].step}",
         sentence(
-            "the RMS distance of these coordinates in the last layer from the limit's is "
+            "in the last layer the RMS distance of these coordinates from the limit is "
             + " and ".join(ends)
         ),
         _TRAJECTORIES_CAPTION,
@@ -205,13 +205,13 @@ _BINS = (10, 48)
 
 _HISTOGRAMS_CAPTION = """\
 Densities of the coordinates of the hidden states in the last layer at the last saved step, for
-several samples (columns) and networks of growing size (rows), all seeds together. The filled steps
-are the networks' coordinates, n in number, in bins that widen as they get fewer (Freedman and
-Diaconis' rule); σ is their root mean square, and below it the limit's. Dashed is the law of the
-limit, a Gaussian of mean zero and variance cᵀGc, where c are the coefficients of the DMFT limit on
-the embedding's columns and G is the expected Gram matrix of these columns. Networks that diverged
-are named in the notes, and replaced by others where there are any. Outputs have no such law: they
-are few, and their limits are numbers.
+several samples (columns) and networks of growing size (rows), all seeds together. The filled
+histograms show the n coordinates of the networks, in bins chosen by the rule of Freedman and
+Diaconis; σ is their root mean square, and the limit's is given below it. The dashed line is the law
+of the limit, a Gaussian of mean zero and variance cᵀGc, where c are the coefficients of the DMFT
+limit on the embedding's columns and G is the expected Gram matrix of these columns. Networks that
+diverged are counted in the notes and, if possible, replaced by others. Outputs have no such law:
+they are few, and their limits are not random.
 """
 
 
@@ -260,13 +260,13 @@ def histograms(rows: Sequence[LastLayer], why_empty: str, notes: Sequence[str] =
         f"{style.number(_rms(row, 0))} for {style.shape_words(*row.shape)}"
         for row in rows[:: len(rows) - 1 or 1]
     ]
-    first = f"All coordinates{_of_token(rows[0].token)} of the networks of all seeds together."
+    first = f"All coordinates{_of_token(rows[0].token)} of the networks, all seeds together."
     return Picture(
         name,
         f"{title}, step {rows[0].step}",
         sentence(
-            f"for sample 0 the coordinates' root mean square is {' and '.join(ends)}, that of the "
-            f"limit {style.number(float(rows[-1].limit_std[0]))}"
+            f"for sample 0 the root mean square of the coordinates is {' and '.join(ends)}, and "
+            f"{style.number(float(rows[-1].limit_std[0]))} for the limit"
         ),
         _HISTOGRAMS_CAPTION,
         finished(figure),

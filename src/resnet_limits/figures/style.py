@@ -70,7 +70,7 @@ def read_sheet(path: Path | str) -> dict[str, Any]:
         name, value = name.strip(), value.strip()
         if not colon or name not in mpl.rcParams:
             raise StyleError(
-                f"{where}: {name!r} is no setting of matplotlib; allowed: lines KEY: VALUE with "
+                f"{where}: {name!r} is not a setting of matplotlib; allowed: lines KEY: VALUE with "
                 f"keys such as font.size, as in {DEFAULT_SHEET.name}"
             )
         if name == "backend" or name in _FIXED:

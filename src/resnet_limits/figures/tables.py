@@ -108,15 +108,15 @@ class _Sheet:
 
 _RATES_CAPTION = """\
 All exponents and amplitudes of hidden states and outputs with 95 % intervals, beside the exponents
-of theory. Intervals hold what seeds scatter (bootstrap over whole seeds), what the limits' own
-error may do, and what shapes scatter about the law beyond both.
+of theory. Intervals include the scatter over seeds (bootstrap over whole seeds), the limits' own
+error, and the scatter of shapes about the law beyond both.
 
-Amplitudes of a single power are taken with the exponent of theory; lines marked "term" are fitted
-together and add as squares. An amplitude of 0 or an interval from 0 on means that the term is not
-seen beside the others. "P, best shapes" is the error of the best shape for each P.
+Amplitudes of a single power are fitted with the exponent of theory; lines marked "term" are fitted
+together and add as root-sum-square. An amplitude of 0, or an interval that begins at 0, means that
+the term is not seen beside the others. "P, best shapes" is the error of the best shape for each P.
 
-Cells are combinations of shape and seed, counted at the last step. Those below resolution, that is
-below ten standard errors of the limits, are used, with that error in the likelihood; those that
+Cells are combinations of a shape and a seed, counted at the last step. Those below resolution, that
+is below ten standard errors of the limits, are used, with that error in the likelihood; those that
 diverged or are missing are left out.
 """
 
@@ -225,15 +225,16 @@ _VERDICT_WIDTHS = (1.15, 0.6, 0.4, 2.6, 0.55, 1.5, 0.75, 4.2)
 _VERDICT_COLOURS = {"agrees": "#117733", "disagrees": "#aa3377"}
 
 _VERDICTS_CAPTION = """\
-Every exponent and every amplitude that theory claims, of hidden states and outputs, held against
-what was measured. Exponents are those of theory, amplitudes those predicted from the limit alone,
-without any training; a sum of terms is judged as a whole, in units of its prediction.
+Every exponent and every amplitude claimed for hidden states and outputs, compared with the
+measurement. Exponents are those of theory; amplitudes are predicted from the limit alone, without
+any training. A sum of terms is judged as a whole, in units of its prediction.
 
-A claim is about large sizes, and is judged on the shapes whose predicted distance from the limit is
-small, with the next order of the law fitted along. It agrees if it lies in the 95 % interval and
-that is narrow enough; it disagrees if it lies so far outside that chance would do this to any claim
-of the whole table in one study of twenty at most; else it is undecided, and the last column says
-what would decide. Reasons in full stand in `rates.json` under `claims`.
+A claim is about large sizes. It is judged on the shapes whose predicted distance from the limit is
+small, with the next order of the law fitted as well. It agrees if it lies in the 95 % interval and
+the interval is narrow enough. It disagrees if it lies so far outside that, were all claims true,
+chance would put any claim of the table that far in at most one study of twenty. Otherwise it is
+undecided, and the last column says what would decide. The full reasons are in `rates.json` under
+`claims`.
 """
 
 

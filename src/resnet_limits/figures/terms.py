@@ -48,24 +48,26 @@ _TERMS = (
 )
 
 _CAPTION = """\
-The causes of error, each measured alone (columns): finite against infinite width, against D/(LM);
-infinite width at depth L against the Mean ODE, against L; the Mean ODE at embedding dimension D
-against the DMFT limit, against D. Above, the hidden states of the last layer; below, the outputs.
+The causes of the error, each measured alone (columns): the distance between finite and infinite
+width as a function of D/(LM); between infinite width at depth L and the Mean ODE as a function of
+L; and between the Mean ODE at embedding dimension D and the DMFT limit as a function of D. Above,
+the hidden states of the last layer; below, the outputs.
 
-- **Points** are shapes: the root mean square over seeds, without the limits' own error. **Bars**
-  reach from the smallest to the largest seed; shapes of the same place stand beside one another.
+- **Points** are shapes: the root mean square over seeds, with the limits' own error subtracted.
+  **Bars** reach from the smallest to the largest seed; shapes at the same place are drawn side by
+  side.
 - **Shaded**: the limits' own standard error, where it is large enough to be seen. **Hollow points**
   are below resolution, that is below ten of these standard errors. They enter the fits, with that
   error in the likelihood.
-- **Solid lines** are predicted from the limit alone, with no network and no free parameter. The
-  text gives the predicted amplitude beside the fitted one.
-- **Dotted lines** are fitted powers, with exponent and 95 % interval. **Dashed lines** stand where
-  nothing is predicted: the exponent of theory, with its own fitted amplitude.
-- The output error of finite against infinite width is no function of D/(LM) alone. It also has a
-  term 1/√(LM), the noise of the coordinates projected on the readout, which adds to D/(LM) as
-  squares. The laws of both are drawn for the smallest and for the largest D; D/(LM) is seen alone
-  only where D is far above √(LM). "One power" is the exponent that a single power of D/(LM) would
-  have.
+- **Solid lines** are predicted from the limit alone, without training any network and without a
+  free parameter. The text gives the predicted amplitude beside the fitted one.
+- **Dotted lines** are fitted powers, with exponent and 95 % interval. **Dashed lines**, drawn where
+  nothing is predicted, have the exponent of theory and a fitted amplitude.
+- The output error between finite and infinite width is not a function of D/(LM) alone. It also has
+  a term 1/√(LM), the noise of the coordinates projected on the unembedding, and the two add as
+  root-sum-square. The law of both is drawn for the smallest and for the largest D; D/(LM) is seen
+  alone only where D is far above √(LM). "One power" is the exponent that a single power of D/(LM)
+  would have.
 """
 
 

@@ -1,4 +1,4 @@
-"""What a limit costs: the quadrature that it is thought to need, its time and its memory.
+"""What a limit costs: the quadrature that it is expected to need, its time and its memory.
 
 How many points meet a tolerance is only known once some have been tried: before that it is told
 from the sizes of the problem, afterwards from the plan of the DMFT limit. Nothing here imports
@@ -62,7 +62,7 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class Scales:
-    """What the outputs' standard error is thought to depend on.
+    """What the outputs' standard error is taken to depend on.
 
     Attributes
     ----------

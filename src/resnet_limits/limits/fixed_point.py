@@ -90,8 +90,8 @@ class _FixedPoint:
             else:
                 state = new
         raise LimitError(
-            f"{self.name}: the fixed point over depth did not converge at step {step}: it still "
-            f"moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations",
+            f"{self.name}: the fixed point over depth did not converge at step {step}: the state "
+            f"still moves by {change / size:.1e} of its size after {MAX_ITERATIONS} iterations",
             step,
         )
 
@@ -345,8 +345,8 @@ class Fields:
         else:
             if not whole:
                 raise LimitError(
-                    f"{self.name}: {MAX_PASSES} passes do not settle step {step}: it still moves "
-                    f"by {change:.1e} of its size",
+                    f"{self.name}: step {step} has not settled after {MAX_PASSES} passes: its "
+                    f"states still move by {change:.1e} of their size",
                     step,
                 )
         self.hidden_change.add(w - start)

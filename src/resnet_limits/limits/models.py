@@ -438,8 +438,8 @@ class Limits:
                 raise LimitError(
                     f"dmft: the depth error is still {change.size:.1e} with {plan.nodes} nodes, "
                     f"above {plans.DEPTH_SHARE} of limit_tolerance {tolerance:.1e}, from step "
-                    f"{int(np.argmax(~(by_step <= allowed)))} on; allow a larger limit_tolerance, "
-                    "fewer steps or a smaller learning rate"
+                    f"{int(np.argmax(~(by_step <= allowed)))} on; allowed: a larger "
+                    "limit_tolerance, fewer steps or a smaller learning rate"
                 )
             plan = replace(plan, nodes=min(plans.MAX_NODES, plans.finer(plan.nodes)))
 
@@ -465,9 +465,10 @@ class Limits:
                 step = int(np.argmax(~(by_step <= tolerance)))
                 raise LimitError(
                     f"dmft: limit_tolerance {tolerance:.1e} is not met with {plan.points} "
-                    f"points: the standard error passes it at step {step} ({by_step[step]:.1e}) "
-                    f"and is {by_step[-1]:.1e} at the last; the training dynamics amplify errors, "
-                    "so allow a larger limit_tolerance, fewer steps or a smaller learning rate"
+                    f"points: the standard error exceeds it at step {step} ({by_step[step]:.1e}) "
+                    f"and is {by_step[-1]:.1e} at the last, as the training dynamics amplify "
+                    "errors; allowed: a larger limit_tolerance, fewer steps or a smaller learning "
+                    "rate"
                 )
             if more.points == plan.points:
                 used, new = self._reference(more, range(plan.replicates, more.replicates))

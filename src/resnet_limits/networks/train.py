@@ -182,9 +182,9 @@ def train(
         held = cost.held_bytes(engine, work, in_pieces=in_pieces)
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
-            f"takes {(peak - held) / 2**30:.1f} GiB, the states that are kept "
+            f"needs {(peak - held) / 2**30:.1f} GiB of memory, the states that are kept "
             f"{held / 2**30:.1f} GiB{' at a time' if in_pieces else ''} until they are written, "
-            f"and {limit / 2**30:.1f} GiB are there; "
+            f"and {limit / 2**30:.1f} GiB are available; "
             "allowed: a smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )

@@ -86,26 +86,27 @@ def paragraphs(experiment: Experiment) -> list[str]:
         f"{'trained too' if training.train_embeddings else 'not trained'}.",
         "A network has depth L, hidden width M and embedding dimension D; P = LMD counts its "
         "parameters up to a constant factor. Between a network and its limit at infinite size (the "
-        "DMFT limit) stand two other limits, infinite width at finite depth and the Mean ODE of a "
+        "DMFT limit) lie two other limits, infinite width at finite depth and the Mean ODE of a "
         "given embedding, so that each cause of the distance is measured alone. Networks and "
         "limits share their embedding rows. Limits are solved, not extrapolated: expectations over "
-        "units are quasi-Monte Carlo sums, or exact where the units are linear, and their scatter "
-        "over independent scramblings is the standard error that is given.",
+        "units are quasi-Monte Carlo sums (exact for linear units), and their scatter over "
+        "independent scramblings gives the standard error.",
         "The distance of hidden states is the root mean square over samples and coordinates in the "
-        "last layer, that of outputs the root mean square over samples and targets. A distance "
+        "last layer; that of outputs is the root mean square over samples and targets. A distance "
         "below ten standard errors of the limits is below resolution: it is used, with that error "
         "in the likelihood of the fits. Networks that diverged are counted, named and left out; "
-        "none is set to a number.",
-        "Intervals cover 95 %: they hold what seeds scatter (a bootstrap over whole seeds), what "
-        "the limits’ own error may do, and what shapes scatter about the law beyond both. Terms of "
-        "a distance add as squares. Predicted amplitudes come from the limit alone, without any "
-        "training.",
-        "A claim is about large sizes, and is judged on the shapes whose predicted distance from "
-        "the limit is small, with the next order of the law fitted along. It agrees if it lies in "
-        "the 95 % interval and that is narrow enough: ± 0.1 for an exponent, ± 1/60 for one in P, "
-        "± 10 % for an amplitude. It disagrees if it lies so far outside that, were all claims "
-        "true, chance would do this to any of them in at most one study of twenty (Holm’s method). "
-        "Else it is undecided, and the reason says what would decide.",
+        "they are never replaced by a number.",
+        "Intervals are 95 % intervals. They include the scatter over seeds (a bootstrap over whole "
+        "seeds), the limits’ own error, and the scatter of shapes about the law beyond both. Terms "
+        "of a distance add as root-sum-square. Predicted amplitudes come from the limit alone, "
+        "without any training.",
+        "A claim is about large sizes. It is judged on the shapes whose predicted distance from "
+        "the limit is small, with the next order of the law fitted as well. It agrees if it lies"
+        " in the 95 % interval and the interval is narrow enough: ± 0.1 for an exponent, ± 1/60 "
+        "for one in P, ± 10 % for an amplitude. It disagrees if it lies so far outside that, "
+        "were all claims true, chance would put any of them that far in at most one study of "
+        "twenty (Holm’s method). Otherwise it is undecided, and the reason says what would "
+        "decide.",
     ]
 
 
@@ -149,9 +150,9 @@ def why_undecided(
             f"{finite.diverged} of {total} finite networks diverged and are left out of the fits."
         )
     if trained and len(experiment.shapes) == 1:
-        said.append("There is one shape: no exponent can be measured from it.")
+        said.append("There is only one shape, from which no exponent can be measured.")
     if trained and span([len(experiment.seeds_of(shape)) for shape in experiment.shapes]) == "1":
-        said.append("There is one seed: nothing shows how far networks scatter.")
+        said.append("There is only one seed, so the scatter of networks is unknown.")
     if not sum(verdict_counts(rates).values()):
-        said.append("No distance of this experiment has a law that could be judged.")
+        said.append("No distance in this experiment has a law that can be judged.")
     return said

@@ -125,7 +125,7 @@ def sentence(
 
 def _networks(experiment: Experiment, finite: Made | None) -> str:
     if finite is None or not (finite.count or finite.missing):
-        return "no finite network is trained: limits are compared with each other"
+        return "no finite network was trained; limits are compared with each other"
     shapes = experiment.shapes
     spans = ", ".join(
         f"{SYMBOLS[name]} {span([getattr(shape, name) for shape in shapes])}" for name in SIZES
@@ -152,17 +152,17 @@ def _limits(experiment: Experiment, limits: Sequence[Made], reached: Sequence[Re
     if not count:
         return ""
     said = (
-        f"{grouped(count)} {'limit is' if count == 1 else 'limits are'} solved, asked for a "
+        f"{grouped(count)} {'limit was' if count == 1 else 'limits were'} solved, with a requested "
         f"standard error of {small(experiment.numerics.limit_tolerance)} in the outputs"
     )
     if reached:
         worst = max(reached, key=lambda one: one.error)
         first = next((one for one in reached if one.name == "dmft"), worst)
-        said += f" and reaching {small(first.error)} ({KIND_NAMES.get(first.name, first.name)})"
+        said += f", reaching {small(first.error)} ({KIND_NAMES.get(first.name, first.name)})"
         if worst.name != first.name:
             said += f", at worst {small(worst.error)} ({worst.name})"
         depth = max(one.depth_error for one in reached)
-        said += f", of which the depth grid makes at most {small(depth)}"
+        said += f"; the depth grid contributes at most {small(depth)}"
     missing = sum(len(one.missing) for one in limits)
     diverged = sum(one.diverged for one in limits)
     if missing:
@@ -193,7 +193,7 @@ def _cost(made: Sequence[Made]) -> str:
         return ""
     devices = listed(dict.fromkeys(device for one in made for device in one.devices))
     peak = max(one.peak_bytes for one in made)
-    said = f"computing takes {duration(seconds)} of wall time, summed over results"
+    said = f"computing took {duration(seconds)} of wall time, summed over results"
     if peak:
         said += f", and at most {memory(peak)} of memory"
     return f"{said}, on {devices.replace('cpu', 'the CPU') or 'an unknown device'}"
@@ -226,7 +226,7 @@ def unwell(made: Iterable[Made]) -> list[str]:
     for one in made:
         name = KIND_NAMES.get(one.kind, one.kind)
         if one.unwell:
-            said.append(f"{name}, not ended well: {_names(one.unwell)}.")
+            said.append(f"{name}, diverged or not run: {_names(one.unwell)}.")
         if one.missing:
             said.append(f"{name}, missing: {_names(one.missing)}.")
     return [f"{words[:1].upper()}{words[1:]}" for words in said]

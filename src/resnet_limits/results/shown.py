@@ -1,4 +1,4 @@
-"""What a person sees of results at first: a few lines on what is there."""
+"""What is shown of results at first: a few lines on what is there."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _check(path: Path) -> Checked:
     manifest = manifest_of(path)
     findings: list[str]
     if not path.exists():
-        findings = ["gone, and its manifest is there"]
+        findings = ["missing, although its manifest is there"]
     elif is_store(path):
         findings = store_findings(path)
     elif manifest is not None or path.name in _JSON:

@@ -1,4 +1,4 @@
-"""What a result is thought to cost before it is computed: time and memory.
+"""What a result is expected to cost before it is computed: time and memory.
 
 Rough: these numbers set the size and the limits of jobs and tell people how long to wait; never a
 result. Times are those of one core, user and system together. The time of networks is that of the

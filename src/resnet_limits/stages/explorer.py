@@ -53,9 +53,9 @@ def check_names(out: Path, data: Path | None) -> None:
     InputError
     """
     if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out: {out}: allowed: a name that ends in .html")
+        raise InputError(f"--out: {out}; allowed: a name that ends in .html")
     if data is not None and data.suffix.lower() not in DATA_FORMS:
-        raise InputError(f"--data: {data}: allowed: a name that ends in {' or '.join(DATA_FORMS)}")
+        raise InputError(f"--data: {data}; allowed: a name that ends in {' or '.join(DATA_FORMS)}")
     for option, path in (("--out", out), ("--data", data)):
         if path is not None and path.is_dir():
             raise InputError(f"{option}: {path}: is a folder; allowed: the name of a file")
@@ -67,7 +67,7 @@ def check_names(out: Path, data: Path | None) -> None:
             raise InputError(f"--out: {out}: {error.strerror}") from None
         if not is_page:
             raise InputError(
-                f"--out: {out}: is there, and no page of this command; allowed: another name"
+                f"--out: {out}: exists and is not a page of this command; allowed: another name"
             )
 
 
@@ -125,7 +125,8 @@ def _results_in(folder: Path) -> Paths:
         inside = next((path.parent for path in sorted(folder.glob("*/errors.zarr"))), None)
         such = f", here {inside}" if inside else ""
         raise InputError(
-            f"FOLDER: {folder}: has no errors.zarr: no results, or not finished; {allowed}{such}"
+            f"FOLDER: {folder}: has no errors.zarr: it holds no results, or unfinished ones; "
+            f"{allowed}{such}"
         )
     if not paths.manifest("errors").is_file():
         raise InputError(

@@ -140,7 +140,8 @@ def _admit(limits: Limits, plan: Plan, seeds: int, label: str, depth: int = 0) -
     there = int(devices.MEMORY_SHARE * devices.memory(arithmetic.device))
     if size > there:
         raise MemoryRefusedError(
-            f"{label}: takes {size / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are there; "
+            f"{label}: needs {size / 2**30:.1f} GiB of memory, and {there / 2**30:.1f} GiB are "
+            "available; "
             "allowed: fewer samples, fewer steps"
             + (", fewer seeds" if seeds > 1 else "")
             + " or a larger numerics.limit_tolerance"
@@ -202,7 +203,7 @@ def _each_seed(
         try:
             solution = solve(root, seed)
         except LimitError as error:
-            logger.warning("%s: this seed's limit is not there (not_run)", error)
+            logger.warning("%s: the limit of this seed is left out (not_run)", error)
             failures.append(error)
             continue
         solved[seed] = _dataset(problem, solution, plan, device)
@@ -248,8 +249,8 @@ def _of_cell(
     """Solve the limit of one cell for every seed, by the plan of the DMFT limit."""
     if experiment.model.initial_law != "gaussian":
         raise InputError(
-            f"model.initial_law: {experiment.model.initial_law}, and at finite D the limit {kind} "
-            "stands for Gaussian weights alone; allowed: gaussian, or the limit dmft"
+            f"model.initial_law: {experiment.model.initial_law}, but at finite D the limit {kind} "
+            "holds for Gaussian weights only; allowed: gaussian, or the limit dmft"
         )
     problem, limits, device = _prepare(experiment, made)
     plan = Plan.of_attributes(dmft.attrs)

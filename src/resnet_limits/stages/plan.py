@@ -1,4 +1,4 @@
-"""What of an experiment is there already, and what a run would put in its place.
+"""Which results of an experiment are there already, and what a run would put in their place.
 
 Before anything is planned all results are looked at: what is damaged, or of other code or values
 than today's, is computed again. Results of other values are not replaced unless that is wanted,
@@ -20,7 +20,7 @@ from resnet_limits.config import Experiment
 from resnet_limits.kinds import COMPUTED, KINDS
 from resnet_limits.stages.paths import Paths, cells
 
-EDITED = "experiment, code or data were edited after this job was planned; run again"
+EDITED = "the experiment, code or data were edited after this job was planned; run again"
 """Why a job refuses to compute what nobody has planned."""
 
 # Results that are no more than this together are read at every planning, which takes a second or
@@ -94,7 +94,9 @@ def refuse_another(experiment: Experiment, paths: Paths, run: str | None) -> Non
     if planned != what_is_planned(experiment):
         raise PlanError(EDITED)
     if run is not None and run != planned_run:
-        raise PlanError("this job waited since a run that was killed, and another has taken over")
+        raise PlanError(
+            "this job was submitted by a run that was killed, and a later run has taken over"
+        )
 
 
 # --- what is there --------------------------------------------------------------------------------
@@ -253,12 +255,12 @@ def prepare(
         say(line)
     if not replace and any(result.changes != {} for result in replaced):
         how = (
-            "give the experiment of other values another name (experiment: NAME), or replace the "
-            "results with --config replace=true, or make run REPLACE=1"
+            "give the changed experiment another name (experiment: NAME), or replace the results "
+            "with --config replace=true or make run REPLACE=1"
         )
         if not is_dry:
-            raise PlanError(f"{paths.folder}: results are kept, nothing was computed; {how}")
-        say(f"{paths.folder}: a run will ask: {how}")
+            raise PlanError(f"{paths.folder}: results are kept and nothing was computed; {how}")
+        say(f"{paths.folder}: a run will compute nothing; {how}")
     again = list(there.again)
     # The manifest stays, and with it the sharing of cells among jobs, until Snakemake removes it
     # before the job runs. The store goes, so that the job does not take it for sound.
@@ -357,14 +359,15 @@ def said(replaced: Sequence[Replaced], paths: Paths, *, will: bool) -> Iterator[
     unknown = [result for result in replaced if result.changes is None]
     of_code = [result for result in replaced if result.changes == {}]
     if of_values:
-        yield f"{paths.folder}: {_counted(of_values)} of other values {verb} be replaced:"
+        yield f"{paths.folder}: {_counted(of_values)} made with other values {verb} be replaced:"
         changes = [item for result in of_values for item in (result.changes or {}).items()]
         for key in dict.fromkeys(key for key, _ in changes):
             yield f"  {key}: {_said_change(key, [pair for name, pair in changes if name == key])}"
     if unknown:
-        yield f"{paths.folder}: {_counted(unknown)} of values not recorded {verb} be replaced"
+        made = "made with values that were not recorded"
+        yield f"{paths.folder}: {_counted(unknown)} {made} {verb} be replaced"
     if of_code:
-        yield f"{paths.folder}: {_counted(of_code)} of other code will be computed again"
+        yield f"{paths.folder}: {_counted(of_code)} made with other code will be computed again"
 
 
 def _said_change(key: str, changes: Sequence[tuple[Any, Any]]) -> str:

@@ -91,7 +91,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise integrity.StoreError(f"{path}: {integrity.error_line(error)}") from error
     if not isinstance(found, dict):
-        raise integrity.StoreError(f"{path}: not an object; allowed: what the pipeline writes")
+        raise integrity.StoreError(f"{path}: not a JSON object; allowed: what the pipeline writes")
     return found
 
 

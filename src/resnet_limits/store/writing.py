@@ -192,7 +192,9 @@ def check_target(path: Path | str) -> None:
     """
     path = Path(path)
     if not path.name.endswith((".zarr", ".zarr.zip")):
-        raise StoreError(f"{path}: not the name of a store; allowed: .zarr or .zarr.zip at its end")
+        raise StoreError(
+            f"{path}: not the name of a store; allowed: a name that ends in .zarr or .zarr.zip"
+        )
     if not path.exists():
         return
     is_store = zipfile.is_zipfile(path) if is_zip(path) else (path / onechunk.METADATA).is_file()

@@ -102,7 +102,7 @@ def _not_finite(found: Amplitudes) -> str | None:
     """Say from which step on an amplitude is not finite; None if it is at all steps."""
     parts = filter(None, (found.hidden, found.output))
     first = [int(np.argmin(part.finite)) for part in parts if not part.finite.all()]
-    return f"not finite from step {min(first)} on: what it is found by diverges" if first else None
+    return f"not finite from step {min(first)} on: its equations diverge" if first else None
 
 
 class _Predictor:
@@ -130,7 +130,7 @@ class _Predictor:
 
     def _too_long(self, expected: float) -> str:
         return (
-            f"thought to take {expected / 60:.0f} minutes of one core, and "
+            f"it would take about {expected / 60:.0f} minutes of one core, and "
             f"{self.most_seconds / 60:.0f} are allowed"
         )
 
@@ -182,8 +182,8 @@ class _Predictor:
         root = self.limits.limit_root
         if self.rotated and self.limits.dynamics.initial_law != "gaussian":
             self.notes["1/sqrt(D)"] = (
-                "inputs span less than their space, and what embeddings that are not Gaussian do "
-                "in a basis of the span is not known"
+                "the inputs do not span their space, and the effect of embeddings that are not "
+                "Gaussian in a basis of the span is not known"
             )
             return Amplitudes()
         solutions = cost.gram_solutions(gram.entries(root @ root))
@@ -316,17 +316,17 @@ def predict(
     predictor = _Predictor(limits, plan, most_seconds, rotated)
     if (size := cost.peak_bytes(predictor.sizes)) > most_bytes:
         raise MemoryRefusedError(
-            f"prediction: takes {size / 2**30:.1f} GiB, and {most_bytes / 2**30:.1f} GiB are "
-            "there; allowed: fewer samples or fewer steps"
+            f"prediction: needs {size / 2**30:.1f} GiB of memory, and {most_bytes / 2**30:.1f} GiB "
+            "are available; allowed: fewer samples or fewer steps"
         )
     # The part with a check comes first: one that fails it is the end.
     of_width = predictor.width()
     identity = predictor.identity
     if identity is not None and not identity.holds:
         raise PredictionError(
-            "prediction: the kernels do not make the drifts of the states: they differ by "
-            f"{identity.deviation:.1e}, standard error {identity.stderr:.1e}, of drifts of "
-            f"{identity.drift:.1e}"
+            "prediction: the kernels do not reproduce the drifts of the states, whose size is "
+            f"{identity.drift:.1e}: they differ by {identity.deviation:.1e}, with a standard error "
+            f"of {identity.stderr:.1e}"
         )
     parts: Mapping[str, Amplitudes] = {
         "sqrt(D/(LM))": of_width,

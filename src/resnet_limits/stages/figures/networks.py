@@ -77,7 +77,7 @@ class Networks:
         notes = []
         if self.diverged:
             notes.append(
-                f"{self.diverged} of the {self.total} networks looked at diverged, left out."
+                f"{self.diverged} of the {self.total} networks examined diverged and are left out."
             )
         if self.unreadable:
             more = len(self.unreadable) - _MOST_NAMES

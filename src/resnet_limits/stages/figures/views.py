@@ -249,7 +249,7 @@ def accuracy(experiment: Experiment, open_store: OpenStore) -> Picture:
         return learning.accuracy([], _NO_DATA)
     y = problem["y"].values
     if not _one_hot(y):
-        return learning.accuracy([], "The targets of this experiment are no classes.")
+        return learning.accuracy([], "The targets of this experiment are not classes.")
     parts = _parts(problem)
     networks = Networks(experiment, open_store)
     found = []
