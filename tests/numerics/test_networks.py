@@ -323,7 +323,7 @@ def test_a_non_finite_state_is_divergence(engine, name, kept):
 
 
 def test_memory_is_refused_with_a_clear_line():
-    with pytest.raises(MemoryRefusedError, match="L=5 M=7 D=11: the dense engine takes"):
+    with pytest.raises(MemoryRefusedError, match="L=5 M=7 D=11: the dense engine needs"):
         run(make(), memory_limit=1000)
 
 

@@ -57,7 +57,7 @@ def fake(monkeypatch, make_dataset):
         assert "output" in dmft
         return dataset("wide", experiment, depth=depth, embed_dim=embed_dim)
 
-    def finite(experiment, shape, seeds=None, engine=None):
+    def finite(experiment, shape, seeds=None, engine=None, beside=None):
         return dataset("finite", experiment, **shape._asdict())
 
     def errors(experiment, open_store):
@@ -298,7 +298,7 @@ def test_fewer_seeds_than_the_experiment_has_do_not_count_as_done(fake, config, 
 
 
 def test_diverged_runs_are_counted(fake, config, capsys, monkeypatch, make_dataset):
-    def finite(experiment, shape, seeds=None, engine=None):
+    def finite(experiment, shape, seeds=None, engine=None, beside=None):
         dataset = make_dataset("finite").assign_attrs(shape._asdict())
         dataset["status"][1] = 1
         dataset["diverged_step"][1] = 0

@@ -7,4 +7,9 @@ with running(snakemake, "finite") as job:
     from resnet_limits.stages import networks
 
     problem = job.problem()
-    job.publish_each(lambda cell: networks.finite(job.experiment, Shape(**cell), made=problem))
+
+    def trained(cell):
+        store = job.paths.store("finite", **cell)
+        return networks.finite(job.experiment, Shape(**cell), made=problem, beside=store)
+
+    job.publish_each(trained)

@@ -163,5 +163,5 @@ def train(
         from resnet_limits.stages import networks
 
         with naming(config):
-            dataset = networks.finite(experiment, Shape(**cell))
+            dataset = networks.finite(experiment, Shape(**cell), beside=out)
         save(dataset)

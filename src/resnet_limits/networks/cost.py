@@ -21,6 +21,11 @@ BATCH_BYTES = 2 << 30
 size of a batch decides how sums are rounded."""
 
 
+KEPT_BYTES = 4 << 30
+"""Kept states of a shape that are held in memory; more are kept on disk and written in pieces.
+Fixed, so that a job asks for the same memory wherever it is planned; no result depends on it."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """An engine, and why it was chosen."""
@@ -173,6 +178,8 @@ PIECE = 1 << 18
 # Arrays of one layer's states or coefficients that a pass holds beside those that stay, or pieces
 # of weights with what libraries hold for their products, and the bytes of a number of theirs.
 _SCRATCH, _DOUBLE = 8, 8
+# A file of a store while it is written: its numbers, their compressed chunks, and these in one.
+_WRITTEN = 4 * (64 << 20)
 
 
 def seconds(engine: str, work: Work) -> float:
@@ -193,11 +200,29 @@ def batch(engine: str, work: Work) -> int:
     return max(1, min(work.seeds, BATCH_BYTES // memory_bytes(engine, work)))
 
 
-def peak_bytes(engine: str, work: Work) -> int:
+def in_pieces(work: Work) -> bool:
+    """Whether the kept states are too many to be held in memory, wherever the networks train."""
+    return work.saved > KEPT_BYTES
+
+
+def held_bytes(engine: str, work: Work, *, in_pieces: bool = False) -> int:
+    """Bytes that the kept states take in memory.
+
+    All of them, and half of them twice more while they are written. With `in_pieces`, where they
+    are on disk, those of one step of a batch, in the precision of the arithmetic and as they are
+    stored, and one file of a store that is being written.
+    """
+    if not in_pieces:
+        return 2 * work.saved
+    step = batch(engine, work) * _states(work) * _DOUBLE
+    return step + step // 2 + _WRITTEN
+
+
+def peak_bytes(engine: str, work: Work, *, in_pieces: bool = False) -> int:
     """Bytes that training all seeds of a shape takes at its peak, beside the interpreter.
 
-    Networks of a batch, their embeddings and scratch arrays of one layer, and the states that are
-    kept, half of them twice, while batches are joined or the states are written.
+    Networks of a batch, their embeddings and scratch arrays of one layer, and of the states that
+    are kept what `held_bytes` says.
     """
     together = batch(engine, work)
     _, width, embed_dim = work.shape
@@ -212,7 +237,7 @@ def peak_bytes(engine: str, work: Work) -> int:
         seen = max(each) * work.rows * work.steps * together
         numbers += 2 * min(seen, IMPLICIT_KEPT) + _SCRATCH * min(seen, IMPLICIT_CHUNK)
     network = together * memory_bytes(engine, work)
-    return network + _DOUBLE * numbers + work.saved + work.saved // 2
+    return network + _DOUBLE * numbers + held_bytes(engine, work, in_pieces=in_pieces)
 
 
 # Time and memory of one network ask for it several times in a row, of thousands of networks.

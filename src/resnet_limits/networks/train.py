@@ -7,8 +7,10 @@ module runs the training steps, watches for divergence, and collects the states 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,22 @@ ENGINES: dict[str, Callable[..., Network]] = {
 """``(dynamics, shape, seeds, embedding, root_seed, *, dtype, device) -> Network``, by name."""
 
 
+class Kept(Protocol):
+    """Takes the states ``(kept layers, rows, D)`` of a seed and a kept step; NaN without them."""
+
+    def __setitem__(self, place: tuple[int, int], block: NDArray[Any], /) -> None: ...
+
+
+class _Ending(NamedTuple):
+    """What `Training` says of a batch, beside its states."""
+
+    output: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    status: NDArray[np.int8]
+    diverged_step: NDArray[np.int64]
+    overflowed: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Training:
     """States of trained networks.
@@ -43,7 +61,7 @@ class Training:
     loss : ndarray, shape (S, kept steps)
         Training loss.
     hidden, backward : ndarray, shape (S, kept steps, kept layers, rows, D)
-        h and b.
+        h and b; of the type that `train` was given where they are not in memory.
     status : ndarray of int8, shape (S,)
         0 ok, 1 diverged.
     diverged_step : ndarray of int64, shape (S,)
@@ -55,8 +73,8 @@ class Training:
 
     output: NDArray[np.float64]
     loss: NDArray[np.float64]
-    hidden: NDArray[np.floating]
-    backward: NDArray[np.floating]
+    hidden: Any
+    backward: Any
     status: NDArray[np.int8]
     diverged_step: NDArray[np.int64]
     overflowed: NDArray[np.bool_]
@@ -114,6 +132,7 @@ def train(
     device: torch.device | str = "cpu",
     memory_limit: int | None = None,
     saved_dtype: type[np.floating] = np.float32,
+    elsewhere: Callable[[tuple[int, ...], type[np.floating]], Kept] | None = None,
 ) -> Training:
     """Train networks of one shape, as many seeds side by side as is sensible.
 
@@ -139,29 +158,47 @@ def train(
         Bytes that a batch of networks, and the kept states of all, may take.
     saved_dtype : numpy dtype
         Of the kept hidden and backward states.
+    elsewhere : callable, optional
+        ``(shape, dtype) -> Kept``: makes room outside of memory for states that are too many for
+        it (`cost.in_pieces`, or `memory_limit`). Without it all are kept in memory.
 
     Raises
     ------
     MemoryRefusedError
         If that is more than `memory_limit`.
+    OSError
+        If there is no room elsewhere.
     """
     saved = saved_bytes(
         shape, len(dynamics.inputs), steps, layers, len(seeds), np.dtype(saved_dtype).itemsize
     )
     work = Work.of(dynamics, shape, len(seeds), dtype.itemsize, saved)
-    peak = cost.peak_bytes(engine, work)
-    if memory_limit is not None and peak > memory_limit:
+    limit = math.inf if memory_limit is None else memory_limit
+    in_pieces = elsewhere is not None and (
+        cost.in_pieces(work) or cost.peak_bytes(engine, work) > limit
+    )
+    peak = cost.peak_bytes(engine, work, in_pieces=in_pieces)
+    if peak > limit:
+        held = cost.held_bytes(engine, work, in_pieces=in_pieces)
         raise MemoryRefusedError(
             f"network L={shape.depth} M={shape.width} D={shape.embed_dim}: the {engine} engine "
-            f"needs {(peak - saved) / 2**30:.1f} GiB of memory, the states that are kept "
-            f"{saved / 2**30:.1f} GiB, and {memory_limit / 2**30:.1f} GiB are available; "
+            f"needs {(peak - held) / 2**30:.1f} GiB of memory, the states that are kept "
+            f"{held / 2**30:.1f} GiB{' at a time' if in_pieces else ''} until they are written, "
+            f"and {limit / 2**30:.1f} GiB are available; "
             "allowed: a smaller shape, fewer save.depth_points, numerics.precision float32"
             + (" or sweep.engine implicit" if engine == "dense" else "")
         )
+    kept_shape = (len(seeds), len(steps), len(layers), len(dynamics.inputs), shape.embed_dim)
+    hidden, backward = (
+        elsewhere(kept_shape, saved_dtype)
+        if elsewhere is not None and in_pieces
+        else np.full(kept_shape, np.nan, dtype=saved_dtype)
+        for _ in range(2)
+    )
     together = cost.batch(engine, work)
-    batches = [seeds[i : i + together] for i in range(0, len(seeds), together)]
-    parts = []
-    for batch in batches:
+    endings = []
+    for first in range(0, len(seeds), together):
+        batch = seeds[first : first + together]
         network = ENGINES[engine](
             dynamics,
             shape,
@@ -171,13 +208,10 @@ def train(
             dtype=dtype,
             device=device,
         )
-        parts.append(vars(_run(network, steps, layers, saved_dtype)))
+        endings.append(_run(network, steps, layers, saved_dtype, (hidden, backward), first))
         del network
-    if len(parts) == 1:
-        return Training(**parts[0])
-    # One array after the other, each leaving its parts: the states of all seeds may be large.
-    fields = Training.__dataclass_fields__
-    return Training(**{name: np.concatenate([part.pop(name) for part in parts]) for name in fields})
+    ending = _Ending(*map(np.concatenate, zip(*endings, strict=True)))
+    return Training(hidden=hidden, backward=backward, **ending._asdict())
 
 
 def _run(
@@ -185,14 +219,13 @@ def _run(
     steps: Sequence[int],
     layers: Sequence[int],
     saved_dtype: type[np.floating],
-) -> Training:
-    """Train one batch, keeping the states that are asked for."""
+    kept: tuple[Kept | NDArray[Any], Kept | NDArray[Any]],
+    first: int,
+) -> _Ending:
+    """Train one batch, whose first seed has a place in `kept`, and write its states there."""
     dynamics, depth = network.dynamics, network.shape.depth
-    batch, rows, embed_dim = network.hidden.shape[1:]
+    batch, rows = network.hidden.shape[1:3]
     places = {step: index for index, step in enumerate(steps)}
-    kept_shape = (batch, len(steps), len(layers), rows, embed_dim)
-    hidden = np.full(kept_shape, np.nan, dtype=saved_dtype)
-    backward = np.full(kept_shape, np.nan, dtype=saved_dtype)
     output = np.full((batch, len(steps), rows, dynamics.targets.shape[1]), np.nan)
     loss = np.full((batch, len(steps)), np.nan)
     diverged_step = np.full(batch, -1, dtype=np.int64)
@@ -233,14 +266,14 @@ def _run(
         if place is not None:
             output[alive, place] = f.double().cpu().numpy()[alive]
             loss[alive, place] = value.double().cpu().numpy()[alive]
-            for kept, new in zip((hidden, backward), states, strict=True):
-                kept[alive, place] = new.transpose(0, 1).cpu().numpy()[alive]
+            for all_seeds, new in zip(kept, states, strict=True):
+                of_seeds = new.transpose(0, 1).cpu().numpy()
+                for seed in np.flatnonzero(alive).tolist():
+                    all_seeds[first + seed, place] = of_seeds[seed]
         logger.debug("L=%d: step %d of %d", depth, step + 1, dynamics.steps)
-    return Training(
+    return _Ending(
         output=output,
         loss=loss,
-        hidden=hidden,
-        backward=backward,
         status=np.where(diverged_step >= 0, DIVERGED, OK).astype(np.int8),
         diverged_step=diverged_step,
         overflowed=overflowed,

@@ -442,7 +442,7 @@ def megabytes(kind: str, experiment: Experiment, dmft: Path | None = None, /, **
         return base
     wanted = work(kind, experiment, **cell)
     if kind == "finite":
-        size = cost.peak_bytes(experiment.sweep.engine, wanted)
+        size = cost.peak_bytes(experiment.sweep.engine, wanted, in_pieces=cost.in_pieces(wanted))
     else:
         size = limit_cost.peak_bytes(wanted, _quadratures(experiment, dmft)[-1])
     return math.ceil(base + size / 2**20)

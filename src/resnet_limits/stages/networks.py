@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -15,6 +17,7 @@ from resnet_limits.kept import depth_layers, saved_steps
 from resnet_limits.kinds import DIVERGED, STATUS_ATTRS, Shape
 from resnet_limits.networks.train import choose_engine, train
 from resnet_limits.problem import Problem, embedding_rows, make_problem
+from resnet_limits.store.scratch import ScratchArray
 from resnet_limits.work import block_weights, branches_of
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ def finite(
     seeds: Sequence[int] | None = None,
     engine: str | None = None,
     made: Problem | None = None,
+    beside: Path | None = None,
 ) -> xr.Dataset:
     """Train the networks of one shape.
 
@@ -41,18 +45,25 @@ def finite(
         In place of the experiment's ``sweep.engine``.
     made : Problem, optional
         The problem, where it was made before; else it is made here.
+    beside : path, optional
+        Where the store will be. States that are too many for memory are kept in a file without a
+        name in its folder, as many bytes as in the store, and read from it as the store is written.
+        Without it all are kept in memory.
 
     Returns
     -------
     Dataset
-        The finite store's variables.
+        The finite store's variables; ``hidden`` and ``backward`` as Dask arrays where they are in
+        a file.
 
     Raises
     ------
     InputError
         If the engine or the device is not available.
     MemoryRefusedError
-        If the weights of one network do not fit.
+        If the networks do not fit, or, in memory, their states.
+    OSError
+        If the file has no room.
     """
     problem = make_problem(experiment) if made is None else made
     dynamics = make_dynamics(experiment, problem)
@@ -75,17 +86,22 @@ def finite(
         device=device,
         memory_limit=int(devices.MEMORY_SHARE * devices.memory(device)),
         saved_dtype=np.dtype(experiment.save.dtype).type,
+        elsewhere=None if beside is None else partial(ScratchArray, beside.parent),
     )
     token = () if problem.tokens is None else ("token",)
     rows = ("sample", *token)
 
     states = ("seed", "step", "depth_point", *rows, "coordinate")
+    hidden, backward = (
+        kept.lazily(states) if isinstance(kept, ScratchArray) else kept
+        for kept in map(problem.by_sample, (trained.hidden, trained.backward))
+    )
     dataset = xr.Dataset(
         {
             "output": (("seed", "step", *rows, "target"), problem.by_sample(trained.output)),
             "loss": (("seed", "step"), trained.loss),
-            "hidden": (states, problem.by_sample(trained.hidden)),
-            "backward": (states, problem.by_sample(trained.backward)),
+            "hidden": (states, hidden),
+            "backward": (states, backward),
             "status": (("seed",), trained.status, STATUS_ATTRS),
             "diverged_step": (("seed",), trained.diverged_step),
         },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +45,8 @@ def _prepared(
     # Encodings that came along from the store a variable was read from do not apply here.
     dataset = dataset.drop_encoding()
     encoding: dict[str, dict[str, Any]] = {}
+    # Put in their places at the end: the dataset takes copies of all its variables then.
+    chunked = {}
     for name, variable in list(dataset.variables.items()):
         variable.attrs = _explained(str(name), variable.attrs, variables)
         chunks, shards = packing.pack(
@@ -69,8 +72,8 @@ def _prepared(
                     variable.dims, shards or chunks, variable.shape, strict=True
                 )
             }
-            dataset[name] = dataset[name].chunk(block)
-    return dataset, encoding
+            chunked[name] = variable.chunk(block)
+    return dataset.assign(chunked), encoding
 
 
 def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _write_zarr(
     target: Path | MemoryStore,
 ) -> None:
     """Write with xarray and zarr, piece by piece."""
-    with quiet_zarr():
+    with quiet_zarr(), _one_at_a_time(parts.values()):
         xr.Dataset(attrs=attrs.get("")).to_zarr(
             target, mode="w", zarr_format=ZARR_FORMAT, consolidated=False
         )
@@ -107,6 +110,22 @@ def _write_zarr(
                 write_empty_chunks=True,
             )
         zarr.consolidate_metadata(target, zarr_format=ZARR_FORMAT)
+
+
+@contextmanager
+def _one_at_a_time(parts: Iterable[xr.Dataset]) -> Iterator[None]:
+    """Compute what is not in memory by one shard after the other, here.
+
+    zarr compresses the chunks of a shard side by side; more shards would take memory by the number
+    of cores, and what is in a file without a name can't be read by other processes.
+    """
+    if all(v.chunks is None for part in parts for v in part.variables.values()):
+        yield
+        return
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        yield
 
 
 def _zarr_metadata(parts: dict[str, xr.Dataset]) -> dict[str, bytes]:
