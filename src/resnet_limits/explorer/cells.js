@@ -110,7 +110,8 @@ const codes = (place) => column(place, 1);
 
 function said(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
-  if (value === 0) return "0";
+  // Numbers of things are exact; a measured value is never a whole number of more than six digits.
+  if (Number.isInteger(value) && Math.abs(value) < 1e12) return String(value);
   const size = Math.abs(value);
   if (size >= 1e7 || size < 1e-4) {
     const [digits, power] = value.toExponential(page.digits - 1).split("e");
