@@ -820,7 +820,8 @@ def test_rates_are_published_as_json(published):
     path, manifest = published({"pairs": {}}, "rates", "rates.json")
     found = json.loads(path.read_text())
     assert found["pairs"] == {}
-    assert set(found["provenance"]) == set(store.PROVENANCE)
+    named = {"derived_from", "source", "references"}
+    assert set(found["provenance"]) == {*store.PROVENANCE, *named}
     assert manifest_matches(manifest, "key")
     assert read_manifest(manifest)["digest"] == digest(path)
 
