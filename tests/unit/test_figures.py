@@ -391,8 +391,8 @@ def test_a_style_sheet_changes_fonts_sizes_and_colours(study, tmp_path):
 @pytest.mark.parametrize(
     ("line", "words_of_it"),
     [
-        ("font.sise: 8", "line 2: 'font.sise' is no setting"),
-        ("just words", "line 2: 'just words' is no setting"),
+        ("font.sise: 8", "line 2: 'font.sise' is not a setting"),
+        ("just words", "line 2: 'just words' is not a setting"),
         ("font.size: large", "line 2"),
         ("svg.hashsalt: mine", "is fixed"),
         ("backend: qtagg", "is fixed"),

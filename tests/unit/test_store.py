@@ -688,7 +688,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path, make_datas
 
 @pytest.mark.parametrize("name", ["results", "a.nc", "a.zip", "zarr"])
 def test_other_names_are_refused(tmp_path, make_dataset, name):
-    with pytest.raises(StoreError, match=r"allowed: \.zarr or \.zarr\.zip"):
+    with pytest.raises(StoreError, match=r"allowed: a name that ends in \.zarr or \.zarr\.zip"):
         write(make_dataset("dmft"), tmp_path / name, "dmft")
 
 
