@@ -173,7 +173,7 @@ def test_without_cuda_it_says_so(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: numerics.device: cuda is asked for and no CUDA device")
+    assert done.stderr.startswith("error: numerics.device: cuda is asked for, but no CUDA device")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
