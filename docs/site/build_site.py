@@ -2,7 +2,7 @@
 
 The pages are the Markdown files of the repository as they are. They are gathered in
 ``build/docs-source`` in the same tree, so that their links hold, beside the pages that are
-generated (`generated.py`). Which page belongs to which section, and in which order, is said once,
+generated (`generated_pages.py`). Which page belongs to which section, and in which order, is said once,
 in ``docs/README.md``.
 """
 
@@ -80,7 +80,7 @@ def gather(source: Path) -> None:
     source : Path
         Folder that is made anew.
     """
-    import generated
+    import generated_pages as generated
 
     if source.exists():
         shutil.rmtree(source)

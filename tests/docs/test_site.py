@@ -39,7 +39,7 @@ def module(name: str) -> ModuleType:
 
 
 site_build = module("build_site")
-generated = module("generated")
+generated = module("generated_pages")
 mathml = module("mathml")
 
 
