@@ -2,8 +2,8 @@
 
 The pages are the Markdown files of the repository as they are. They are gathered in
 ``build/docs-source`` in the same tree, so that their links hold, beside the pages that are
-generated (`generated_pages.py`). Which page belongs to which section, and in which order, is said once,
-in ``docs/README.md``.
+generated (`generated_pages.py`). Which page belongs to which section, and in which order, is said
+once, in ``docs/README.md``.
 """
 
 from __future__ import annotations
