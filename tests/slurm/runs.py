@@ -57,7 +57,7 @@ class Site:
         scripts = "workflow/scripts"
         (self.tree.path / scripts / "_hook.py").write_text(source, encoding="utf-8")
         self.tree.replace(f"{scripts}/finite.py", "import running", "import running; import _hook")
-        self.tree.replace(f"{scripts}/finite.py", "cell: ", "cell: _hook.before(cell) or ")
+        self.tree.replace(f"{scripts}/finite.py", "return ", "return _hook.before(cell) or ")
 
     def finished(self) -> dict[str, int]:
         """Give the finished networks, each with the time at which its manifest's store was made."""
